@@ -1,0 +1,57 @@
+"""Palimpsest Workbench: does a language model remember the order of someone's training data?
+
+The query test asks whether the likelihood that a suspect model gives to training examples rises
+with their training position, under an exact permutation null. Importing this package imports
+neither torch nor matplotlib; scorers, lab, figures and panels are imported when they are used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and the modules that hold them, resolved on first use.
+_PUBLIC = {
+    "CausalLMScorer": "workbench.scorers",
+    "Evidence": "workbench.evidence",
+    "InputError": "workbench.errors",
+    "ScorerIdentity": "workbench.scores",
+    "Scores": "workbench.scores",
+    "ShuffleClaim": "workbench.transcript",
+    "Transcript": "workbench.transcript",
+    "open_scores": "workbench.scorers",
+    "precomputed_scores": "workbench.scorers",
+    "queries_needed": "workbench.independence",
+    "query_contrast": "workbench.independence",
+    "query_test": "workbench.independence",
+    "score_transcript": "workbench.scorers",
+}
+_MODULES = ("evidence", "figures", "lab", "panels", "reports", "scorers", "statistics")
+
+__all__ = [
+    "CausalLMScorer",
+    "Evidence",
+    "InputError",
+    "ScorerIdentity",
+    "Scores",
+    "ShuffleClaim",
+    "Transcript",
+    "open_scores",
+    "precomputed_scores",
+    "queries_needed",
+    "query_contrast",
+    "query_test",
+    "score_transcript",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return import_module(f"workbench.{name}")
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES, "__version__"])

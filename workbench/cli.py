@@ -1,0 +1,350 @@
+"""The command ``palimpsest``: thin, every command is a call that a notebook could make.
+
+Exit status: 0 ran (whatever the verdict), 2 bad input, 3 could not be decided, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import click
+import typer
+
+from workbench.errors import InputError
+from workbench.evidence import UNDECIDED
+from workbench.independence import query_test
+from workbench.null import ALTERNATIVES
+from workbench.statistics import STATISTICS
+from workbench.transcript import ShuffleClaim, Transcript
+
+__all__ = ["app", "app_main"]
+
+BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does a language model remember the order of someone's training data?",
+)
+lab_app = typer.Typer(
+    no_args_is_help=True, help="Small real training runs on this machine."
+)
+test_app = typer.Typer(
+    no_args_is_help=True, help="Tests of independence of the training order."
+)
+app.add_typer(lab_app, name="lab")
+app.add_typer(test_app, name="test")
+
+TranscriptOption = Annotated[
+    str,
+    typer.Option(
+        "--transcript",
+        help="Parquet, JSONL (.gz), Arrow file, folder, or data set name.",
+        show_default=False,
+    ),
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="Column of a role, as role=NAME; roles: position, tokens, text, block, unit, "
+        "exposures. May be repeated.",
+    ),
+]
+SplitOption = Annotated[
+    str, typer.Option("--split", help="Split of a Hugging Face data set.")
+]
+PrefixOption = Annotated[
+    int, typer.Option(help="Tokens at the start that are context only.")
+]
+LengthOption = Annotated[
+    int | None, typer.Option(help="Tokens scored after the prefix (default: all).")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+BosOption = Annotated[
+    bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+
+ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
+
+
+def _read_transcript(
+    source: str,
+    columns: list[str] | None,
+    split: str,
+    claim: ShuffleClaim | None = None,
+) -> Transcript:
+    named: dict[str, Any] = {}
+    for item in columns or []:
+        role, _, name = item.partition("=")
+        if role not in ROLES or not name:
+            raise InputError(
+                f"--column {item!r} is not role=NAME with a role of {', '.join(ROLES)}"
+            )
+        named[role] = name
+    return Transcript.read(source, split=split, shuffle=claim, **named)
+
+
+@lab_app.command("train")
+def lab_train(
+    recipe: Annotated[
+        str, typer.Option(help="Named size: smoke, tiny, small, medium.")
+    ] = "tiny",
+    quiet: QuietOption = False,
+) -> None:
+    """Train the walk-through's models (owner's, derivative, independent, references) if absent."""
+    from workbench import lab
+
+    run = lab.open_run(recipe, progress=not quiet)
+    for name, role in run.roles.items():
+        typer.echo(f"{name:<18} {role}")
+
+
+@lab_app.command("list")
+def lab_list() -> None:
+    """List the trained models in the cache."""
+    from workbench import lab
+
+    entries = lab.lab_list()
+    if not entries:
+        typer.echo("no models are cached; train them with: palimpsest lab train")
+    for entry in entries:
+        typer.echo(str(entry))
+
+
+@lab_app.command("clean")
+def lab_clean(
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys as 'lab list' shows.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All models and corpora.")
+    ] = False,
+) -> None:
+    """Remove cached models."""
+    from workbench import lab
+
+    if not keys and not everything:
+        raise InputError(
+            "nothing to remove: name keys as 'palimpsest lab list' shows, or --all"
+        )
+    removed = lab.lab_clean(None if everything else list(keys or []))
+    typer.echo(f"removed {len(removed)} folder(s)")
+
+
+@lab_app.command("record")
+def lab_record(
+    out: Annotated[
+        Path, typer.Option(help="Parquet file to write; a .json goes beside it.")
+    ],
+    recipe: Annotated[str, typer.Option(help="Named size.")] = "tiny",
+    quiet: QuietOption = False,
+) -> None:
+    """Write a run's scores (numbers and provenance, no text) for people without the models."""
+    from workbench import lab
+
+    run = lab.open_run(recipe, progress=not quiet)
+    lab.record_run(run, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("score")
+def score(
+    model: Annotated[
+        str, typer.Option(help="Hub id or folder of a causal language model.")
+    ],
+    transcript: TranscriptOption,
+    out: Annotated[Path, typer.Option(help="Parquet file of scores to write.")],
+    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    keep_tokens: Annotated[
+        bool, typer.Option(help="Store per-token values too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace scores of another model.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Score a transcript's examples under a model; resumes where it was stopped."""
+    from workbench.scorers import CausalLMScorer, score_transcript
+
+    examples = _read_transcript(transcript, column, split)
+    scorer = CausalLMScorer(
+        model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        bos=bos,
+        prefix=prefix,
+        length=length,
+    )
+    scores = score_transcript(
+        examples,
+        scorer,
+        out,
+        seed=seed,
+        keep_tokens=keep_tokens,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    typer.echo(
+        f"{out}: {scores.n:,} examples, mean {scores.loglik_mean.mean():.4f} nats per token, "
+        f"{int(scores.n_tokens.sum()):,} tokens"
+    )
+
+
+@test_app.command("query")
+def test_query(
+    transcript: TranscriptOption,
+    suspect: Annotated[
+        str, typer.Option(help="Scores file, model, or column loss:NAME / loglik:NAME.")
+    ],
+    reference: Annotated[
+        list[str] | None, typer.Option(help="As --suspect; may be repeated.")
+    ] = None,
+    placebo: Annotated[
+        list[str] | None,
+        typer.Option(help="Independent model tested the same way; may be repeated."),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the evidence as JSON.")
+    ] = None,
+    statistic: Annotated[
+        str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")
+    ] = "spearman",
+    n_resamples: Annotated[int, typer.Option(help="Permutations.")] = 9999,
+    alternative: Annotated[
+        str, typer.Option(help=f"One of {', '.join(ALTERNATIVES)}.")
+    ] = ("greater"),
+    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Level of the exact p-value.")] = 1e-3,
+    smallest_effect: Annotated[
+        float | None,
+        typer.Option(help="Smallest correlation of interest, fixed beforehand."),
+    ] = None,
+    shuffle: Annotated[
+        str,
+        typer.Option(
+            help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
+            "natural."
+        ),
+    ] = "owner",
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="The shuffle's seed, if known.")
+    ] = None,
+    seed_bits: Annotated[
+        int | None, typer.Option(help="Bits of the shuffle's seed space.")
+    ] = None,
+    subsample: Annotated[
+        int | None, typer.Option(help="Test a random subset of this many examples.")
+    ] = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Does the suspect's likelihood rise with training position?"""
+    from workbench.scorers import open_scores
+
+    kind = cast(
+        Literal[
+            "owner", "public_randomness", "published_shuffler", "unknown", "natural"
+        ],
+        shuffle,
+    )
+    claim = ShuffleClaim(kind, seed=shuffle_seed, seed_bits=seed_bits)
+    examples = _read_transcript(transcript, column, split, claim)
+    if subsample is not None:
+        examples = examples.subsample(subsample, seed)
+
+    def scores_of(spec: str) -> Any:
+        return open_scores(
+            spec,
+            examples,
+            prefix=prefix,
+            length=length,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+        )
+
+    evidence = query_test(
+        examples,
+        scores_of(suspect),
+        [scores_of(spec) for spec in reference or []],
+        statistic=statistic,
+        n_resamples=n_resamples,
+        alternative=cast(Any, alternative),
+        seed=seed,
+        alpha=alpha,
+        smallest_effect=smallest_effect,
+        placebos=[scores_of(spec) for spec in placebo or []],
+    )
+    if json_path is not None:
+        evidence.write(json_path)
+    typer.echo(evidence.summary())
+    if evidence.verdict == UNDECIDED:
+        raise typer.Exit(COULD_NOT_DECIDE)
+
+
+@app.command("report")
+def report(
+    notebook: Annotated[
+        Path | None, typer.Argument(help="One notebook; all of the clone's if absent.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="name=value; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time.")] = 2,
+    quiet: QuietOption = False,
+) -> None:
+    """Run notebooks headless and write HTML pages, an index and the evidence files."""
+    from workbench import reports
+
+    given: dict[str, str] = {}
+    for item in parameter or []:
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            raise InputError(f"-p {item!r} is not of the form name=value")
+        given[name] = value
+    page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet)
+    typer.echo(f"open {page}")
+
+
+def app_main() -> None:
+    """Run the command line; errors of input are one sentence, not a traceback."""
+    try:
+        status = app(standalone_mode=False)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(BAD_INPUT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo(
+            "interrupted; finished work is kept, the same command continues", err=True
+        )
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    app_main()

@@ -1,0 +1,1231 @@
+"""Transcript: training examples in training order, and what was shuffled.
+
+Reads tables, finds positions, blocks, units and exposures, hashes the content. Does not know any
+model, and never sorts: row order is the file's. Scorers see examples only, never positions.
+"""
+
+import hashlib
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from workbench.errors import InputError
+from workbench.home import atomic_write, content_key
+from workbench.null import log10_normal_tail
+from workbench.statistics.rank import RankDesign
+
+__all__ = ["OrderCheck", "ShuffleClaim", "Transcript", "TranscriptDescription"]
+
+Ints = NDArray[np.int64]
+Digests = NDArray[np.uint8]
+ClaimKind = Literal[
+    "public_randomness", "published_shuffler", "owner", "unknown", "natural"
+]
+
+POSITION_NAMES = ("position", "index")
+TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class ShuffleClaim:
+    """How the order is said to have come about; the evidence rests on it.
+
+    Attributes
+    ----------
+    kind : str
+        ``public_randomness``: the seed was drawn from public randomness after the data set's hash
+        was published. ``published_shuffler``: the order was regenerated from a published data set
+        by a named public shuffler and a seed of `seed_bits` bits. ``owner``: the owner says that
+        it was shuffled at random. ``unknown`` and ``natural``: no claim of a random order; no
+        verdict can rest on it.
+    seed : int, optional
+        The shuffle's seed, if known: flagged when it is a habitual one.
+    seed_bits : int, optional
+        Bits of the seed space, for ``published_shuffler``: p is also shown times 2^bits.
+    shuffler_settings : int
+        Number of settings of the shuffler that could have been chosen.
+    source : str
+        Where the claim can be checked.
+
+    Raises
+    ------
+    InputError
+        Unknown kind, or ``published_shuffler`` without `seed_bits`.
+    """
+
+    kind: ClaimKind = "owner"
+    seed: int | None = None
+    seed_bits: int | None = None
+    shuffler_settings: int = 1
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = (
+            "public_randomness",
+            "published_shuffler",
+            "owner",
+            "unknown",
+            "natural",
+        )
+        if self.kind not in kinds:
+            raise InputError(
+                f"shuffle claim {self.kind!r} is unknown: use one of {', '.join(kinds)}"
+            )
+        if self.kind == "published_shuffler" and not self.seed_bits:
+            raise InputError(
+                "a published shuffler needs seed_bits, the size of the seed space: without it the "
+                "p-value cannot be corrected for a chosen seed"
+            )
+
+
+@dataclass(frozen=True)
+class OrderCheck:
+    """One feature of the examples against position: a random order is unrelated to all of them."""
+
+    feature: str
+    correlation: float
+    log10_pvalue: float
+
+
+@dataclass(frozen=True)
+class TranscriptDescription:
+    """What `Transcript.describe` found; prints as text and as HTML."""
+
+    n: int
+    kind: str
+    first_position: int
+    last_position: int
+    tied_rows: int
+    blocks: int
+    units: int | None
+    largest_unit: int
+    exposure_groups: int
+    duplicate_rows: int | None
+    shortest: int | None
+    longest: int | None
+    looks_unshuffled: bool
+    order_checks: tuple[OrderCheck, ...]
+    shuffle: ShuffleClaim
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line."""
+        length = (
+            "unknown" if self.shortest is None else f"{self.shortest} to {self.longest}"
+        )
+        unit = (
+            "each example moved alone"
+            if self.units is None
+            else f"{self.units:,}, up to {self.largest_unit:,} examples each"
+        )
+        duplicates = (
+            "unknown" if self.duplicate_rows is None else f"{self.duplicate_rows:,}"
+        )
+        lines = [
+            ("examples", f"{self.n:,} ({self.kind})"),
+            ("positions", f"{self.first_position:,} to {self.last_position:,}"),
+            (
+                "tied positions",
+                f"{self.tied_rows:,} examples share a position with another",
+            ),
+            ("blocks", f"{self.blocks:,}"),
+            ("units", unit),
+            ("exposure groups", f"{self.exposure_groups:,}"),
+            ("duplicates", f"{duplicates} examples repeat an earlier one"),
+            (
+                "length",
+                f"{length} {'tokens' if self.kind == 'tokens' else 'characters'}",
+            ),
+            (
+                "order",
+                "looks UNSHUFFLED"
+                if self.looks_unshuffled
+                else "nothing unusual found",
+            ),
+        ]
+        for check in self.order_checks:
+            lines.append(
+                (
+                    f"· position and {check.feature}",
+                    f"correlation {check.correlation:+.3f}, log10 p {check.log10_pvalue:.1f}",
+                )
+            )
+        lines.append(("shuffle claim", self.shuffle.kind))
+        lines.extend(("note", note) for note in self.notes)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(f"{label:<34} {value}" for label, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><th scope='row' style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for label, value in self.rows()
+        )
+        return f"<table><caption>Transcript</caption><tbody>{body}</tbody></table>"
+
+
+# Below this (corrected for the number of features) an order is called unshuffled. A random order
+# fails the check once in a thousand transcripts.
+UNSHUFFLED_PVALUE = 1e-3
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """Training examples with their training positions, and what moved when they were shuffled.
+
+    Make one with `read` (a file, a folder or a data set) or `from_arrays`. Row order is kept as
+    given; it plays no part in any test.
+
+    Attributes
+    ----------
+    positions : ndarray of int64, shape (n,)
+        Training position (step or index); equal positions are ties.
+    strata : ndarray of int64, shape (n,)
+        Code of block × exposure count: positions are permuted only within one.
+    units : ndarray of int64 or None, shape (n,)
+        Examples of equal code in a stratum moved as one piece.
+    kind : {"tokens", "text", "none"}
+        What the examples are; "none" when only positions (and digests) are known.
+    shuffle : ShuffleClaim
+        How the order is said to have come about.
+    source : str
+        Where it was read from, for messages.
+    rows : ndarray of int64, shape (n,)
+        Row numbers in the source (0-based), for messages and subsets.
+
+    Examples
+    --------
+    >>> t = Transcript.from_arrays([2, 0, 1], texts=["later", "first", "between"])
+    >>> t.n, t.kind
+    (3, 'text')
+    """
+
+    positions: Ints
+    strata: Ints
+    units: Ints | None
+    kind: Literal["tokens", "text", "none"]
+    shuffle: ShuffleClaim
+    source: str
+    rows: Ints = field(repr=False)
+    blocks: int
+    exposure_groups: int
+    _data: "pa.Table | pads.Dataset | None" = field(repr=False)
+    _content: str | None = field(repr=False)
+    _digest_column: Digests | None = field(repr=False, default=None)
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def from_arrays(
+        cls,
+        positions: ArrayLike,
+        *,
+        tokens: Sequence[ArrayLike] | None = None,
+        texts: Sequence[str] | None = None,
+        blocks: ArrayLike | None = None,
+        units: ArrayLike | None = None,
+        exposures: ArrayLike | None = None,
+        digests: Digests | None = None,
+        columns: Mapping[str, Any] | None = None,
+        shuffle: ShuffleClaim | None = None,
+        source: str = "arrays",
+    ) -> "Transcript":
+        """Build a transcript from arrays that are at hand.
+
+        Parameters
+        ----------
+        positions : array_like of int, shape (n,)
+            Training position of each example.
+        tokens : sequence of arrays of int, optional
+            Token ids per example.
+        texts : sequence of str, optional
+            Text per example; give tokens or texts, not both.
+        blocks, units, exposures : array_like, shape (n,), optional
+            Labels of block (shuffled within), unit (moved as one) and exposure count (examples
+            seen in several epochs are permuted only among those of the same count).
+        digests : ndarray of uint8, shape (n, 16), optional
+            Content digests where the content itself is not at hand.
+        columns : mapping, optional
+            Further columns, such as recorded losses.
+        shuffle : ShuffleClaim, optional
+            Default: the owner's word that the order was random.
+
+        Raises
+        ------
+        InputError
+            Nothing given, lengths that differ, positions missing or not whole numbers.
+
+        Examples
+        --------
+        >>> Transcript.from_arrays([0, 1], tokens=[[5, 6], [7]]).lengths
+        array([2, 1])
+        """
+        if tokens is not None and texts is not None:
+            raise InputError(
+                "both tokens and texts were given: give the one to be scored"
+            )
+        position_array = _whole_numbers(positions, "positions", source)
+        n = len(position_array)
+        table: dict[str, Any] = {}
+        content: str | None = None
+        if tokens is not None:
+            content = "tokens"
+            arrays = [np.asarray(row) for row in tokens]
+            table[content] = _ragged(arrays, source)
+        elif texts is not None:
+            content = "text"
+            try:
+                table[content] = pa.array(list(texts), type=pa.large_string())
+            except (pa.ArrowException, UnicodeEncodeError, TypeError) as error:
+                row = _first_bad_text(texts)
+                raise InputError(
+                    f"{source}: row {row} is not text that can be written as UTF-8: repair or "
+                    "remove it"
+                ) from error
+        for name, values in (columns or {}).items():
+            table[name] = (
+                values
+                if isinstance(values, pa.Array | pa.ChunkedArray)
+                else pa.array(values)
+            )
+        for name, values in table.items():
+            if len(values) != n:
+                raise InputError(
+                    f"{source}: {name} has {len(values)} rows and positions have {n}: give one "
+                    "of each per example"
+                )
+        labels = {"block": blocks, "unit": units, "exposures": exposures}
+        coded = {
+            name: None if values is None else _codes(np.asarray(values), name, source)
+            for name, values in labels.items()
+        }
+        return cls._assemble(
+            position_array,
+            coded["block"],
+            coded["unit"],
+            coded["exposures"],
+            pa.table(table) if table else None,
+            content,
+            digests,
+            shuffle,
+            source,
+        )
+
+    @classmethod
+    def read(
+        cls,
+        source: str | Path,
+        *,
+        position: str | None = None,
+        tokens: str | None = None,
+        text: str | None = None,
+        block: str | None = None,
+        unit: str | None = None,
+        exposures: str | None = None,
+        split: str = "train",
+        shuffle: ShuffleClaim | None = None,
+    ) -> "Transcript":
+        """Read a transcript from a file, a folder or a data set by name.
+
+        Parquet and Arrow files are read column by column, so that 10 million rows open in
+        seconds; token ids are read when they are needed.
+
+        Parameters
+        ----------
+        source : str or Path
+            ``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.arrow`` or ``.feather`` file; a folder of
+            Parquet files or of a saved Hugging Face data set; or a data set's name on the hub
+            (published schema: `index`, `tokens`, optional `loss_*`).
+        position, tokens, text, block, unit, exposures : str, optional
+            Column names. Without them `position` or `index`, `tokens`, `input_ids`, `token_ids`
+            or `text`, and `block`, `unit`, `exposures` are looked for; ambiguity is an error.
+        split : str
+            Split of a Hugging Face data set.
+        shuffle : ShuffleClaim, optional
+            Default: the owner's word that the order was random.
+
+        Raises
+        ------
+        InputError
+            The file is missing, truncated or empty; no position column; positions missing or not
+            whole numbers; missing labels. The message names file, row and remedy.
+        """
+        label = str(source)
+        data = _open(source, split)
+        names = list(data.schema.names)
+        position = _find(
+            names, position, POSITION_NAMES, "position", label, required=True
+        )
+        content = _find_content(names, tokens, text, label)
+        assert position is not None
+        position_array = _whole_numbers(_column(data, position, label), position, label)
+        coded: dict[str, Ints | None] = {}
+        for role, wanted in (
+            ("block", block),
+            ("unit", unit),
+            ("exposures", exposures),
+        ):
+            name = _find(names, wanted, (role,), role, label)
+            coded[role] = (
+                None
+                if name is None
+                else _codes(_label_array(data, name, label), name, label)
+            )
+        digests = None
+        if "digest" in names and content is None:
+            digests = _digest_array(_column(data, "digest", label), label)
+        return cls._assemble(
+            position_array,
+            coded["block"],
+            coded["unit"],
+            coded["exposures"],
+            data,
+            content,
+            digests,
+            shuffle,
+            label,
+            is_text=content is not None and _is_text(data.schema.field(content).type),
+        )
+
+    @classmethod
+    def _assemble(
+        cls,
+        positions: Ints,
+        block: Ints | None,
+        unit: Ints | None,
+        exposures: Ints | None,
+        data: "pa.Table | pads.Dataset | None",
+        content: str | None,
+        digests: Digests | None,
+        shuffle: ShuffleClaim | None,
+        source: str,
+        is_text: bool | None = None,
+    ) -> "Transcript":
+        n = len(positions)
+        if n == 0:
+            raise InputError(
+                f"{source} is empty: a transcript needs at least two examples"
+            )
+        for name, codes in (("block", block), ("unit", unit), ("exposures", exposures)):
+            if codes is not None and len(codes) != n:
+                raise InputError(
+                    f"{source}: {name} has {len(codes)} rows and positions have {n}: give one "
+                    "label per example"
+                )
+        if digests is not None and digests.shape != (n, DIGEST_BYTES):
+            raise InputError(
+                f"{source}: digests have shape {digests.shape}, expected ({n}, {DIGEST_BYTES})"
+            )
+        strata, n_blocks, n_groups = np.zeros(n, dtype=np.int64), 1, 1
+        if block is not None:
+            strata, n_blocks = block, int(block.max()) + 1
+        if exposures is not None:
+            n_groups = int(exposures.max()) + 1
+            pairs = strata * n_groups + exposures
+            strata = np.unique(pairs, return_inverse=True)[1].astype(np.int64)
+        if unit is not None:
+            _check_units(unit, block, exposures, source)
+        if is_text is None:
+            is_text = content == "text"
+        kind: Literal["tokens", "text", "none"] = (
+            "none" if content is None else "text" if is_text else "tokens"
+        )
+        return cls(
+            positions,
+            strata,
+            unit,
+            kind,
+            shuffle or ShuffleClaim(),
+            source,
+            np.arange(n, dtype=np.int64),
+            n_blocks,
+            n_groups,
+            data,
+            content,
+            digests,
+        )
+
+    # ------------------------------------------------------------------ content
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.positions)
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns."""
+        return [] if self._data is None else list(self._data.schema.names)
+
+    def column(self, name: str) -> NDArray[Any] | list[Any]:
+        """A column's values: an array for scalars, a list of arrays for lists.
+
+        Raises
+        ------
+        InputError
+            There is no such column; the message lists those that there are.
+        """
+        if name not in self.columns:
+            known = ", ".join(self.columns) or "none"
+            raise InputError(f"{self.source} has no column {name!r} (columns: {known})")
+        assert self._data is not None
+        values = _column(self._data, name, self.source)
+        if not self._all_rows:
+            values = values.take(pa.array(self.rows))
+        if _is_list(values.type):
+            flat, offsets = _flatten(values)
+            return np.split(flat, offsets[1:-1])
+        return np.asarray(values.to_numpy())
+
+    @property
+    def _all_rows(self) -> bool:
+        assert self._data is not None
+        total = (
+            self._data.num_rows
+            if isinstance(self._data, pa.Table)
+            else self._data.count_rows()
+        )
+        return bool(self.n == total and (np.diff(self.rows) == 1).all())
+
+    def _content_chunks(self, rows: Ints | None) -> Iterator[pa.Array]:
+        """Content of some rows (all, in order, if None), a chunk at a time."""
+        if self._data is None or self._content is None:
+            raise InputError(
+                f"{self.source} has no token ids and no text, so nothing can be scored: name the "
+                "column with tokens= or text=, or use recorded scores"
+            )
+        if rows is None and self._all_rows:
+            if isinstance(self._data, pa.Table):
+                yield from self._data.column(self._content).chunks
+            else:
+                for batch in self._data.to_batches(columns=[self._content]):
+                    yield batch.column(0)
+            return
+        wanted = self.rows if rows is None else self.rows[rows]
+        for start in range(0, len(wanted), 65536):
+            piece = pa.array(wanted[start : start + 65536])
+            taken = (
+                self._data.select([self._content]).take(piece)
+                if isinstance(self._data, pa.Table)
+                else self._data.take(piece, columns=[self._content])
+            )
+            yield from taken.column(0).chunks
+
+    def tokens(self, rows: ArrayLike | None = None) -> list[Ints]:
+        """Token ids of some rows (all by default), one int64 array per example.
+
+        Raises
+        ------
+        InputError
+            The transcript holds text, or nothing; token ids missing, negative or fractional.
+        """
+        if self.kind == "text":
+            raise InputError(
+                f"{self.source} holds text, not token ids: it is tokenised to score it"
+            )
+        result: list[Ints] = []
+        for chunk in self._content_chunks(
+            None if rows is None else np.asarray(rows, np.int64)
+        ):
+            self._check_present(chunk, len(result), rows)
+            flat, offsets = _flatten(chunk)
+            ids = _token_ids(flat, offsets, self.source, len(result))
+            result.extend(np.split(ids, offsets[1:-1]) if len(offsets) > 1 else [])
+        return result
+
+    def texts(self, rows: ArrayLike | None = None) -> list[str]:
+        """Text of some rows (all by default).
+
+        Raises
+        ------
+        InputError
+            The transcript holds token ids, or nothing; a row is missing.
+        """
+        if self.kind == "tokens":
+            raise InputError(f"{self.source} holds token ids, not text")
+        result: list[str] = []
+        for chunk in self._content_chunks(
+            None if rows is None else np.asarray(rows, np.int64)
+        ):
+            self._check_present(chunk, len(result), rows)
+            result.extend(chunk.to_pylist())
+        return result
+
+    def _check_present(
+        self, chunk: pa.Array, done: int, rows: ArrayLike | None
+    ) -> None:
+        if chunk.null_count:
+            local = done + int(np.flatnonzero(np.asarray(chunk.is_null()))[0])
+            here = local if rows is None else int(np.asarray(rows)[local])
+            raise InputError(
+                f"{self.source}: row {self.rows[here]} has no {self._content}: fill or remove it"
+            )
+
+    @cached_property
+    def lengths(self) -> Ints | None:
+        """Tokens per example (characters for text); None if the content is not at hand."""
+        if self.kind == "none":
+            return None
+        pieces = []
+        for chunk in self._content_chunks(None):
+            self._check_present(chunk, sum(map(len, pieces)), None)
+            size = (
+                pc.list_value_length(chunk)
+                if self.kind == "tokens"
+                else pc.utf8_length(chunk)
+            )
+            pieces.append(np.asarray(size, dtype=np.int64))
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def row_digests(self) -> Digests | None:
+        """BLAKE2b-128 of each example's content, uint8 of shape (n, 16); None if unknown.
+
+        Positions are not part of it. Token ids are hashed as 32-bit little-endian integers, text
+        as UTF-8, each with a tag of its own.
+        """
+        if self.kind == "none":
+            return (
+                None if self._digest_column is None else self._digest_column[self.rows]
+            )
+        blobs: Iterator[bytes]
+        if self.kind == "tokens":
+            blobs = (b"tokens\0" + row.astype("<u4").tobytes() for row in self.tokens())
+        else:
+            blobs = (b"text\0" + row.encode() for row in self.texts())
+        joined = b"".join(
+            hashlib.blake2b(b, digest_size=DIGEST_BYTES).digest() for b in blobs
+        )
+        return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+
+    @property
+    def examples_fingerprint(self) -> str | None:
+        """SHA-256 over the examples' digests in row order; None if the content is unknown."""
+        return (
+            None
+            if self.row_digests is None
+            else hashlib.sha256(self.row_digests).hexdigest()
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of content, positions, blocks, exposures and units: the transcript's identity."""
+        digest = hashlib.sha256(b"palimpsest transcript 1\0")
+        digest.update((self.examples_fingerprint or "content unknown").encode())
+        for codes in (self.positions, _canonical_codes(self.strata), self.units):
+            digest.update(
+                b"\0none" if codes is None else b"\0" + codes.astype("<i8").tobytes()
+            )
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------------ order
+
+    @cached_property
+    def design(self) -> RankDesign:
+        """What a permutation test may permute.
+
+        Raises
+        ------
+        InputError
+            Fewer than two examples, or constant positions.
+        """
+        try:
+            return RankDesign(self.positions, self.strata, self.units)
+        except InputError as error:
+            raise InputError(f"{self.source}: {error}") from error
+
+    def take(self, rows: ArrayLike) -> "Transcript":
+        """The transcript of some rows, in the order given.
+
+        Raises
+        ------
+        InputError
+            A row number is out of range or occurs twice.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        if len(chosen) == 0:
+            raise InputError(f"{self.source}: no rows were chosen")
+        if (
+            chosen.min() < 0
+            or chosen.max() >= self.n
+            or len(np.unique(chosen)) != len(chosen)
+        ):
+            raise InputError(
+                f"{self.source}: row numbers must be distinct and between 0 and {self.n - 1}"
+            )
+        return Transcript(
+            self.positions[chosen],
+            self.strata[chosen],
+            None if self.units is None else self.units[chosen],
+            self.kind,
+            self.shuffle,
+            self.source,
+            self.rows[chosen],
+            self.blocks,
+            self.exposure_groups,
+            self._data,
+            self._content,
+            self._digest_column,
+        )
+
+    def subsample(self, n: int, seed: int, stratify: bool = True) -> "Transcript":
+        """A random subset of examples, drawn without looking at their content.
+
+        Parameters
+        ----------
+        n : int
+            Number of examples. Units stay whole: they are drawn until `n` examples are reached.
+        seed : int
+        stratify : bool
+            Draw one from each of `n` equal windows of position, so that all of training is
+            covered evenly; ties in position are broken at random.
+
+        Returns
+        -------
+        Transcript
+            In the order of the source's rows; ``.rows`` says which.
+
+        Raises
+        ------
+        InputError
+            `n` is below two or above the number of examples.
+
+        Examples
+        --------
+        >>> t = Transcript.from_arrays(np.arange(1000), texts=[str(i) for i in range(1000)])
+        >>> t.subsample(10, seed=0).n
+        10
+        """
+        if not 2 <= n <= self.n:
+            raise InputError(
+                f"cannot draw {n} of {self.n} examples: choose 2 to {self.n}"
+            )
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x5AB5A4]))
+        if self.units is None:
+            piece_of_row, piece_position = np.arange(self.n), self.positions
+            piece_stratum = self.strata
+        else:
+            pairs = np.column_stack([self.strata, self.units])
+            _, first, piece_of_row = np.unique(
+                pairs, axis=0, return_index=True, return_inverse=True
+            )
+            piece_of_row = piece_of_row.reshape(-1)
+            piece_position = np.full(len(first), np.iinfo(np.int64).max)
+            np.minimum.at(piece_position, piece_of_row, self.positions)
+            piece_stratum = self.strata[first]
+        sizes = np.bincount(piece_of_row)
+        pieces = len(sizes)
+        order = rng.permutation(pieces)
+        if stratify:
+            ranked = order[np.lexsort((piece_position[order], piece_stratum[order]))]
+            wanted = min(pieces, max(2, int(np.ceil(n * pieces / self.n))))
+            edges = np.linspace(0, pieces, wanted + 1).astype(np.int64)
+            one_each = ranked[rng.integers(edges[:-1], edges[1:])]
+            rest = np.setdiff1d(order, one_each, assume_unique=True)
+            order = np.concatenate([rng.permutation(one_each), rng.permutation(rest)])
+        enough = int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1
+        chosen = np.zeros(pieces, dtype=bool)
+        chosen[order[:enough]] = True
+        return self.take(np.flatnonzero(chosen[piece_of_row]))
+
+    def order_checks(self) -> tuple[OrderCheck, ...]:
+        """Correlation of position with length, alphabetical order and content features.
+
+        A random order is unrelated to all of them; a sorted or curriculum order seldom is.
+        Computed with the same permutation moments as the tests, two-sided.
+        """
+        features: dict[str, NDArray[np.float64]] = {}
+        lengths = self.lengths
+        if lengths is not None:
+            features["length"] = lengths.astype(np.float64)
+        if self.kind == "tokens":
+            rows = self.tokens()
+            features["first token id"] = np.array(
+                [r[0] if len(r) else -1 for r in rows], float
+            )
+            features["mean token id"] = np.array(
+                [r.mean() if len(r) else -1 for r in rows], float
+            )
+        elif self.kind == "text":
+            texts = self.texts()
+            rank = np.empty(self.n)
+            rank[sorted(range(self.n), key=texts.__getitem__)] = np.arange(self.n)
+            features["alphabetical order"] = rank
+        for name in self.columns:
+            if name in ("source", "document", "url", "file") and self._data is not None:
+                values = np.asarray([str(v) for v in self.column(name)])
+                features[f"column {name!r}"] = np.unique(values, return_inverse=True)[
+                    1
+                ].astype(np.float64)
+        checks = []
+        for feature, values in features.items():
+            sd = self.design.null_sd(values)
+            if sd > 0:
+                z = self.design.statistic(values) / sd
+                log10 = log10_normal_tail(z, "two-sided")
+                checks.append(
+                    OrderCheck(feature, self.design.correlation(values), log10)
+                )
+        return tuple(checks)
+
+    def describe(self) -> TranscriptDescription:
+        """Report ties, duplicates, blocks, units and whether the order looks unshuffled."""
+        checks = self.order_checks()
+        digests = self.row_digests
+        duplicates = (
+            None
+            if digests is None
+            else self.n
+            - len(np.unique(np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")))
+        )
+        notes = []
+        if duplicates:
+            notes.append(
+                "duplicates do not break the null; they dilute the signal, because an example's "
+                "memory is shared by all its positions"
+            )
+        if np.all(np.diff(self.positions) >= 0) and self.n > 2:
+            notes.append(
+                "the rows are sorted by position; row order plays no part in any test"
+            )
+        pairs = np.column_stack([self.strata, self.positions])
+        _, counts = np.unique(pairs, axis=0, return_counts=True)
+        unit_sizes = None
+        if self.units is not None:
+            unit_sizes = np.unique(
+                np.column_stack([self.strata, self.units]), axis=0, return_counts=True
+            )[1]
+        lengths = self.lengths
+        return TranscriptDescription(
+            n=self.n,
+            kind={"tokens": "tokens", "text": "text", "none": "content not at hand"}[
+                self.kind
+            ],
+            first_position=int(self.positions.min()),
+            last_position=int(self.positions.max()),
+            tied_rows=int(counts[counts > 1].sum()),
+            blocks=self.blocks,
+            units=None if unit_sizes is None else len(unit_sizes),
+            largest_unit=1 if unit_sizes is None else int(unit_sizes.max()),
+            exposure_groups=self.exposure_groups,
+            duplicate_rows=duplicates,
+            shortest=None if lengths is None else int(lengths.min()),
+            longest=None if lengths is None else int(lengths.max()),
+            looks_unshuffled=looks_unshuffled(checks),
+            order_checks=checks,
+            shuffle=self.shuffle,
+            notes=tuple(notes),
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write positions, content and labels as Parquet, in row order."""
+        columns: dict[str, Any] = {"position": self.positions}
+        if self.kind == "tokens":
+            columns["tokens"] = _ragged(self.tokens(), self.source)
+        elif self.kind == "text":
+            columns["text"] = pa.array(self.texts(), type=pa.large_string())
+        elif self.row_digests is not None:
+            columns["digest"] = pa.array(
+                [row.tobytes() for row in self.row_digests],
+                type=pa.binary(DIGEST_BYTES),
+            )
+        if self.strata.any():
+            columns["block"] = self.strata
+        if self.units is not None:
+            columns["unit"] = self.units
+        table = pa.table(columns)
+        return atomic_write(path, lambda p: pq.write_table(table, p))
+
+
+def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
+    """Whether any feature is related to position beyond chance, corrected for their number."""
+    if not checks:
+        return False
+    smallest = min(check.log10_pvalue for check in checks)
+    return smallest + np.log10(len(checks)) < np.log10(UNSHUFFLED_PVALUE)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _open(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
+    """Open a source without reading its content."""
+    path = Path(source)
+    name = path.name.lower()
+    try:
+        if path.is_file():
+            if path.stat().st_size == 0:
+                raise InputError(f"{source} is empty (0 bytes): write it again")
+            if name.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".json")):
+                return _read_jsonl(path)
+            if name.endswith((".arrow", ".feather", ".ipc")):
+                return _memory_map(path)
+            if name.endswith(".parquet"):
+                pq.read_metadata(
+                    path
+                )  # a truncated file has no footer: say so before any work
+                return pads.dataset(path, format="parquet")
+            raise InputError(
+                f"{source} is of no known kind: give .parquet, .jsonl, .jsonl.gz, .arrow or "
+                ".feather"
+            )
+        if path.is_dir():
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                return _saved_dataset(path, split)
+            files = sorted(path.glob("**/*.parquet"))
+            if files:
+                return pads.dataset([str(f) for f in files], format="parquet")
+            raise InputError(
+                f"folder {source} holds no Parquet files and no saved data set"
+            )
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise InputError(
+            f"{source} cannot be read ({_first_line(error)}): it may be truncated or of another "
+            "format; write it again"
+        ) from error
+    return _hub_dataset(str(source), split)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            return pajson.read_json(
+                stream, read_options=pajson.ReadOptions(block_size=64 * 1024 * 1024)
+            )
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path} is not valid JSON lines ({_first_line(error)}): every line must be one JSON "
+            "object with the same fields and types"
+        ) from error
+
+
+def _memory_map(path: Path) -> pa.Table:
+    source = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_stream(source).read_all()
+
+
+def _saved_dataset(path: Path, split: str) -> pa.Table:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise InputError(
+                f"{path} has no split {split!r} (splits: {', '.join(loaded)}): name one with split="
+            )
+        loaded = loaded[split]
+    return _table_of(loaded)
+
+
+def _hub_dataset(name: str, split: str) -> pa.Table:
+    looks_like_path = (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or "." in Path(name).suffix
+    )
+    if looks_like_path:
+        raise InputError(f"{name} does not exist: check the path")
+    try:
+        import datasets
+
+        return _table_of(datasets.load_dataset(name, split=split))
+    except ImportError as error:
+        raise InputError(
+            f"{name} is no file here, and reading data sets by name needs the package 'datasets': "
+            "pip install 'palimpsest-workbench[models]'"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{name} is no file or folder here, and no data set of that name could be loaded "
+            f"({type(error).__name__}): check the name and the network, or download it first"
+        ) from error
+
+
+def _table_of(dataset: Any) -> pa.Table:
+    if dataset._indices is None:
+        return dataset.data.table  # memory-mapped as it lies on disk
+    return dataset.with_format("arrow")[:]
+
+
+def _column(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
+    try:
+        table = (
+            data.select([name])
+            if isinstance(data, pa.Table)
+            else data.to_table(columns=[name])
+        )
+        return table.column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{source}: column {name!r} cannot be read ({_first_line(error)}): the file may be "
+            "damaged; write it again"
+        ) from error
+
+
+def _label_array(
+    data: "pa.Table | pads.Dataset", name: str, source: str
+) -> NDArray[Any]:
+    values = _column(data, name, source)
+    if values.null_count:
+        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+        raise InputError(
+            f"{source}: row {row} has no {name}: every example needs a label"
+        )
+    return np.asarray(values.to_numpy())
+
+
+def _find(
+    names: Sequence[str],
+    wanted: str | None,
+    usual: Sequence[str],
+    role: str,
+    source: str,
+    required: bool = False,
+) -> str | None:
+    """The column that plays a role: as named by the caller, or the one usual name present."""
+    if wanted is not None:
+        if wanted not in names:
+            raise InputError(
+                f"{source} has no column {wanted!r} for {role} (columns: {', '.join(names)})"
+            )
+        return wanted
+    found = [name for name in names if name.lower() in usual]
+    if len(found) > 1:
+        raise InputError(
+            f"{source} has several columns that could be the {role} ({', '.join(found)}): choose "
+            f"one with {role}="
+        )
+    if not found and required:
+        raise InputError(
+            f"{source} has no column named {' or '.join(usual)} (columns: {', '.join(names)}): "
+            f"name the {role} column with {role}="
+        )
+    return found[0] if found else None
+
+
+def _find_content(
+    names: Sequence[str], tokens: str | None, text: str | None, source: str
+) -> str | None:
+    if tokens is not None and text is not None:
+        raise InputError(
+            "both tokens= and text= were given: choose the one to be scored"
+        )
+    if tokens is not None:
+        return _find(names, tokens, TOKEN_NAMES, "tokens", source)
+    if text is not None:
+        return _find(names, text, ("text",), "text", source)
+    token_column = _find(names, None, TOKEN_NAMES, "tokens", source)
+    text_column = _find(names, None, ("text",), "text", source)
+    if token_column and text_column:
+        raise InputError(
+            f"{source} has both {token_column!r} and {text_column!r}: choose what is scored with "
+            "tokens= or text="
+        )
+    return token_column or text_column
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _whole_numbers(values: Any, name: str, source: str) -> Ints:
+    """Whole numbers, none missing; the error names the first row that is not."""
+    if isinstance(values, pa.ChunkedArray | pa.Array):
+        if values.null_count:
+            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+            raise InputError(
+                f"{source}: row {row} has no {name}: every example needs one"
+            )
+        array = np.asarray(values.to_numpy())
+    else:
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise InputError(
+                f"{source}: {name} must be one whole number per example"
+            ) from error
+    if array.size == 0:
+        raise InputError(f"{source} is empty: a transcript needs at least two examples")
+    if array.ndim != 1:
+        raise InputError(f"{source}: {name} must be one whole number per example")
+    if array.dtype.kind in "iu":
+        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+            raise InputError(
+                f"{source}: {name} has values above 2^63, too large for a position"
+            )
+        return array.astype(np.int64)
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array) | (array != np.floor(array))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            what = "no" if not np.isfinite(array[row]) else f"{array[row]!s} as"
+            raise InputError(
+                f"{source}: row {row} has {what} {name}: give whole numbers for all examples"
+            )
+        return array.astype(np.int64)
+    row = next(
+        (
+            i
+            for i, v in enumerate(array)
+            if not isinstance(v, int | np.integer) or isinstance(v, bool)
+        ),
+        None,
+    )
+    if row is None:
+        return array.astype(np.int64)
+    raise InputError(
+        f"{source}: row {row} has {array[row]!r} as {name}: give whole numbers for all examples"
+    )
+
+
+def _codes(labels: NDArray[Any], name: str, source: str) -> Ints:
+    if labels.ndim != 1:
+        raise InputError(f"{source}: {name} must be one label per example")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        row = int(np.flatnonzero(np.isnan(labels))[0])
+        raise InputError(
+            f"{source}: row {row} has no {name}: every example needs a label"
+        )
+    if labels.dtype.kind == "O":
+        missing = [i for i, value in enumerate(labels) if value is None]
+        if missing:
+            raise InputError(
+                f"{source}: row {missing[0]} has no {name}: every example needs one"
+            )
+        labels = labels.astype(str)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def _canonical_codes(codes: Ints) -> Ints:
+    """Codes by first appearance, so that the fingerprint does not depend on how labels sort."""
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+
+
+def _check_units(
+    unit: Ints, block: Ints | None, exposures: Ints | None, source: str
+) -> None:
+    """A unit moved as one piece, so it has one exposure count (in each block that it occurs in)."""
+    if exposures is None:
+        return
+    base = np.zeros_like(unit) if block is None else block
+    pieces = np.unique(np.column_stack([base, unit]), axis=0)
+    with_counts = np.unique(np.column_stack([base, unit, exposures]), axis=0)
+    if len(with_counts) > len(pieces):
+        keys, counts = np.unique(with_counts[:, :2], axis=0, return_counts=True)
+        stratum, code = keys[np.flatnonzero(counts > 1)[0]]
+        row = int(np.flatnonzero((base == stratum) & (unit == code))[0])
+        raise InputError(
+            f"{source}: the unit of row {row} holds examples with different exposure counts, but a "
+            "unit moves as one piece: split the unit or correct the counts"
+        )
+
+
+def _digest_array(values: pa.ChunkedArray, source: str) -> Digests:
+    rows = values.to_pylist()
+    for number, row in enumerate(rows):
+        if row is None or len(row) != DIGEST_BYTES:
+            raise InputError(
+                f"{source}: row {number} has no {DIGEST_BYTES}-byte digest"
+            )
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _first_bad_text(texts: Sequence[Any]) -> int:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            return number
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return number
+    return 0
+
+
+def _ragged(rows: Sequence[NDArray[Any]], source: str) -> pa.Array:
+    for number, row in enumerate(rows):
+        if row.ndim != 1:
+            raise InputError(f"{source}: row {number} must be a list of token ids")
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(
+        np.int64
+    )
+    flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+    flat = _token_ids(flat, offsets, source, 0)
+    return pa.LargeListArray.from_arrays(
+        pa.array(offsets), pa.array(flat.astype(np.int64))
+    )
+
+
+def _flatten(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
+    """Flat values and offsets of a list column."""
+    lengths = np.asarray(pc.list_value_length(values), dtype=np.int64)
+    flat = pc.list_flatten(values)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.asarray(
+        flat.to_numpy(zero_copy_only=False)
+        if isinstance(flat, pa.Array)
+        else flat.to_numpy()
+    ), offsets
+
+
+def _token_ids(flat: NDArray[Any], offsets: Ints, source: str, first_row: int) -> Ints:
+    """Token ids as int64; floats are accepted where they are whole (published tables have them)."""
+    if flat.size == 0:
+        return flat.astype(np.int64)
+    if flat.dtype.kind not in "iuf":
+        raise InputError(f"{source}: token ids must be numbers, found {flat.dtype}")
+    bad = flat < 0
+    if flat.dtype.kind == "f":
+        bad |= ~np.isfinite(flat) | (flat != np.floor(flat))
+    bad |= flat >= 2**32
+    if bad.any():
+        where = int(np.flatnonzero(bad)[0])
+        row = first_row + int(np.searchsorted(offsets, where, side="right")) - 1
+        raise InputError(
+            f"{source}: row {row} has {flat[where]!s} as a token id: token ids are whole numbers "
+            "from 0"
+        )
+    return flat.astype(np.int64)
+
+
+def subset_key(transcript: Transcript) -> str:
+    """Short key of which rows of a source a transcript holds, for file names."""
+    return content_key({"rows": hashlib.sha256(transcript.rows.tobytes()).hexdigest()})[
+        :12
+    ]
