@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import click
 import typer
 
 from workbench.errors import InputError
@@ -18,6 +17,9 @@ from workbench.statistics import STATISTICS
 from workbench.transcript import ShuffleClaim, Transcript
 
 __all__ = ["app", "app_main"]
+
+# typer does not export its UsageError; BadParameter is one.
+UsageError: Any = typer.BadParameter.__base__
 
 BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 2, 3, 130
 
@@ -335,10 +337,10 @@ def app_main() -> None:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(BAD_INPUT)
-    except click.ClickException as error:
-        error.show()
+    except UsageError as error:
+        typer.echo(f"error: {error.format_message()} Try --help.", err=True)
         sys.exit(BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo(
             "interrupted; finished work is kept, the same command continues", err=True
         )

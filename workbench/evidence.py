@@ -30,9 +30,9 @@ FORMAT = "palimpsest evidence 1"
 # What a positive never shows; every report says so.
 CAVEATS_ALWAYS = (
     (
-        "A small p-value rejects independence of the training order. It does not show who derived from "
-        "whom, that a licence was broken, which checkpoint was used, or which sibling of a suite that "
-        "shares one order."
+        "A small p-value rejects independence of the training order. It does not show who derived "
+        "from whom, that a licence was broken, which checkpoint was used, or which sibling of a "
+        "suite that shares one order."
     ),
 )
 
@@ -180,9 +180,7 @@ class Evidence:
     n_resamples: int
     details: dict[str, Any]
     software: dict[str, str]
-    distribution: NullDistribution | None = field(
-        default=None, repr=False, compare=False
-    )
+    distribution: NullDistribution | None = field(default=None, repr=False, compare=False)
 
     # ------------------------------------------------------------------ forms
 
@@ -218,20 +216,14 @@ class Evidence:
         ]
         if self.references_check is not None:
             lines.append(("references' check", str(self.references_check)))
-        lines.extend(
-            (f"gate {g.number} {g.name}", f"{g.status}: {g.detail}") for g in self.gates
-        )
+        lines.extend((f"gate {g.number} {g.name}", f"{g.status}: {g.detail}") for g in self.gates)
         lines.extend(("caveat", caveat) for caveat in self.caveats)
         return lines
 
     @property
     def exact_text(self) -> str:
         """The exact p-value with its floor, in words."""
-        at_floor = (
-            " (at its floor)"
-            if self.pvalue_exact <= self.pvalue_floor * 1.0000001
-            else ""
-        )
+        at_floor = " (at its floor)" if self.pvalue_exact <= self.pvalue_floor * 1.0000001 else ""
         return (
             f"{self.pvalue_exact:.4g}{at_floor}; {self.n_resamples:,} permutations, floor "
             f"{self.pvalue_floor:.3g}"
@@ -243,9 +235,7 @@ class Evidence:
         if self.log10_pvalue is None:
             return "not given: too few units, or one that dominates; the exact p-value stands alone"
         text = f"{_power_of_ten(self.log10_pvalue)} (normal approximation"
-        return text + (
-            ", extrapolated)" if self.log10_pvalue < EXTRAPOLATED_LOG10 else ")"
-        )
+        return text + (", extrapolated)" if self.log10_pvalue < EXTRAPOLATED_LOG10 else ")")
 
     def summary(self) -> str:
         """Plain text, one line per item."""
@@ -285,9 +275,7 @@ class Evidence:
 
     def to_json(self) -> str:
         """JSON text; `from_json` reads it back."""
-        return (
-            json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-        )
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Evidence":
@@ -305,9 +293,7 @@ class Evidence:
                 f"this is not JSON ({error}): give a file written by a test"
             ) from error
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            raise InputError(
-                f"this is not evidence of the form {FORMAT!r}: run the test again"
-            )
+            raise InputError(f"this is not evidence of the form {FORMAT!r}: run the test again")
         values = {k: v for k, v in content.items() if k != "format"}
         expected = {f.name for f in fields(cls)} - {"distribution"}
         if set(values) != expected:
@@ -319,9 +305,7 @@ class Evidence:
         values["gates"] = tuple(Gate(**gate) for gate in values["gates"])
         if values["references_check"] is not None:
             check = values["references_check"]
-            values["references_check"] = ReferenceCheck(
-                **{**check, "tests": tuple(check["tests"])}
-            )
+            values["references_check"] = ReferenceCheck(**{**check, "tests": tuple(check["tests"])})
         for name in ("caveats", "references", "placebos"):
             values[name] = tuple(values[name])
         return cls(**values)
@@ -334,9 +318,7 @@ class Evidence:
         InputError
             The file cannot be written.
         """
-        return atomic_write(
-            path, lambda p: p.write_text(self.to_json(), encoding="utf-8")
-        )
+        return atomic_write(path, lambda p: p.write_text(self.to_json(), encoding="utf-8"))
 
     @classmethod
     def read(cls, path: str | Path) -> "Evidence":
@@ -350,9 +332,7 @@ class Evidence:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}): check the path"
-            ) from error
+            raise InputError(f"{path} cannot be read ({error}): check the path") from error
         return cls.from_json(text)
 
 

@@ -29,7 +29,7 @@ from workbench.null import Alternative, NullDistribution, permutation_null
 from workbench.scores import Scores, check_aligned
 from workbench.statistics import STATISTICS
 from workbench.statistics.rank import RankDesign
-from workbench.transcript import Transcript, looks_unshuffled
+from workbench.transcript import Transcript, count_duplicates, looks_unshuffled
 
 __all__ = ["queries_needed", "query_contrast", "query_test"]
 
@@ -146,9 +146,7 @@ def query_test(
     if null != "permutation":
         raise InputError(f"null {null!r} is unknown: the query test has 'permutation'")
     if not 0 < alpha < 1:
-        raise InputError(
-            f"alpha is {alpha}: give a level between 0 and 1, such as 0.001"
-        )
+        raise InputError(f"alpha is {alpha}: give a level between 0 and 1, such as 0.001")
     if smallest_effect is not None and not 0 < smallest_effect < 1:
         raise InputError(
             f"smallest_effect is {smallest_effect}: give a correlation between 0 and 1"
@@ -171,9 +169,7 @@ def query_test(
     correlation = design.correlation(contrast)
     pvalue = distribution.pvalue(alternative)
     log10 = distribution.log10_asymptotic(alternative)
-    references_check = _check_references(
-        design, references, statistic, n_resamples, streams[1]
-    )
+    references_check = _check_references(design, references, statistic, n_resamples, streams[1])
     gates = [
         _gate_shuffle(transcript, log10, nulls[1:], placebos),
         _gate_repeats(transcript),
@@ -182,14 +178,10 @@ def query_test(
     if references_check is not None:
         gates.append(_gate_references(references_check))
     upper95 = _upper95(correlation, scale * distribution.sd, alternative)
-    verdict, reason = _verdict(
-        gates, pvalue, distribution.floor, alpha, upper95, smallest_effect
-    )
+    verdict, reason = _verdict(gates, pvalue, distribution.floor, alpha, upper95, smallest_effect)
     gates.append(_gate_verdict(verdict, upper95, smallest_effect))
     gates.sort(key=lambda gate: gate.number)
-    caveats.extend(
-        gate.detail for gate in gates if gate.status == "caveat" and gate.number != 6
-    )
+    caveats.extend(gate.detail for gate in gates if gate.status == "caveat" and gate.number != 6)
     if log10 is not None and log10 < EXTRAPOLATED_LOG10:
         caveats.append(
             "The asymptotic p-value is an extrapolation of the normal tail beyond what "
@@ -242,7 +234,7 @@ def queries_needed(correlation: float, alpha: float, power: float) -> int:
     Examples
     --------
     >>> queries_needed(0.0779, alpha=1e-8, power=0.9)
-    7845
+    7831
     """
     if not (0 < abs(correlation) < 1 and 0 < alpha < 1 and 0 < power < 1):
         raise InputError("correlation, alpha and power must each lie between 0 and 1")
@@ -284,9 +276,7 @@ def _checked_inputs(
         )
     digests = transcript.row_digests
     if digests is not None:
-        repeats = transcript.n - len(
-            np.unique(np.ascontiguousarray(digests).view("V16"))
-        )
+        repeats = count_duplicates(digests)
         if repeats:
             caveats.append(
                 f"{repeats:,} of {transcript.n:,} examples repeat an earlier one: the null stays "
@@ -312,9 +302,7 @@ def _identity(scores: Scores) -> dict[str, Any]:
 def _contrast_name(statistic: str, references: Sequence[Scores]) -> str:
     if not references:
         return f"{statistic}, log-likelihood"
-    subtracted = (
-        "reference" if len(references) == 1 else f"mean of {len(references)} references"
-    )
+    subtracted = "reference" if len(references) == 1 else f"mean of {len(references)} references"
     return f"{statistic}, log-likelihood minus {subtracted}"
 
 
@@ -342,19 +330,13 @@ def _details(
     transcript: Transcript, correlation: float, alternative: Alternative
 ) -> dict[str, Any]:
     """The p-value that SciPy would print, for comparison with published figures."""
-    if (
-        transcript.units is not None
-        or len(transcript.design.parts) > 1
-        or transcript.n < 3
-    ):
+    if transcript.units is not None or len(transcript.design.parts) > 1 or transcript.n < 3:
         return {}
     dof = transcript.n - 2
     if abs(correlation) >= 1:
         return {}
     t_value = correlation * np.sqrt(dof / (1 - correlation**2))
-    tail = {"greater": t_value, "less": -t_value, "two-sided": abs(t_value)}[
-        alternative
-    ]
+    tail = {"greater": t_value, "less": -t_value, "two-sided": abs(t_value)}[alternative]
     p = float(student_t.sf(tail, dof)) * (2 if alternative == "two-sided" else 1)
     return {"pvalue_scipy_t": p}
 
@@ -420,13 +402,9 @@ def _gate_shuffle(
             f"That the order was random rests on the owner's word; {found}{placebo_text}.",
         )
     if claim.kind == "published_shuffler":
-        bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(
-            claim.shuffler_settings
-        )
+        bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)
         corrected = (
-            ""
-            if log10 is None
-            else f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
+            "" if log10 is None else f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
         )
         return Gate(
             1,
@@ -440,7 +418,8 @@ def _gate_shuffle(
         1,
         name,
         "pass",
-        f"seed from public randomness ({claim.source or 'source not named'}); {found}{placebo_text}",
+        f"seed from public randomness ({claim.source or 'source not named'}); "
+        f"{found}{placebo_text}",
     )
 
 
@@ -481,8 +460,8 @@ def _gate_seeds(transcript: Transcript, seed: int) -> Gate:
             4,
             name,
             "caveat",
-            f"The shuffle's seed {shuffle_seed} is one that strangers use too: another run with the "
-            "same data, shuffler and seed would share this order.",
+            f"The shuffle's seed {shuffle_seed} is one that strangers use too: another run with "
+            "the same data, shuffler and seed would share this order.",
         )
     return Gate(4, name, "pass", f"{text}, none of them the shuffle's")
 
@@ -508,12 +487,8 @@ def _check_references(
             quantities[f"{number + 1}: {label} minus the others"] = value - others
         # What the statistic subtracts: its contrast of a suspect that is zero everywhere.
         zero = np.zeros(len(values[0]))
-        quantities["the part subtracted"] = -STATISTICS[statistic].contrast(
-            zero, values
-        )
-    tested = {
-        name: value for name, value in quantities.items() if design.null_sd(value) > 0
-    }
+        quantities["the part subtracted"] = -STATISTICS[statistic].contrast(zero, values)
+    tested = {name: value for name, value in quantities.items() if design.null_sd(value) > 0}
     if not tested:
         raise InputError(
             "the references' scores are constant: they carry nothing to subtract; choose another"
@@ -527,8 +502,7 @@ def _check_references(
     corrected = np.empty(len(pvalues))
     corrected[order] = np.maximum.accumulate(stepped)
     sd = max(
-        null.sd * design.scale(value)
-        for null, value in zip(nulls, tested.values(), strict=True)
+        null.sd * design.scale(value) for null, value in zip(nulls, tested.values(), strict=True)
     )
     detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / len(tested)) + norm.ppf(0.9))
     return ReferenceCheck(
@@ -539,9 +513,7 @@ def _check_references(
                 "pvalue": float(p),
                 "corrected": float(c),
             }
-            for (name, value), p, c in zip(
-                tested.items(), pvalues, corrected, strict=True
-            )
+            for (name, value), p, c in zip(tested.items(), pvalues, corrected, strict=True)
         ),
         smallest_corrected=float(corrected.min()),
         detectable_correlation=float(detectable),
@@ -625,14 +597,10 @@ def _verdict(
     )
 
 
-def _gate_verdict(
-    verdict: Verdict, upper95: float, smallest_effect: float | None
-) -> Gate:
+def _gate_verdict(verdict: Verdict, upper95: float, smallest_effect: float | None) -> Gate:
     limit = f"upper 95 % limit of the correlation {upper95:.4f}"
     if smallest_effect is None:
-        return Gate(
-            6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed"
-        )
+        return Gate(6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed")
     return Gate(
         6,
         "verdict",
@@ -644,9 +612,7 @@ def _gate_verdict(
 # ---------------------------------------------------------------------- effect
 
 
-def _effect(
-    design: RankDesign, contrast: Floats, stream: np.random.SeedSequence
-) -> Effect:
+def _effect(design: RankDesign, contrast: Floats, stream: np.random.SeedSequence) -> Effect:
     """Latest tenth minus earliest tenth, in nats per token, block means removed."""
     ranks = design.position_ranks()
     centred = contrast.copy()

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
-from workbench.transcript import DIGEST_BYTES, Digests, Transcript
+from workbench.transcript import DIGEST_BYTES, Digests, Transcript, digest_fingerprint
 
 __all__ = ["ScoreStore", "ScorerIdentity", "Scores", "check_aligned"]
 
@@ -140,9 +140,7 @@ class Scores:
         n = len(self.loglik_sum)
         if n == 0:
             raise InputError(f"{self.identity.model}: there are no scores")
-        if len(self.n_tokens) != n or (
-            self.digests is not None and len(self.digests) != n
-        ):
+        if len(self.n_tokens) != n or (self.digests is not None and len(self.digests) != n):
             raise InputError(f"{self.identity.model}: score columns differ in length")
         bad = ~np.isfinite(self.loglik_sum)
         if bad.any():
@@ -175,9 +173,7 @@ class Scores:
         """SHA-256 of the scored examples; equals the transcript's, or None if not bound."""
         if self.digests is None:
             return None
-        import hashlib
-
-        return hashlib.sha256(np.ascontiguousarray(self.digests)).hexdigest()
+        return digest_fingerprint(self.digests)
 
     @property
     def key(self) -> str:
@@ -222,20 +218,15 @@ class Scores:
                 f"{name}: give exactly one of loglik= (higher = likelier) and loss= (lower = "
                 "likelier): the sign is declared, never guessed"
             )
-        values = loglik if loglik is not None else loss
+        values: Any = loglik if loglik is not None else loss
         sign = 1.0 if loglik is not None else -1.0
         identity = identity or ScorerIdentity(scorer="arrays", model=name)
         per_token: list[NDArray[np.float32]] | None = None
-        assert values is not None
-        nested = not isinstance(values, np.ndarray) and any(
-            np.ndim(v) > 0 for v in values
-        )  # type: ignore[union-attr, arg-type]
+        nested = not isinstance(values, np.ndarray) and any(np.ndim(v) > 0 for v in values)
         if nested or (isinstance(values, np.ndarray) and values.ndim == 2):
-            rows = [np.asarray(row, dtype=np.float64) * sign for row in values]  # type: ignore[union-attr]
+            rows = [np.asarray(row, dtype=np.float64) * sign for row in values]
             if any(row.ndim != 1 or row.size == 0 for row in rows):
-                number = next(
-                    i for i, r in enumerate(rows) if r.ndim != 1 or r.size == 0
-                )
+                number = next(i for i, r in enumerate(rows) if r.ndim != 1 or r.size == 0)
                 raise InputError(f"{name}: row {number} has no per-token values")
             counts = np.array([row.size for row in rows], dtype=np.int32)
             sums = np.array([row.sum() for row in rows])
@@ -244,9 +235,7 @@ class Scores:
             try:
                 means = np.asarray(values, dtype=np.float64) * sign
             except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"{name}: scores must be one number per example"
-                ) from error
+                raise InputError(f"{name}: scores must be one number per example") from error
             if means.ndim != 1:
                 raise InputError(f"{name}: scores must be one number per example")
             counts = (
@@ -296,12 +285,8 @@ class Scores:
         }
         table = _score_table(
             self.loglik_sum, self.n_tokens, self.digests, self.token_logliks
-        ).replace_schema_metadata(
-            {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-        )
-        return atomic_write(
-            path, lambda p: pq.write_table(table, p, compression="zstd")
-        )
+        ).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+        return atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
     @classmethod
     def read(cls, path: str | Path) -> "Scores":
@@ -339,9 +324,7 @@ class Scores:
 
 def score_key(identity: ScorerIdentity, examples_fingerprint: str | None) -> str:
     """The cache key of scores: who scored, with what, which examples."""
-    return content_key(
-        {"identity": identity.as_dict(), "examples": examples_fingerprint}
-    )
+    return content_key({"identity": identity.as_dict(), "examples": examples_fingerprint})
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -419,9 +402,7 @@ class ScoreStore:
         Whether parts hold per-token values.
     """
 
-    def __init__(
-        self, out: str | Path, key: str, n: int, keep_tokens: bool = False
-    ) -> None:
+    def __init__(self, out: str | Path, key: str, n: int, keep_tokens: bool = False) -> None:
         self.out = Path(out)
         suffix = "-tokens" if keep_tokens else ""
         self.folder = self.out.with_name(f"{self.out.name}.parts-{key[:16]}{suffix}")
@@ -431,9 +412,7 @@ class ScoreStore:
         self._counts = np.zeros(n, dtype=np.int32)
         self._kept: list[NDArray[np.float32] | None] = [None] * n if keep_tokens else []
         self.done = np.zeros(n, dtype=bool)
-        for path in (
-            sorted(self.folder.glob("part-*.parquet")) if self.folder.is_dir() else []
-        ):
+        for path in sorted(self.folder.glob("part-*.parquet")) if self.folder.is_dir() else []:
             table = _read_table(path)
             rows = table.column("row").to_numpy()
             kept = table.column("token_logliks").to_pylist() if keep_tokens else None
@@ -465,9 +444,7 @@ class ScoreStore:
         chosen = np.asarray(rows, dtype=np.int64)
         counts, totals = np.asarray(n_tokens, np.int32), np.asarray(sums, np.float64)
         kept = token_logliks if self.keep_tokens else None
-        table = _score_table(totals, counts, None, kept).append_column(
-            "row", pa.array(chosen)
-        )
+        table = _score_table(totals, counts, None, kept).append_column("row", pa.array(chosen))
         name = f"part-{int(chosen.min()):010d}-{uuid.uuid4().hex[:8]}.parquet"
         atomic_write(self.folder / name, lambda p: pq.write_table(table, p))
         self._fill(chosen, counts, totals, kept)
@@ -507,9 +484,7 @@ def _score_table(
             pa.binary(DIGEST_BYTES), len(digests), [None, pa.py_buffer(raw)]
         )
     if kept is not None:
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(
-            np.int64
-        )
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int64)
         columns["token_logliks"] = pa.LargeListArray.from_arrays(
             pa.array(offsets), pa.array(np.concatenate(kept), pa.float32())
         )

@@ -29,9 +29,7 @@ __all__ = ["OrderCheck", "ShuffleClaim", "Transcript", "TranscriptDescription"]
 
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint8]
-ClaimKind = Literal[
-    "public_randomness", "published_shuffler", "owner", "unknown", "natural"
-]
+ClaimKind = Literal["public_randomness", "published_shuffler", "owner", "unknown", "natural"]
 
 POSITION_NAMES = ("position", "index")
 TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
@@ -122,17 +120,13 @@ class TranscriptDescription:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
-        length = (
-            "unknown" if self.shortest is None else f"{self.shortest} to {self.longest}"
-        )
+        length = "unknown" if self.shortest is None else f"{self.shortest} to {self.longest}"
         unit = (
             "each example moved alone"
             if self.units is None
             else f"{self.units:,}, up to {self.largest_unit:,} examples each"
         )
-        duplicates = (
-            "unknown" if self.duplicate_rows is None else f"{self.duplicate_rows:,}"
-        )
+        duplicates = "unknown" if self.duplicate_rows is None else f"{self.duplicate_rows:,}"
         lines = [
             ("examples", f"{self.n:,} ({self.kind})"),
             ("positions", f"{self.first_position:,} to {self.last_position:,}"),
@@ -150,9 +144,7 @@ class TranscriptDescription:
             ),
             (
                 "order",
-                "looks UNSHUFFLED"
-                if self.looks_unshuffled
-                else "nothing unusual found",
+                "looks UNSHUFFLED" if self.looks_unshuffled else "nothing unusual found",
             ),
         ]
         for check in self.order_checks:
@@ -275,9 +267,7 @@ class Transcript:
         array([2, 1])
         """
         if tokens is not None and texts is not None:
-            raise InputError(
-                "both tokens and texts were given: give the one to be scored"
-            )
+            raise InputError("both tokens and texts were given: give the one to be scored")
         position_array = _whole_numbers(positions, "positions", source)
         n = len(position_array)
         table: dict[str, Any] = {}
@@ -298,9 +288,7 @@ class Transcript:
                 ) from error
         for name, values in (columns or {}).items():
             table[name] = (
-                values
-                if isinstance(values, pa.Array | pa.ChunkedArray)
-                else pa.array(values)
+                values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
             )
         for name, values in table.items():
             if len(values) != n:
@@ -367,9 +355,7 @@ class Transcript:
         label = str(source)
         data = _open(source, split)
         names = list(data.schema.names)
-        position = _find(
-            names, position, POSITION_NAMES, "position", label, required=True
-        )
+        position = _find(names, position, POSITION_NAMES, "position", label, required=True)
         content = _find_content(names, tokens, text, label)
         assert position is not None
         position_array = _whole_numbers(_column(data, position, label), position, label)
@@ -381,9 +367,7 @@ class Transcript:
         ):
             name = _find(names, wanted, (role,), role, label)
             coded[role] = (
-                None
-                if name is None
-                else _codes(_label_array(data, name, label), name, label)
+                None if name is None else _codes(_label_array(data, name, label), name, label)
             )
         digests = None
         if "digest" in names and content is None:
@@ -417,9 +401,7 @@ class Transcript:
     ) -> "Transcript":
         n = len(positions)
         if n == 0:
-            raise InputError(
-                f"{source} is empty: a transcript needs at least two examples"
-            )
+            raise InputError(f"{source} is empty: a transcript needs at least two examples")
         for name, codes in (("block", block), ("unit", unit), ("exposures", exposures)):
             if codes is not None and len(codes) != n:
                 raise InputError(
@@ -497,11 +479,7 @@ class Transcript:
     @property
     def _all_rows(self) -> bool:
         assert self._data is not None
-        total = (
-            self._data.num_rows
-            if isinstance(self._data, pa.Table)
-            else self._data.count_rows()
-        )
+        total = self._data.num_rows if isinstance(self._data, pa.Table) else self._data.count_rows()
         return bool(self.n == total and (np.diff(self.rows) == 1).all())
 
     def _content_chunks(self, rows: Ints | None) -> Iterator[pa.Array]:
@@ -541,9 +519,7 @@ class Transcript:
                 f"{self.source} holds text, not token ids: it is tokenised to score it"
             )
         result: list[Ints] = []
-        for chunk in self._content_chunks(
-            None if rows is None else np.asarray(rows, np.int64)
-        ):
+        for chunk in self._content_chunks(None if rows is None else np.asarray(rows, np.int64)):
             self._check_present(chunk, len(result), rows)
             flat, offsets = _flatten(chunk)
             ids = _token_ids(flat, offsets, self.source, len(result))
@@ -561,16 +537,12 @@ class Transcript:
         if self.kind == "tokens":
             raise InputError(f"{self.source} holds token ids, not text")
         result: list[str] = []
-        for chunk in self._content_chunks(
-            None if rows is None else np.asarray(rows, np.int64)
-        ):
+        for chunk in self._content_chunks(None if rows is None else np.asarray(rows, np.int64)):
             self._check_present(chunk, len(result), rows)
             result.extend(chunk.to_pylist())
         return result
 
-    def _check_present(
-        self, chunk: pa.Array, done: int, rows: ArrayLike | None
-    ) -> None:
+    def _check_present(self, chunk: pa.Array, done: int, rows: ArrayLike | None) -> None:
         if chunk.null_count:
             local = done + int(np.flatnonzero(np.asarray(chunk.is_null()))[0])
             here = local if rows is None else int(np.asarray(rows)[local])
@@ -583,14 +555,10 @@ class Transcript:
         """Tokens per example (characters for text); None if the content is not at hand."""
         if self.kind == "none":
             return None
-        pieces = []
+        pieces: list[Ints] = []
         for chunk in self._content_chunks(None):
-            self._check_present(chunk, sum(map(len, pieces)), None)
-            size = (
-                pc.list_value_length(chunk)
-                if self.kind == "tokens"
-                else pc.utf8_length(chunk)
-            )
+            self._check_present(chunk, sum(len(piece) for piece in pieces), None)
+            size = pc.list_value_length(chunk) if self.kind == "tokens" else pc.utf8_length(chunk)
             pieces.append(np.asarray(size, dtype=np.int64))
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
@@ -602,27 +570,19 @@ class Transcript:
         as UTF-8, each with a tag of its own.
         """
         if self.kind == "none":
-            return (
-                None if self._digest_column is None else self._digest_column[self.rows]
-            )
+            return None if self._digest_column is None else self._digest_column[self.rows]
         blobs: Iterator[bytes]
         if self.kind == "tokens":
             blobs = (b"tokens\0" + row.astype("<u4").tobytes() for row in self.tokens())
         else:
             blobs = (b"text\0" + row.encode() for row in self.texts())
-        joined = b"".join(
-            hashlib.blake2b(b, digest_size=DIGEST_BYTES).digest() for b in blobs
-        )
+        joined = b"".join(hashlib.blake2b(b, digest_size=DIGEST_BYTES).digest() for b in blobs)
         return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
     @property
     def examples_fingerprint(self) -> str | None:
         """SHA-256 over the examples' digests in row order; None if the content is unknown."""
-        return (
-            None
-            if self.row_digests is None
-            else hashlib.sha256(self.row_digests).hexdigest()
-        )
+        return None if self.row_digests is None else digest_fingerprint(self.row_digests)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -630,9 +590,7 @@ class Transcript:
         digest = hashlib.sha256(b"palimpsest transcript 1\0")
         digest.update((self.examples_fingerprint or "content unknown").encode())
         for codes in (self.positions, _canonical_codes(self.strata), self.units):
-            digest.update(
-                b"\0none" if codes is None else b"\0" + codes.astype("<i8").tobytes()
-            )
+            digest.update(b"\0none" if codes is None else b"\0" + codes.astype("<i8").tobytes())
         return digest.hexdigest()
 
     # ------------------------------------------------------------------ order
@@ -662,11 +620,7 @@ class Transcript:
         chosen = np.asarray(rows, dtype=np.int64)
         if len(chosen) == 0:
             raise InputError(f"{self.source}: no rows were chosen")
-        if (
-            chosen.min() < 0
-            or chosen.max() >= self.n
-            or len(np.unique(chosen)) != len(chosen)
-        ):
+        if chosen.min() < 0 or chosen.max() >= self.n or len(np.unique(chosen)) != len(chosen):
             raise InputError(
                 f"{self.source}: row numbers must be distinct and between 0 and {self.n - 1}"
             )
@@ -714,9 +668,7 @@ class Transcript:
         10
         """
         if not 2 <= n <= self.n:
-            raise InputError(
-                f"cannot draw {n} of {self.n} examples: choose 2 to {self.n}"
-            )
+            raise InputError(f"cannot draw {n} of {self.n} examples: choose 2 to {self.n}")
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x5AB5A4]))
         if self.units is None:
             piece_of_row, piece_position = np.arange(self.n), self.positions
@@ -757,12 +709,8 @@ class Transcript:
             features["length"] = lengths.astype(np.float64)
         if self.kind == "tokens":
             rows = self.tokens()
-            features["first token id"] = np.array(
-                [r[0] if len(r) else -1 for r in rows], float
-            )
-            features["mean token id"] = np.array(
-                [r.mean() if len(r) else -1 for r in rows], float
-            )
+            features["first token id"] = np.array([r[0] if len(r) else -1 for r in rows], float)
+            features["mean token id"] = np.array([r.mean() if len(r) else -1 for r in rows], float)
         elif self.kind == "text":
             texts = self.texts()
             rank = np.empty(self.n)
@@ -771,30 +719,23 @@ class Transcript:
         for name in self.columns:
             if name in ("source", "document", "url", "file") and self._data is not None:
                 values = np.asarray([str(v) for v in self.column(name)])
-                features[f"column {name!r}"] = np.unique(values, return_inverse=True)[
-                    1
-                ].astype(np.float64)
+                features[f"column {name!r}"] = np.unique(values, return_inverse=True)[1].astype(
+                    np.float64
+                )
         checks = []
         for feature, values in features.items():
             sd = self.design.null_sd(values)
             if sd > 0:
                 z = self.design.statistic(values) / sd
                 log10 = log10_normal_tail(z, "two-sided")
-                checks.append(
-                    OrderCheck(feature, self.design.correlation(values), log10)
-                )
+                checks.append(OrderCheck(feature, self.design.correlation(values), log10))
         return tuple(checks)
 
     def describe(self) -> TranscriptDescription:
         """Report ties, duplicates, blocks, units and whether the order looks unshuffled."""
         checks = self.order_checks()
         digests = self.row_digests
-        duplicates = (
-            None
-            if digests is None
-            else self.n
-            - len(np.unique(np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")))
-        )
+        duplicates = None if digests is None else count_duplicates(digests)
         notes = []
         if duplicates:
             notes.append(
@@ -802,9 +743,7 @@ class Transcript:
                 "memory is shared by all its positions"
             )
         if np.all(np.diff(self.positions) >= 0) and self.n > 2:
-            notes.append(
-                "the rows are sorted by position; row order plays no part in any test"
-            )
+            notes.append("the rows are sorted by position; row order plays no part in any test")
         pairs = np.column_stack([self.strata, self.positions])
         _, counts = np.unique(pairs, axis=0, return_counts=True)
         unit_sizes = None
@@ -815,9 +754,7 @@ class Transcript:
         lengths = self.lengths
         return TranscriptDescription(
             n=self.n,
-            kind={"tokens": "tokens", "text": "text", "none": "content not at hand"}[
-                self.kind
-            ],
+            kind={"tokens": "tokens", "text": "text", "none": "content not at hand"}[self.kind],
             first_position=int(self.positions.min()),
             last_position=int(self.positions.max()),
             tied_rows=int(counts[counts > 1].sum()),
@@ -854,6 +791,17 @@ class Transcript:
         return atomic_write(path, lambda p: pq.write_table(table, p))
 
 
+def digest_fingerprint(digests: Digests) -> str:
+    """SHA-256 over the digests of examples, in row order."""
+    return hashlib.sha256(np.ascontiguousarray(digests).tobytes()).hexdigest()
+
+
+def count_duplicates(digests: Digests) -> int:
+    """How many rows repeat the content of an earlier one."""
+    rows = np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")
+    return len(digests) - len(np.unique(rows))
+
+
 def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
     """Whether any feature is related to position beyond chance, corrected for their number."""
     if not checks:
@@ -878,9 +826,7 @@ def _open(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
             if name.endswith((".arrow", ".feather", ".ipc")):
                 return _memory_map(path)
             if name.endswith(".parquet"):
-                pq.read_metadata(
-                    path
-                )  # a truncated file has no footer: say so before any work
+                pq.read_metadata(path)  # a truncated file has no footer: say so before any work
                 return pads.dataset(path, format="parquet")
             raise InputError(
                 f"{source} is of no known kind: give .parquet, .jsonl, .jsonl.gz, .arrow or "
@@ -892,9 +838,7 @@ def _open(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
             files = sorted(path.glob("**/*.parquet"))
             if files:
                 return pads.dataset([str(f) for f in files], format="parquet")
-            raise InputError(
-                f"folder {source} holds no Parquet files and no saved data set"
-            )
+            raise InputError(f"folder {source} holds no Parquet files and no saved data set")
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(
             f"{source} cannot be read ({_first_line(error)}): it may be truncated or of another "
@@ -944,9 +888,7 @@ def _saved_dataset(path: Path, split: str) -> pa.Table:
 
 def _hub_dataset(name: str, split: str) -> pa.Table:
     looks_like_path = (
-        name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-        or "." in Path(name).suffix
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or "." in Path(name).suffix
     )
     if looks_like_path:
         raise InputError(f"{name} does not exist: check the path")
@@ -974,11 +916,7 @@ def _table_of(dataset: Any) -> pa.Table:
 
 def _column(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
     try:
-        table = (
-            data.select([name])
-            if isinstance(data, pa.Table)
-            else data.to_table(columns=[name])
-        )
+        table = data.select([name]) if isinstance(data, pa.Table) else data.to_table(columns=[name])
         return table.column(0)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -987,15 +925,11 @@ def _column(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.Chunk
         ) from error
 
 
-def _label_array(
-    data: "pa.Table | pads.Dataset", name: str, source: str
-) -> NDArray[Any]:
+def _label_array(data: "pa.Table | pads.Dataset", name: str, source: str) -> NDArray[Any]:
     values = _column(data, name, source)
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise InputError(
-            f"{source}: row {row} has no {name}: every example needs a label"
-        )
+        raise InputError(f"{source}: row {row} has no {name}: every example needs a label")
     return np.asarray(values.to_numpy())
 
 
@@ -1032,9 +966,7 @@ def _find_content(
     names: Sequence[str], tokens: str | None, text: str | None, source: str
 ) -> str | None:
     if tokens is not None and text is not None:
-        raise InputError(
-            "both tokens= and text= were given: choose the one to be scored"
-        )
+        raise InputError("both tokens= and text= were given: choose the one to be scored")
     if tokens is not None:
         return _find(names, tokens, TOKEN_NAMES, "tokens", source)
     if text is not None:
@@ -1054,9 +986,7 @@ def _find_content(
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 
@@ -1069,26 +999,20 @@ def _whole_numbers(values: Any, name: str, source: str) -> Ints:
     if isinstance(values, pa.ChunkedArray | pa.Array):
         if values.null_count:
             row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-            raise InputError(
-                f"{source}: row {row} has no {name}: every example needs one"
-            )
+            raise InputError(f"{source}: row {row} has no {name}: every example needs one")
         array = np.asarray(values.to_numpy())
     else:
         try:
             array = np.asarray(values)
         except ValueError as error:
-            raise InputError(
-                f"{source}: {name} must be one whole number per example"
-            ) from error
+            raise InputError(f"{source}: {name} must be one whole number per example") from error
     if array.size == 0:
         raise InputError(f"{source} is empty: a transcript needs at least two examples")
     if array.ndim != 1:
         raise InputError(f"{source}: {name} must be one whole number per example")
     if array.dtype.kind in "iu":
         if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-            raise InputError(
-                f"{source}: {name} has values above 2^63, too large for a position"
-            )
+            raise InputError(f"{source}: {name} has values above 2^63, too large for a position")
         return array.astype(np.int64)
     if array.dtype.kind == "f":
         bad = ~np.isfinite(array) | (array != np.floor(array))
@@ -1099,18 +1023,18 @@ def _whole_numbers(values: Any, name: str, source: str) -> Ints:
                 f"{source}: row {row} has {what} {name}: give whole numbers for all examples"
             )
         return array.astype(np.int64)
-    row = next(
+    odd = next(
         (
             i
-            for i, v in enumerate(array)
-            if not isinstance(v, int | np.integer) or isinstance(v, bool)
+            for i, value in enumerate(array)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool)
         ),
         None,
     )
-    if row is None:
+    if odd is None:
         return array.astype(np.int64)
     raise InputError(
-        f"{source}: row {row} has {array[row]!r} as {name}: give whole numbers for all examples"
+        f"{source}: row {odd} has {array[odd]!r} as {name}: give whole numbers for all examples"
     )
 
 
@@ -1119,15 +1043,11 @@ def _codes(labels: NDArray[Any], name: str, source: str) -> Ints:
         raise InputError(f"{source}: {name} must be one label per example")
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         row = int(np.flatnonzero(np.isnan(labels))[0])
-        raise InputError(
-            f"{source}: row {row} has no {name}: every example needs a label"
-        )
+        raise InputError(f"{source}: row {row} has no {name}: every example needs a label")
     if labels.dtype.kind == "O":
         missing = [i for i, value in enumerate(labels) if value is None]
         if missing:
-            raise InputError(
-                f"{source}: row {missing[0]} has no {name}: every example needs one"
-            )
+            raise InputError(f"{source}: row {missing[0]} has no {name}: every example needs one")
         labels = labels.astype(str)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
@@ -1138,9 +1058,7 @@ def _canonical_codes(codes: Ints) -> Ints:
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
-def _check_units(
-    unit: Ints, block: Ints | None, exposures: Ints | None, source: str
-) -> None:
+def _check_units(unit: Ints, block: Ints | None, exposures: Ints | None, source: str) -> None:
     """A unit moved as one piece, so it has one exposure count (in each block that it occurs in)."""
     if exposures is None:
         return
@@ -1161,9 +1079,7 @@ def _digest_array(values: pa.ChunkedArray, source: str) -> Digests:
     rows = values.to_pylist()
     for number, row in enumerate(rows):
         if row is None or len(row) != DIGEST_BYTES:
-            raise InputError(
-                f"{source}: row {number} has no {DIGEST_BYTES}-byte digest"
-            )
+            raise InputError(f"{source}: row {number} has no {DIGEST_BYTES}-byte digest")
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
@@ -1182,14 +1098,10 @@ def _ragged(rows: Sequence[NDArray[Any]], source: str) -> pa.Array:
     for number, row in enumerate(rows):
         if row.ndim != 1:
             raise InputError(f"{source}: row {number} must be a list of token ids")
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(
-        np.int64
-    )
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
     flat = _token_ids(flat, offsets, source, 0)
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets), pa.array(flat.astype(np.int64))
-    )
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.int64)))
 
 
 def _flatten(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
@@ -1198,9 +1110,7 @@ def _flatten(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
     flat = pc.list_flatten(values)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return np.asarray(
-        flat.to_numpy(zero_copy_only=False)
-        if isinstance(flat, pa.Array)
-        else flat.to_numpy()
+        flat.to_numpy(zero_copy_only=False) if isinstance(flat, pa.Array) else flat.to_numpy()
     ), offsets
 
 
@@ -1226,6 +1136,4 @@ def _token_ids(flat: NDArray[Any], offsets: Ints, source: str, first_row: int) -
 
 def subset_key(transcript: Transcript) -> str:
     """Short key of which rows of a source a transcript holds, for file names."""
-    return content_key({"rows": hashlib.sha256(transcript.rows.tobytes()).hexdigest()})[
-        :12
-    ]
+    return content_key({"rows": hashlib.sha256(transcript.rows.tobytes()).hexdigest()})[:12]

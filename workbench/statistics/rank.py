@@ -235,7 +235,10 @@ class RankDesign:
         """Sum of the scaled score ranks of each unit, one array per stratum."""
         ranks = self.score_ranks(scores)
         return [
-            np.bincount(part.unit_of_row, weights=ranks[part.rows], minlength=part.n_units)
+            np.asarray(
+                np.bincount(part.unit_of_row, weights=ranks[part.rows], minlength=part.n_units),
+                dtype=np.float64,
+            )
             for part in self.parts
         ]
 
@@ -352,4 +355,4 @@ def _stratum_variance(part: _Stratum, weights: Floats) -> float:
     # d_{uv} = V_u s_v − V_v s_u; row sums D_u = N V_u because ΣV = 0.
     squares = 2.0 * ((v @ v) * (sizes @ sizes) - (v @ sizes) ** 2)
     rows_squared = float(len(part.rows)) ** 2 * float(v @ v)
-    return max(0.0, pair_variance * squares / 2.0 + shared * (rows_squared - squares))
+    return max(0.0, float(pair_variance * squares / 2.0 + shared * (rows_squared - squares)))

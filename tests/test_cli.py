@@ -1,0 +1,143 @@
+"""The command line: exit codes, clear errors, JSON keys. Scores come from columns, no model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+N = 1500
+
+
+def palimpsest(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "workbench.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A published-style table: index, tokens, losses of three models."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(N)
+    easy = rng.normal(size=(N, 7))
+    memory = 0.6 * (order / N)[:, None]
+
+    def losses(remembers):
+        return list(3 + easy - remembers * memory + 0.2 * rng.normal(size=(N, 7)))
+
+    path = tmp_path_factory.mktemp("table") / "t.parquet"
+    pq.write_table(
+        pa.table(
+            {
+                "index": order,
+                "tokens": list(rng.integers(0, 99, (N, 8))),
+                "loss_suspect": losses(1),
+                "loss_other": losses(0),
+                "loss_reference": losses(0),
+            }
+        ),
+        path,
+    )
+    return path
+
+
+def test_a_published_table_is_audited_in_one_line(table, tmp_path):
+    out = tmp_path / "e.json"
+    done = palimpsest(
+        "test", "query", "--transcript", table, "--suspect", "loss:suspect",
+        "--reference", "loss:reference", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "verdict                evidence" in done.stdout
+    content = json.loads(out.read_text())
+    assert content["verdict"] == "evidence"
+    assert content["pvalue"] == content["pvalue_floor"] == 1e-4
+    assert content["log10_pvalue"] < -8
+
+
+def test_an_undecided_test_exits_with_3(table, tmp_path):
+    out = tmp_path / "e.json"
+    done = palimpsest(
+        "test", "query", "--transcript", table, "--suspect", "loss:other",
+        "--reference", "loss:reference", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert json.loads(out.read_text())["verdict"] == "could not be decided"
+
+
+def test_a_cleared_model_exits_with_0(table):
+    done = palimpsest(
+        "test", "query", "--transcript", table, "--suspect", "loss:other",
+        "--reference", "loss:reference", "--smallest-effect", "0.2",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "no evidence found at this power" in done.stdout
+
+
+BAD = {
+    "no file": (["--transcript", "absent.parquet", "--suspect", "loss:a"], "does not exist"),
+    "no column": (["--suspect", "loss:nobody"], "nobody"),
+    "bad role": (["--suspect", "loss:suspect", "--column", "colour=red"], "role=NAME"),
+    "bad column": (["--suspect", "loss:suspect", "--column", "position=red"], "'red'"),
+    "bad alpha": (["--suspect", "loss:suspect", "--alpha", "7"], "alpha is 7"),
+    "bad alternative": (["--suspect", "loss:suspect", "--alternative", "up"], "'up' is unknown"),
+    "natural seeds": (
+        ["--suspect", "loss:suspect", "--shuffle", "published_shuffler"],
+        "seed_bits",
+    ),
+    "subsample": (["--suspect", "loss:suspect", "--subsample", "9999"], "cannot draw 9999"),
+    "unwritable": (["--suspect", "loss:suspect", "--json", "/proc/none/e.json"], "cannot write"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_input_is_one_sentence_and_exit_code_2(name, table):
+    arguments, message = BAD[name]
+    if "--transcript" not in arguments:
+        arguments = ["--transcript", table, *arguments]
+    done = palimpsest("test", "query", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_unknown_options_exit_with_2():
+    done = palimpsest("test", "query", "--nonsense")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_command():
+    text = palimpsest("--help", NO_COLOR="1", COLUMNS="120").stdout
+    for command in ("lab", "score", "test", "report"):
+        assert command in text
+
+
+def test_interruption_exits_with_130(monkeypatch, capsys):
+    from workbench import cli
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.app_main()
+    assert stopped.value.code == 130
+    assert "finished work is kept" in capsys.readouterr().err
+
+
+def test_lab_clean_needs_a_target():
+    done = palimpsest("lab", "clean")
+    assert done.returncode == 2
+    assert "nothing to remove" in done.stderr

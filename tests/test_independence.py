@@ -1,0 +1,350 @@
+"""The query test end to end on arrays: verdicts, gates, references, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from workbench import Evidence, InputError, ScorerIdentity, Scores, ShuffleClaim, Transcript
+from workbench.independence import queries_needed, query_contrast, query_test
+
+N = 3000
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(11)
+    order = rng.permutation(N)
+    transcript = Transcript.from_arrays(
+        order, tokens=rng.integers(0, 500, (N, 8)), shuffle=ShuffleClaim("owner", seed=98123)
+    )
+    easy = rng.normal(size=N)
+
+    def model(name, memory=0.0, noise=0.3):
+        values = -3 + easy + memory * order / N + noise * rng.normal(size=N)
+        return Scores.from_arrays(loglik=values, name=name, transcript=transcript)
+
+    return {
+        "transcript": transcript,
+        "order": order,
+        "derivative": model("derivative", 0.5),
+        "independent": model("independent"),
+        "reference": model("reference"),
+        "reference2": model("reference2"),
+        "leaky": model("leaky", 0.4),
+    }
+
+
+def _test(data, suspect="derivative", references=("reference",), **settings):
+    settings.setdefault("n_resamples", 1999)
+    settings.setdefault("smallest_effect", 0.1)
+    return query_test(
+        data["transcript"], data[suspect], [data[name] for name in references], **settings
+    )
+
+
+def test_a_derivative_is_evidence(data):
+    evidence = _test(data)
+    assert evidence.verdict == "evidence"
+    assert evidence.pvalue == evidence.pvalue_exact == evidence.pvalue_floor == 1 / 2000
+    assert evidence.log10_pvalue < -20
+    assert evidence.pvalue_asymptotic == pytest.approx(10**evidence.log10_pvalue)
+    expected = stats.spearmanr(
+        data["order"], data["derivative"].loglik_mean - data["reference"].loglik_mean
+    )
+    assert evidence.statistic == pytest.approx(expected.statistic, abs=1e-12)
+    assert evidence.z == pytest.approx(evidence.statistic * np.sqrt(N - 1), rel=1e-6)
+    scipy_p = stats.spearmanr(
+        data["order"],
+        data["derivative"].loglik_mean - data["reference"].loglik_mean,
+        alternative="greater",
+    ).pvalue
+    assert evidence.details["pvalue_scipy_t"] == pytest.approx(scipy_p, rel=1e-6)
+
+
+def test_effect_is_the_planted_one(data):
+    effect = _test(data).effect
+    assert effect.low < 0.45 < effect.high  # .5 nats over the run; tenths are .9 of it apart
+    assert effect.low < effect.nats < effect.high
+
+
+def test_an_independent_model_is_cleared_at_this_power(data):
+    evidence = _test(data, "independent")
+    assert evidence.verdict == "no evidence found at this power"
+    assert evidence.pvalue > 0.001
+    assert evidence.statistic_upper95 < 0.1
+    assert "0.1000" in evidence.verdict_reason
+
+
+def test_a_large_p_without_a_smallest_effect_decides_nothing(data):
+    evidence = _test(data, "independent", smallest_effect=None)
+    assert evidence.verdict == "could not be decided"
+    assert "smallest_effect" in evidence.verdict_reason
+
+
+def test_too_few_queries_decide_nothing(data):
+    few = data["transcript"].subsample(60, 0)
+    evidence = query_test(
+        few,
+        data["independent"].take(few.rows),
+        [data["reference"].take(few.rows)],
+        n_resamples=1999,
+        smallest_effect=0.05,
+    )
+    assert evidence.verdict == "could not be decided"
+    assert "ask more queries" in evidence.verdict_reason
+    assert evidence.log10_pvalue is None
+    assert "exact p-value stands alone" in evidence.summary()
+
+
+def test_too_few_permutations_decide_nothing(data):
+    evidence = _test(data, n_resamples=99)
+    assert evidence.verdict == "could not be decided"
+    assert "at least 999 permutations" in evidence.verdict_reason
+
+
+def test_no_reference_runs_and_is_weaker(data):
+    """Fault 2 of the published code: the mode without a reference crashes."""
+    with_reference, without = _test(data), _test(data, references=())
+    assert without.references_check is None
+    assert 0 < without.z < with_reference.z
+
+
+def test_references_are_averaged(data):
+    both = query_contrast(data["derivative"], [data["reference"], data["reference2"]])
+    mean = (data["reference"].loglik_mean + data["reference2"].loglik_mean) / 2
+    np.testing.assert_allclose(both, data["derivative"].loglik_mean - mean)
+    evidence = _test(data, references=("reference", "reference2"))
+    assert len(evidence.references_check.tests) == 5
+    assert evidence.z > _test(data).z
+
+
+def test_losses_and_logliks_agree(data):
+    """Faults 4 and 5: a sign error cannot hide behind a two-sided p."""
+    as_loss = Scores.from_arrays(
+        loss=-data["derivative"].loglik_mean, name="derivative", transcript=data["transcript"]
+    )
+    right = query_test(data["transcript"], as_loss, [data["reference"]], n_resamples=999)
+    assert right.statistic == _test(data).statistic > 0
+    flipped = Scores.from_arrays(
+        loglik=-data["derivative"].loglik_mean, name="flipped", transcript=data["transcript"]
+    )
+    wrong = query_test(data["transcript"], flipped, [], n_resamples=999)
+    assert wrong.statistic < 0
+    assert wrong.pvalue > 0.9
+
+
+def test_scores_are_never_recomputed(data, monkeypatch):
+    """Fault 3: the permutations see arrays; nothing scores."""
+    import workbench.independence as module
+
+    calls = []
+    original = module.query_contrast
+    monkeypatch.setattr(module, "query_contrast", lambda *a: calls.append(1) or original(*a))
+    _test(data)
+    assert len(calls) == 1
+
+
+def test_a_reference_that_knows_the_order_decides_nothing(data):
+    evidence = _test(data, "independent", references=("leaky",), alternative="less")
+    assert evidence.verdict == "could not be decided"
+    assert "leaky" in evidence.verdict_reason
+    assert evidence.references_check.smallest_corrected < 0.001
+    hidden = _test(data, references=("reference", "leaky"))
+    assert hidden.verdict == "could not be decided"
+
+
+def test_reference_check_is_calibrated():
+    """Sound references fail at most one time in a thousand, and get a caveat one time in twenty."""
+    rng = np.random.default_rng(0)
+    smallest = []
+    for j in range(150):
+        transcript = Transcript.from_arrays(rng.permutation(80))
+        easy = rng.normal(size=80)
+        scores = [
+            Scores.from_arrays(loglik=easy + rng.normal(size=80), name=f"m{k}") for k in range(3)
+        ]
+        check = query_test(
+            transcript, scores[0], scores[1:], n_resamples=999, seed=j
+        ).references_check
+        smallest.append(check.smallest_corrected)
+    rejected = int((np.array(smallest) <= 0.05).sum())
+    assert stats.binomtest(rejected, 150, 0.05, "greater").pvalue > 0.001
+
+
+def test_unshuffled_orders_are_refused(data):
+    rng = np.random.default_rng(0)
+    tokens = [[1] * int(k) for k in np.sort(rng.integers(1, 60, 500))]
+    transcript = Transcript.from_arrays(np.arange(500), tokens=tokens)
+    scores = Scores.from_arrays(loglik=rng.normal(size=500), transcript=transcript)
+    evidence = query_test(transcript, scores, n_resamples=999)
+    assert evidence.verdict == "could not be decided"
+    assert "looks unshuffled" in evidence.verdict_reason
+    for kind in ("unknown", "natural"):
+        claimed = Transcript.from_arrays(
+            data["order"], tokens=data["transcript"].tokens(), shuffle=ShuffleClaim(kind)
+        )
+        evidence = query_test(claimed, data["derivative"], n_resamples=999)
+        assert evidence.verdict == "could not be decided"
+
+
+def test_owners_word_habitual_seed_and_published_shuffler_are_said(data):
+    assert any("owner's word" in caveat for caveat in _test(data).caveats)
+    tokens = data["transcript"].tokens()
+    habitual = Transcript.from_arrays(
+        data["order"], tokens=tokens, shuffle=ShuffleClaim("owner", seed=42)
+    )
+    evidence = query_test(habitual, data["derivative"], n_resamples=999)
+    assert any("seed 42" in caveat for caveat in evidence.caveats)
+    published = Transcript.from_arrays(
+        data["order"],
+        tokens=tokens,
+        shuffle=ShuffleClaim("published_shuffler", seed=7123, seed_bits=32, source="a shuffler"),
+    )
+    evidence = query_test(published, data["derivative"], n_resamples=999)
+    gate = next(g for g in evidence.gates if g.number == 1)
+    corrected = evidence.log10_pvalue + 32 * np.log10(2)
+    assert f"{corrected:.1f}" in gate.detail
+
+
+def test_placebos_guard_the_order(data):
+    sound = _test(data, placebos=[data["independent"]])
+    assert sound.verdict == "evidence"
+    assert "1 placebo model(s) show nothing" in sound.gates[0].detail
+    evidence = _test(data, placebos=[data["leaky"]])
+    assert evidence.verdict == "could not be decided"
+    assert "placebo" in evidence.verdict_reason
+
+
+def test_blocks_are_stratified():
+    """Scores that differ by block give nothing; memory within blocks is found."""
+    rng = np.random.default_rng(4)
+    strata = np.repeat(np.arange(4), 400)
+    order = np.concatenate([b * 400 + rng.permutation(400) for b in range(4)])
+    noise = strata * 2.0 + rng.normal(size=1600)
+    flat = Scores.from_arrays(loglik=noise, name="flat")
+    pooled = Transcript.from_arrays(order)
+    blocked = Transcript.from_arrays(order, blocks=strata)
+    assert query_test(pooled, flat, n_resamples=999).pvalue == 0.001
+    assert query_test(blocked, flat, n_resamples=999).pvalue > 0.01
+    memory = Scores.from_arrays(loglik=noise + (order % 400) / 400, name="memory")
+    assert query_test(blocked, memory, n_resamples=999).pvalue == 0.001
+
+
+def test_repeated_examples_need_their_exposure_counts():
+    """Gate 2: repeats are seen last late; permuting all rejects, within counts does not."""
+    rng = np.random.default_rng(9)
+    pooled, stratified = [], []
+    for j in range(60):
+        exposures = 1 + (rng.random(300) < 0.5)
+        first, second = rng.permutation(300), 300 + rng.permutation(300)
+        last = np.where(exposures == 2, second, first)
+        scores = Scores.from_arrays(loglik=exposures + rng.normal(size=300), name="m")
+        for kept, counts in ((pooled, None), (stratified, exposures)):
+            transcript = Transcript.from_arrays(last, exposures=counts)
+            kept.append(query_test(transcript, scores, n_resamples=99, seed=j).pvalue)
+    assert np.mean(np.array(pooled) <= 0.05) > 0.9
+    assert stats.binomtest(int((np.array(stratified) <= 0.05).sum()), 60, 0.05).pvalue > 0.001
+
+
+def test_position_never_reaches_the_contrast(data):
+    """The contrast is the same whatever the positions are."""
+    other = Transcript.from_arrays(data["order"][::-1], tokens=data["transcript"].tokens())
+    a, b = _test(data), query_test(other, data["derivative"], [data["reference"]], n_resamples=99)
+    assert a.statistic != b.statistic
+    assert a.suspect["scores_key"] == b.suspect["scores_key"]
+
+
+def test_same_seed_same_evidence(data):
+    assert _test(data, seed=3).to_json() == _test(data, seed=3).to_json()
+    assert _test(data, "independent", seed=3).null != _test(data, "independent", seed=4).null
+
+
+def test_json_round_trips_with_attribute_names(data, tmp_path):
+    evidence = _test(data)
+    path = evidence.write(tmp_path / "e.json")
+    again = Evidence.read(path)
+    assert again == evidence
+    assert again.summary() == evidence.summary()
+    content = json.loads(path.read_text())
+    for key in ("statistic", "z", "pvalue", "pvalue_exact", "pvalue_floor", "pvalue_asymptotic",
+                "log10_pvalue", "verdict", "n",
+                "effect", "references_check", "caveats", "gates"):  # fmt: skip
+        assert key in content
+        assert hasattr(evidence, key)
+    for broken in ("{", "[]", json.dumps({**content, "extra": 1})):
+        with pytest.raises(InputError):
+            Evidence.from_json(broken)
+    with pytest.raises(InputError, match="cannot be read"):
+        Evidence.read(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="cannot write"):
+        evidence.write(path / "below-a-file.json")
+
+
+def test_names_are_escaped_in_html(data):
+    hostile = "<script>alert(1)</script>"
+    suspect = Scores.from_arrays(
+        loglik=data["derivative"].loglik_mean, name=hostile, transcript=data["transcript"]
+    )
+    evidence = query_test(data["transcript"], suspect, n_resamples=99)
+    assert "<script" not in evidence._repr_html_()
+    assert "&lt;/script&gt;" in evidence._repr_html_() or "script&gt;" in evidence._repr_html_()
+
+
+def test_gates_of_the_query_test_are_printed(data):
+    evidence = _test(data)
+    assert {gate.number for gate in evidence.gates} == {1, 2, 4, 6}
+    text = evidence.summary()
+    for words in ("gate 1", "gate 2", "gate 4", "gate 6", "floor", "asymptotic p", "extrapolated"):
+        assert words in text
+    assert "who derived from whom" in text
+
+
+def test_unbound_scores_and_duplicates_get_a_caveat(data):
+    loose = Scores.from_arrays(loglik=data["derivative"].loglik_mean, name="loose")
+    evidence = query_test(data["transcript"], loose, n_resamples=99)
+    assert any("row number only" in caveat for caveat in evidence.caveats)
+    doubled = Transcript.from_arrays(
+        np.arange(40), texts=["same", *map(str, range(38)), "same"]
+    )
+    scores = Scores.from_arrays(loglik=np.random.default_rng(0).normal(size=40), transcript=doubled)
+    evidence = query_test(doubled, scores, n_resamples=99)
+    assert any("1 of 40 examples repeat" in caveat for caveat in evidence.caveats)
+
+
+BAD_SETTINGS = [
+    ({"statistic": "pearson"}, "statistic 'pearson' is unknown"),
+    ({"null": "bootstrap"}, "null 'bootstrap' is unknown"),
+    ({"alternative": "up"}, "alternative 'up' is unknown"),
+    ({"n_resamples": 0}, "at least one permutation"),
+    ({"alpha": 0}, "alpha is 0"),
+    ({"smallest_effect": 2}, "smallest_effect is 2"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)
+def test_bad_settings(data, settings, message):
+    with pytest.raises(InputError, match=message):
+        _test(data, **settings)
+
+
+def test_bad_company(data):
+    with pytest.raises(InputError, match="both suspect and reference"):
+        _test(data, references=("derivative",))
+    window = Scores.from_arrays(
+        loglik=data["reference"].loglik_mean,
+        transcript=data["transcript"],
+        identity=ScorerIdentity("arrays", "windowed", prefix=32, length=32),
+    )
+    with pytest.raises(InputError, match=r"scored on tokens 32 to 63"):
+        query_test(data["transcript"], data["derivative"], [window])
+    constant = Scores.from_arrays(loglik=np.ones(N), name="flat", transcript=data["transcript"])
+    with pytest.raises(InputError, match="constant"):
+        query_test(data["transcript"], constant, n_resamples=9)
+
+
+def test_queries_needed_is_the_published_rule():
+    assert queries_needed(0.1, 0.05, 0.8) == int(np.ceil((2.4865 / 0.1) ** 2))
+    with pytest.raises(InputError):
+        queries_needed(0, 0.05, 0.8)

@@ -1,0 +1,208 @@
+"""Ways of asking a model how likely it finds an example: one file each, one registry line each.
+
+Importing this package loads no model library; a scorer's file is imported when its name is used.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.scores import Scores, check_aligned
+from workbench.transcript import Transcript
+
+if TYPE_CHECKING:
+    from workbench.scorers.causal_lm import CausalLMScorer
+    from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
+    from workbench.scorers.scorer import Encoded, Scorer, score_transcript
+
+__all__ = [
+    "SCORERS",
+    "CausalLMScorer",
+    "Encoded",
+    "PrecomputedScores",
+    "Scorer",
+    "ScorerKind",
+    "open_scores",
+    "precomputed_scores",
+    "score_transcript",
+]
+
+_HOMES = {
+    "CausalLMScorer": "causal_lm",
+    "Encoded": "scorer",
+    "PrecomputedScores": "precomputed",
+    "Scorer": "scorer",
+    "precomputed_scores": "precomputed",
+    "score_transcript": "scorer",
+}
+
+
+@dataclass(frozen=True)
+class ScorerKind:
+    """A way of scoring.
+
+    Attributes
+    ----------
+    name : str
+        As in `ScorerIdentity.scorer`.
+    summary : str
+        One sentence for menus.
+    attribute : str
+        Name of its class in this package, imported when it is used.
+    """
+
+    name: str
+    summary: str
+    attribute: str
+
+    def load(self) -> Any:
+        """The class itself."""
+        return __getattr__(self.attribute)
+
+
+SCORERS: dict[str, ScorerKind] = {
+    "causal_lm": ScorerKind(
+        "causal_lm",
+        "a causal language model in the format of transformers, from a folder or the hub",
+        "CausalLMScorer",
+    ),
+    "precomputed": ScorerKind(
+        "precomputed",
+        "a column of losses or log-likelihoods in the transcript's own table",
+        "PrecomputedScores",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def open_scores(
+    spec: str | Path,
+    transcript: Transcript,
+    *,
+    out: str | Path | None = None,
+    revision: str | None = None,
+    prefix: int = 0,
+    length: int | None = None,
+    bos: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Scores of a transcript from whatever names them: a column, a file of scores, or a model.
+
+    A spec has exactly one meaning. ``loss:NAME`` and ``loglik:NAME`` are columns of the
+    transcript's own table; a path that exists is a file of scores (file) or a model (folder);
+    anything else is a model's name on the Hugging Face Hub. Where two of these fit, an error says
+    how to write each.
+
+    Parameters
+    ----------
+    spec : str or Path
+        ``loss:NAME``, ``loglik:NAME``, a file that `Scores.write` wrote, a model folder or hub id.
+    transcript : Transcript
+        What is scored. A file of scores must be of exactly these examples.
+    out : str or Path, optional
+        Where a model's scores are stored; by default in the cache folder.
+    revision : str, optional
+        Hub revision of a model.
+    prefix, length : int, optional
+        The scored window in tokens; for a file of scores it must be the file's own.
+    bos, dtype, device :
+        As for `CausalLMScorer`; `dtype` and `device` mean nothing to columns and files.
+    progress : bool
+        Show a progress bar while a model scores.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    InputError
+        The spec is ambiguous or names nothing; an option does not apply to what it names; the
+        scores belong to another transcript.
+
+    Examples
+    --------
+    >>> t = Transcript.from_arrays([0, 1], texts=["a", "b"], columns={"loss_x": [2.0, 1.0]})
+    >>> open_scores("loss:x", t).loglik_mean.tolist()
+    [-2.0, -1.0]
+    """
+    kind = _meaning(spec, transcript)
+    if kind != "model":
+        given = {"out": out is not None, "revision": revision is not None, "bos": bos}
+        useless = [name for name, is_given in given.items() if is_given]
+        if useless:
+            raise InputError(
+                f"{spec} is a {kind}, to which {', '.join(useless)} cannot apply: leave that out, "
+                "or name a model"
+            )
+    if kind == "column of the table":
+        from workbench.scorers.precomputed import precomputed_scores
+
+        return precomputed_scores(transcript, str(spec), prefix, length)
+    if kind == "file of scores":
+        return _scores_file(Path(spec), transcript, prefix, length)
+    from workbench.scorers.causal_lm import CausalLMScorer
+    from workbench.scorers.scorer import score_transcript
+
+    scorer = CausalLMScorer(
+        spec, revision=revision, dtype=dtype, device=device, bos=bos, prefix=prefix, length=length
+    )
+    return score_transcript(transcript, scorer, out, progress=progress)
+
+
+def _meaning(spec: str | Path, transcript: Transcript) -> str:
+    """``column of the table``, ``file of scores`` or ``model``: exactly one, or an error."""
+    text, path = str(spec), Path(spec).expanduser()
+    sign, colon, _ = text.partition(":")
+    if isinstance(spec, str) and colon and sign in ("loss", "loglik"):
+        if path.exists():
+            raise InputError(
+                f"{text!r} is ambiguous, a column declaration and a path that exists: write "
+                f"./{text} for the path, or rename it"
+            )
+        return "column of the table"
+    if text in transcript.columns:
+        sides = f"loss:{text} or loglik:{text}"
+        if path.exists():
+            raise InputError(
+                f"{text!r} is ambiguous, a column of {transcript.source} and a path: write {sides} "
+                f"for the column, ./{text} for the path"
+            )
+        raise InputError(
+            f"{text!r} is a column of {transcript.source} whose sign is not declared: write {sides}"
+        )
+    if path.is_file():
+        return "file of scores"
+    if not path.exists() and path.suffix.lower() == ".parquet":
+        raise InputError(f"{text} does not exist: check the path of the file of scores")
+    return "model"
+
+
+def _scores_file(path: Path, transcript: Transcript, prefix: int, length: int | None) -> Scores:
+    scores = Scores.read(path.expanduser())
+    if not check_aligned(transcript, scores):
+        raise InputError(
+            f"{path} cannot be shown to belong to {transcript.source}, because one of them does "
+            "not say which examples it holds: score the transcript, or bind your numbers with "
+            "Scores.from_arrays(transcript=...)"
+        )
+    own = scores.identity
+    if (prefix or length is not None) and (prefix, length) != (own.prefix, own.length):
+        raise InputError(
+            f"{path} holds scores of another window ({own.window}) than prefix {prefix}, length "
+            f"{length}: leave these out, or score again"
+        )
+    return scores
