@@ -784,14 +784,15 @@ _TEX = re.compile(
     r"(?P<code>^(?P<fence>```+|~~~+).*?^(?P=fence)[^\n]*$|(?P<tick>`+)(?!`).*?(?<!`)(?P=tick)(?!`))"
     r"|(?P<escaped>\\\$)"
     r"|\$\$(?P<display>.+?)\$\$"
-    r"|\$(?=[^\s$])(?P<inline>[^$\n]*?[^\s$\\])\$(?!\d)",
+    r"|\$(?=[^\s$])(?P<inline>[^$`\n]*?[^\s$`\\])\$(?!\d)",
     re.S | re.M,
 )
 
 
 def _mathml(tex: str, display: str) -> str:
     try:
-        return str(latex2mathml.converter.convert(tex.strip(), display=display))
+        formula = str(latex2mathml.converter.convert(tex.strip(), display=display))
+        return formula.replace("<math ", f'<math alttext="{html.escape(tex.strip())}" ', 1)
     except Exception:  # latex2mathml has no common base class for its errors
         return f'<code class="tex">{html.escape(tex)}</code>'
 

@@ -192,7 +192,8 @@ def _meaning(spec: str | Path, transcript: Transcript) -> str:
 
 
 def _scores_file(path: Path, transcript: Transcript, prefix: int, length: int | None) -> Scores:
-    scores = Scores.read(path.expanduser())
+    # absolute, because pyarrow takes a relative name with a colon for an address
+    scores = Scores.read(path.expanduser().absolute())
     if not check_aligned(transcript, scores):
         raise InputError(
             f"{path} cannot be shown to belong to {transcript.source}, because one of them does "

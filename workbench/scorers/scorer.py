@@ -169,7 +169,9 @@ def score_transcript(
         raise InputError(f"chunk is {chunk}: a part holds at least one row")
     identity = scorer.identity()
     key = score_key(identity, transcript.examples_fingerprint)
-    path = home() / "scores" / f"{key[:16]}.parquet" if out is None else Path(out)
+    path = home() / "scores" / f"{key[:16]}.parquet"
+    if out is not None:  # absolute, because pyarrow takes a relative name with a colon for a URL
+        path = Path(out).expanduser().absolute()
     with _lock(path):
         finished = _finished(path, key, identity, transcript, keep_tokens, overwrite)
         if finished is not None:
@@ -211,7 +213,7 @@ def check_window(prefix: int, length: int | None) -> None:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold `path` for one process; the system frees it when that process dies, however it dies."""
-    name = hashlib.sha256(str(path.expanduser().resolve()).encode()).hexdigest()[:32]
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
     folder = home() / "locks"
     try:
         folder.mkdir(exist_ok=True)

@@ -1,0 +1,57 @@
+# make report   train the lab's models if they are not cached, run the notebooks, write reports/
+# make test     every check of this project
+# make lab      JupyterLab on the first notebook
+# make bench    speed and power against peers
+# make notebooks  execute notebooks/source/*.py into notebooks/*.ipynb, outputs included
+# make clean    remove what the commands above wrote here (not the cache of trained models)
+#
+# PYTHON       the interpreter that makes the environment   (python3)
+# VENV         where it is made                             (.venv)
+# TORCH_INDEX  the package index that torch is taken from, for instance that of its CPU builds
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: report test lab bench notebooks clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV): about two gigabytes, a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and alone, so that another index is asked for nothing else.
+	$(PIP) install --quiet --no-deps -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --quiet -c constraints.txt -e '.[all]'
+	@touch $@
+
+report: $(READY)
+	$(BIN)/palimpsest lab train
+	$(BIN)/palimpsest report -p source=tiny
+
+test: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo
+	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+bench: $(READY)
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script; \
+	done
+
+notebooks: $(READY)
+	$(BIN)/python -m workbench.reports build
+
+clean:
+	rm -rf $(VENV) reports build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find workbench tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

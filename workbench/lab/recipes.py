@@ -1,0 +1,138 @@
+"""Named sizes of training run: every number that a run depends on, in one place."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from workbench.errors import InputError
+
+__all__ = ["RECIPES", "Recipe", "recipe"]
+
+DOCSTRING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Model shape, data and optimisation of a lab run.
+
+    Attributes
+    ----------
+    name : str
+    hidden_size, layers, heads, intermediate_size : int
+        Shape of the Llama model; embeddings are tied.
+    vocab_size : int
+        Of the byte-level BPE.
+    example_tokens : int
+        Tokens per example.
+    examples : int
+        Training examples, seen once each.
+    fresh_examples : int
+        Examples for the derivative's fine-tuning, seen by no other model.
+    batch_size : int
+        Examples per step.
+    peak_learning_rate : float
+        Decays linearly to `final_fraction` of itself, after a linear warm-up over
+        `warmup_fraction` of the steps.
+    fine_tune_fraction : float
+        The derivative's peak learning rate as a share of the parent's.
+    checkpoints : tuple of float
+        Fractions of training at which a checkpoint is kept.
+    packages : tuple of str
+        Packages whose docstrings make the corpus.
+    seed : int
+        Root of every stream: split, orders, initialisation.
+    """
+
+    name: str
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 256
+    vocab_size: int = 4096
+    example_tokens: int = 64
+    examples: int = 16_384
+    fresh_examples: int = 2_000
+    batch_size: int = 8
+    peak_learning_rate: float = 3e-3
+    final_fraction: float = 0.1
+    warmup_fraction: float = 0.02
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    fine_tune_fraction: float = 0.25
+    checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75)
+    packages: tuple[str, ...] = DOCSTRING_PACKAGES
+    seed: int = 20251019
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form: part of the cache key of everything made from it."""
+        return asdict(self)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one training run."""
+        return -(-self.examples // self.batch_size)
+
+
+RECIPES: dict[str, Recipe] = {
+    # Seconds per model: tests only. Too small to remember much.
+    "smoke": Recipe(
+        "smoke",
+        hidden_size=32,
+        heads=2,
+        intermediate_size=64,
+        vocab_size=512,
+        example_tokens=32,
+        examples=512,
+        fresh_examples=64,
+        peak_learning_rate=1e-2,
+        packages=("numpy",),
+    ),
+    # About a million parameters, about a minute per model on one core.
+    "tiny": Recipe("tiny"),
+    # Tens of millions of parameters: hours on a laptop, minutes on a GPU.
+    "small": Recipe(
+        "small",
+        hidden_size=512,
+        layers=8,
+        heads=8,
+        intermediate_size=1408,
+        vocab_size=8192,
+        examples=32_768,
+        batch_size=16,
+        peak_learning_rate=1e-3,
+        fresh_examples=4_000,
+    ),
+    # A hundred million parameters and more: for a GPU.
+    "medium": Recipe(
+        "medium",
+        hidden_size=768,
+        layers=12,
+        heads=12,
+        intermediate_size=3072,
+        vocab_size=16_384,
+        examples=32_768,
+        batch_size=32,
+        peak_learning_rate=6e-4,
+        fresh_examples=4_000,
+    ),
+}
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """A named recipe, with some numbers changed.
+
+    Raises
+    ------
+    InputError
+        Unknown name or field.
+
+    Examples
+    --------
+    >>> recipe("tiny", examples=1024).steps
+    128
+    """
+    if name not in RECIPES:
+        raise InputError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
+    try:
+        return replace(RECIPES[name], **changes)
+    except TypeError as error:
+        raise InputError(f"recipe {name!r}: {error}") from error

@@ -1,0 +1,379 @@
+"""Runs: an owner's model, a derivative, controls and references, with their scores.
+
+A live run trains and scores on this machine; a recorded run has the numbers of one that was
+recorded. Notebooks use either through the same names.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from workbench.errors import InputError
+from workbench.home import atomic_write, home, recorded
+from workbench.lab.recipes import RECIPES, Recipe, recipe
+from workbench.scores import ScorerIdentity, Scores
+from workbench.transcript import DIGEST_BYTES, ShuffleClaim, Transcript
+
+__all__ = ["CachedModel", "Run", "lab_clean", "lab_list", "open_run", "record_run"]
+
+ROLES = {
+    "alice": "the owner's model, trained on the transcript in its order",
+    "derivative": "the owner's model, fine-tuned on fresh text",
+    "independent": "control: the same examples in another order, other initial weights",
+    "reference-same": "reference: the same examples in a third order",
+    "reference-other": "reference: other examples of the same corpus",
+}
+# Windows recorded besides the whole example: prefix and length in tokens.
+WINDOWS: tuple[tuple[int, int | None], ...] = ((0, None), (16, 48), (32, 32))
+FORMAT = "palimpsest run 1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Scores of a walk-through's models on the owner's transcript.
+
+    Attributes
+    ----------
+    name : str
+        Recipe, or the recording's name.
+    transcript : Transcript
+        The owner's examples and their training positions.
+    roles : dict of str
+        Each model, and what it is.
+    checkpoints : list of float
+        Fractions of the owner's training at which a checkpoint was kept.
+    windows : list of (int, int or None)
+        Scored windows at hand (any window, for a live run).
+    provenance : dict
+        Recipe, versions, device: what made the numbers.
+    """
+
+    name: str
+    transcript: Transcript
+    roles: dict[str, str]
+    checkpoints: list[float]
+    windows: list[tuple[int, int | None]]
+    provenance: dict[str, Any]
+    folders: dict[str, Path] = field(repr=False)
+    loss_curves: dict[str, list[float]] = field(repr=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether the models are on this machine."""
+        return bool(self.folders)
+
+    @property
+    def scorable(self) -> list[str]:
+        """Names of the models with scores."""
+        return list(self.roles)
+
+    def scores(
+        self, name: str, prefix: int = 0, length: int | None = None, progress: bool = False
+    ) -> Scores:
+        """Log-likelihoods of the transcript's examples under one of the models.
+
+        Parameters
+        ----------
+        name : str
+            One of `scorable`.
+        prefix, length : int, int or None
+            Scored window in tokens.
+        progress : bool
+            Show the scoring (live runs; scores are cached).
+
+        Raises
+        ------
+        InputError
+            Unknown model, or a window that was not recorded.
+        """
+        if name not in self.roles:
+            raise InputError(
+                f"{name!r} is no model of this run: choose one of {', '.join(self.roles)}"
+            )
+        return self._scores(name, prefix, length, progress)
+
+    def checkpoint_scores(
+        self, fraction: float, prefix: int = 0, length: int | None = None, progress: bool = False
+    ) -> Scores:
+        """Scores under the owner's model as it was at a fraction of its training.
+
+        Raises
+        ------
+        InputError
+            No checkpoint was kept there.
+        """
+        if fraction == 1.0:
+            return self.scores("alice", prefix, length, progress)
+        if fraction not in self.checkpoints:
+            kept = ", ".join(f"{f:g}" for f in self.checkpoints)
+            raise InputError(f"no checkpoint at {fraction:g} of training was kept (kept: {kept})")
+        return self._scores(f"alice@{fraction:g}", prefix, length, progress)
+
+    def loss_curve(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Steps and training loss (nats per token) of one of the models."""
+        if name not in self.loss_curves:
+            raise InputError(f"no loss curve of {name!r} (known: {', '.join(self.loss_curves)})")
+        losses = np.asarray(self.loss_curves[name], dtype=np.float64)
+        return np.arange(1, len(losses) + 1, dtype=np.int64), losses
+
+    def _scores(self, name: str, prefix: int, length: int | None, progress: bool) -> Scores:
+        if self.live:
+            from workbench.scorers import CausalLMScorer, score_transcript
+
+            scorer = CausalLMScorer(
+                str(self.folders[name]), prefix=prefix, length=length, label=name, device="auto"
+            )
+            return score_transcript(self.transcript, scorer, progress=progress)
+        column = _column_name(name, prefix, length)
+        if column not in self.transcript.columns:
+            known = ", ".join(f"{p}+{n or 'all'}" for p, n in self.windows)
+            raise InputError(
+                f"scores of {name} for the window {prefix}+{length or 'all'} were not recorded "
+                f"(recorded windows, prefix+length: {known}): use one of them, or a live run"
+            )
+        identity = ScorerIdentity.from_dict(self.provenance["identities"][column])
+        n_tokens = np.full(self.transcript.n, self.provenance["scored_tokens"][column])
+        values = np.asarray(self.transcript.column(column), dtype=np.float64)
+        return Scores.from_arrays(
+            loglik=values, n_tokens=n_tokens, transcript=self.transcript, identity=identity
+        )
+
+
+def _column_name(name: str, prefix: int, length: int | None) -> str:
+    window = "" if prefix == 0 and length is None else f"|{prefix}+{length or 'all'}"
+    return f"loglik:{name}{window}"
+
+
+def open_run(source: str = "tiny", *, progress: bool = False) -> Run:
+    """Open a run: a recipe's name trains it here, ``recorded`` reads the recorded one.
+
+    Parameters
+    ----------
+    source : str
+        A recipe (``tiny``, ``small``, ``medium``, ``smoke``), trained if it is not in the cache;
+        or ``recorded`` (``recorded:NAME``), the numbers of a run that was recorded.
+    progress : bool
+        Show training and scoring, with an estimate.
+
+    Raises
+    ------
+    InputError
+        Unknown name, or training failed.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "recorded":
+        return _open_recorded(name or "tiny")
+    if source not in RECIPES:
+        raise InputError(
+            f"run {source!r} is unknown: choose 'recorded' or a recipe ({', '.join(RECIPES)})"
+        )
+    return train_walkthrough(recipe(source), progress=progress)
+
+
+def train_walkthrough(chosen: Recipe, *, progress: bool = False) -> Run:
+    """Train the walk-through's models (owner's, derivative, control, references) if absent."""
+    from workbench.lab.corpus import docstring_corpus
+    from workbench.lab.derivatives import fine_tune, independent, pretrain
+    from workbench.lab.training import train_all, training_transcript
+
+    corpus = docstring_corpus(
+        chosen.packages,
+        vocab_size=chosen.vocab_size,
+        example_tokens=chosen.example_tokens,
+        progress=progress,
+    )
+    alice = pretrain(chosen, corpus)
+    jobs = {
+        "alice": alice,
+        "independent": independent(chosen, corpus),
+        "reference-same": pretrain(chosen, corpus, "reference-same", order=2),
+        "reference-other": pretrain(chosen, corpus, "reference-other", order=3, data=1),
+        "derivative": fine_tune(alice, chosen, corpus),
+    }
+    train_all(list(jobs.values()), progress=progress)
+    folders = {name: jobs[name].folder for name in ROLES}
+    records = {n: json.loads((f / "training.json").read_text()) for n, f in folders.items()}
+    for fraction in chosen.checkpoints:
+        folders[f"alice@{fraction:g}"] = folders["alice"] / "checkpoints" / f"{fraction:g}"
+    return Run(
+        name=chosen.name,
+        transcript=training_transcript(alice, corpus.tokens),
+        roles=dict(ROLES),
+        checkpoints=list(chosen.checkpoints),
+        windows=list(WINDOWS) if chosen.example_tokens >= 64 else [(0, None)],
+        provenance={
+            "recipe": chosen.as_dict(),
+            "corpus": {k: v for k, v in corpus.report.items() if k != "unread"},
+            "training": {
+                n: {k: v for k, v in r.items() if k not in ("loss_nats_per_token", "job")}
+                for n, r in records.items()
+            },
+            "device": alice.device,
+            "precision": alice.precision,
+            "threads": alice.threads,
+        },
+        folders=folders,
+        loss_curves={n: r["loss_nats_per_token"] for n, r in records.items()},
+    )
+
+
+def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
+    """Write a run's scores as Parquet, and its provenance as JSON: numbers only, no text.
+
+    The Parquet file is a transcript whose columns ``loglik:NAME`` hold mean log-likelihoods (nats
+    per token), so that the command line audits it like any published table.
+
+    Raises
+    ------
+    InputError
+        The run is itself a recording, or the files cannot be written.
+    """
+    if not run.live:
+        raise InputError("this run is a recording already: record a live one")
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise InputError(f"{path} must end in .parquet: the provenance goes beside it as .json")
+    digests = run.transcript.row_digests
+    assert digests is not None
+    columns: dict[str, Any] = {
+        "position": run.transcript.positions,
+        "digest": pa.array([row.tobytes() for row in digests], type=pa.binary(DIGEST_BYTES)),
+    }
+    identities, scored = {}, {}
+    names = [(name, window) for name in run.roles for window in run.windows]
+    names += [(f"alice@{fraction:g}", (0, None)) for fraction in run.checkpoints]
+    for name, (prefix, length) in names:
+        scores = run._scores(name, prefix, length, progress)
+        column = _column_name(name, prefix, length)
+        columns[column] = scores.loglik_mean.astype(np.float32)
+        identities[column] = scores.identity.as_dict()
+        scored[column] = int(scores.n_tokens[0])
+    claim = run.transcript.shuffle
+    content = {
+        "format": FORMAT,
+        "name": run.name,
+        "roles": run.roles,
+        "checkpoints": run.checkpoints,
+        "windows": [list(window) for window in run.windows],
+        "shuffle": {"kind": claim.kind, "seed": str(claim.seed)},
+        "loss_curves": {
+            name: [round(float(v), 3) for v in losses] for name, losses in run.loss_curves.items()
+        },
+        "provenance": {
+            **run.provenance,
+            "identities": identities,
+            "scored_tokens": scored,
+            "machine": platform.machine(),
+            "versions": {
+                package: metadata.version(package) for package in ("numpy", "torch", "transformers")
+            },
+        },
+    }
+    table = pa.table(columns)
+    atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+    text = json.dumps(content, indent=None, sort_keys=True)
+    atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    return path
+
+
+def _open_recorded(name: str) -> Run:
+    path = recorded(name)
+    sidecar = path.with_suffix(".json")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{sidecar} cannot be read ({error}): restore it from the clone"
+        ) from error
+    if content.get("format") != FORMAT:
+        raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
+    shuffle = content["shuffle"]
+    claim = ShuffleClaim(shuffle["kind"], seed=int(shuffle["seed"]))
+    return Run(
+        name=content["name"],
+        transcript=Transcript.read(path, shuffle=claim),
+        roles=content["roles"],
+        checkpoints=content["checkpoints"],
+        windows=[(int(p), None if n is None else int(n)) for p, n in content["windows"]],
+        provenance=content["provenance"],
+        folders={},
+        loss_curves=content["loss_curves"],
+    )
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A model, or part of one, in the lab's cache."""
+
+    key: str
+    name: str
+    recipe: str
+    complete: bool
+    steps_done: int
+    steps: int
+    megabytes: float
+    folder: Path
+
+    def __str__(self) -> str:
+        state = "complete" if self.complete else f"step {self.steps_done} of {self.steps or '?'}"
+        return f"{self.key}  {self.name:<18} {self.recipe:<8} {state:<20} {self.megabytes:.1f} MB"
+
+
+def lab_list() -> list[CachedModel]:
+    """Models in the lab's cache, finished and unfinished."""
+    found = []
+    root = home() / "lab" / "models"
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not folder.is_dir():
+            continue
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+        key = folder.name.removesuffix(".partial")
+        if (folder / "training.json").exists() and folder.suffix != ".partial":
+            record = json.loads((folder / "training.json").read_text())
+            name, steps = record["name"], int(record["steps"])
+            of = record["job"]["recipe"]["name"]
+            found.append(CachedModel(key, name, of, True, steps, steps, size, folder))
+        else:
+            try:
+                done = int((folder / "step").read_text())
+            except (OSError, ValueError):
+                done = 0
+            found.append(CachedModel(key, "unfinished", "", False, done, 0, size, folder))
+    return found
+
+
+def lab_clean(keys: Sequence[str] | None = None) -> list[Path]:
+    """Remove models from the cache; all of them, and the corpora and scores, if None.
+
+    Raises
+    ------
+    InputError
+        A key is not in the cache.
+    """
+    root = home()
+    if keys is None:
+        removed = [p for p in (root / "lab", root / "scores") if p.is_dir()]
+    else:
+        known = {model.key: model.folder for model in lab_list()}
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            raise InputError(
+                f"no model {unknown[0]!r} is in the cache: see the keys with 'palimpsest lab list'"
+            )
+        removed = [known[key] for key in keys]
+    for folder in removed:
+        shutil.rmtree(folder)
+    return removed

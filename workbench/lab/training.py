@@ -1,0 +1,564 @@
+"""Train a causal language model over a transcript in exactly its order; survive being killed.
+
+Knows steps, checkpoints and files; does not know which model plays which part. Every model is
+trained by a worker process of its own with a fixed number of threads, so that the result does not
+depend on what else runs, and so that two can be trained at a time.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from workbench.errors import InputError
+from workbench.home import atomic_write, content_key, home
+from workbench.lab.corpus import Corpus, _child_environment
+from workbench.lab.recipes import Recipe
+from workbench.transcript import ShuffleClaim, Transcript
+
+__all__ = ["TrainingJob", "model_folder", "train", "train_all", "training_transcript"]
+
+FORMAT = 1
+SAVE_EVERY_SECONDS = 15.0
+_SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training run: everything that decides its outcome. Its hash is the cache key.
+
+    Attributes
+    ----------
+    name : str
+        What the model is called; not part of the key.
+    recipe : dict
+        `Recipe.as_dict`.
+    corpus_folder, corpus_fingerprint : str
+        The text; the folder is not part of the key.
+    start, stop : int
+        Which examples, as a slice of the recipe's seeded split of the corpus.
+    order : int
+        Number of the shuffle: another number is another order of the same examples.
+    initialisation : int
+        Number of the weight initialisation.
+    learning_rate : float
+        Peak.
+    parent : str or None
+        Key of the model whose weights are the start.
+    device, precision : str
+        ``cpu`` or ``cuda``; ``float32`` or ``bfloat16`` (autocast).
+    threads : int
+        CPU threads of the worker.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    corpus_folder: str
+    corpus_fingerprint: str
+    start: int
+    stop: int
+    order: int
+    initialisation: int
+    learning_rate: float
+    parent: str | None
+    device: str
+    precision: str
+    threads: int = 1
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the configuration and the corpus fingerprint."""
+        content = asdict(self)
+        for name in ("name", "corpus_folder"):
+            del content[name]
+        content["recipe"] = {k: v for k, v in self.recipe.items() if k != "name"}
+        return content_key({"format": FORMAT, **content})
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished model lies: an ordinary ``save_pretrained`` folder."""
+        return model_folder(self.key)
+
+    @property
+    def partial(self) -> Path:
+        """Where it is while it trains."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return -(-(self.stop - self.start) // int(self.recipe["batch_size"]))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model is in the cache."""
+        return self.folder.is_dir()
+
+
+def model_folder(key: str) -> Path:
+    """Cache folder of the model with this key."""
+    return home() / "lab" / "models" / key[:16]
+
+
+def new_job(
+    name: str,
+    recipe: Recipe,
+    corpus: Corpus,
+    *,
+    start: int,
+    stop: int,
+    order: int,
+    initialisation: int,
+    learning_rate: float | None = None,
+    parent: TrainingJob | None = None,
+) -> TrainingJob:
+    """Describe a training run on this machine's best device.
+
+    Raises
+    ------
+    InputError
+        The corpus has too few examples.
+    """
+    if stop > len(corpus.tokens):
+        raise InputError(
+            f"{name} needs examples up to number {stop:,} and the corpus has "
+            f"{len(corpus.tokens):,}: give more text, or fewer examples in the recipe"
+        )
+    device, precision = _device_and_precision()
+    return TrainingJob(
+        name=name,
+        recipe=json.loads(json.dumps(recipe.as_dict())),
+        corpus_folder=str(corpus.folder),
+        corpus_fingerprint=corpus.fingerprint,
+        start=start,
+        stop=stop,
+        order=order,
+        initialisation=initialisation,
+        learning_rate=learning_rate or recipe.peak_learning_rate,
+        parent=None if parent is None else parent.key,
+        device=device,
+        precision=precision,
+    )
+
+
+def _device_and_precision() -> tuple[str, str]:
+    """A GPU if there is one; bfloat16 autocast where the hardware multiplies it natively."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    native = ("avx512_bf16", "amx_bf16")
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        return "cpu", "float32"
+    return "cpu", "bfloat16" if any(flag in flags for flag in native) else "float32"
+
+
+def training_rows(job: TrainingJob, n_corpus: int) -> NDArray[np.int64]:
+    """Corpus row numbers of the job's examples, in ascending order: no trace of the shuffle."""
+    seed = int(job.recipe["seed"])
+    split = np.random.default_rng(np.random.SeedSequence([seed, _SPLIT_STREAM])).permutation(
+        n_corpus
+    )
+    return np.sort(split[job.start : job.stop]).astype(np.int64)
+
+
+def shuffle_seed(job: TrainingJob) -> int:
+    """The seed of the job's order: 128 bits drawn from the recipe's root and the order's number."""
+    entropy = [int(job.recipe["seed"]), _ORDER_STREAM, job.order]
+    words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
+    return int.from_bytes(words.tobytes(), "little")
+
+
+def training_positions(job: TrainingJob) -> NDArray[np.int64]:
+    """Position in training of each example, 0 … n−1: a uniform random permutation."""
+    return (
+        np.random.Generator(np.random.PCG64(shuffle_seed(job)))
+        .permutation(job.stop - job.start)
+        .astype(np.int64)
+    )
+
+
+def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
+    """The transcript of a run: its examples in corpus order, with their training positions."""
+    rows = training_rows(job, len(tokens))
+    return Transcript.from_arrays(
+        training_positions(job),
+        tokens=np.asarray(tokens[rows]).astype(np.int64),
+        shuffle=ShuffleClaim("owner", seed=shuffle_seed(job)),
+        source=f"{job.name}'s transcript",
+    )
+
+
+# ---------------------------------------------------------------------- many jobs
+
+
+def train(job: TrainingJob, *, progress: bool = False) -> Path:
+    """Train one model if it is not in the cache; see `train_all`."""
+    return train_all([job], progress=progress)[0]
+
+
+def train_all(
+    jobs: Sequence[TrainingJob], *, workers: int | None = None, progress: bool = False
+) -> list[Path]:
+    """Train what is not in the cache, parents first, a few at a time.
+
+    Parameters
+    ----------
+    jobs : sequence of TrainingJob
+        A parent must come before what derives from it, or be in the cache.
+    workers : int, optional
+        Processes at a time: two on a CPU with two cores or more, one on a GPU.
+    progress : bool
+        Show steps done over all models, with an estimate.
+
+    Returns
+    -------
+    list of Path
+        Model folders, in the order of `jobs`.
+
+    Raises
+    ------
+    InputError
+        A worker failed; the message says where its log lies. Finished models, and the state of
+        unfinished ones, are kept.
+    KeyboardInterrupt
+        As usual; the same call continues where it stopped.
+    """
+    waiting = [job for job in jobs if not job.complete]
+    if not waiting:
+        return [job.folder for job in jobs]
+    if workers is None:
+        on_gpu = any(job.device != "cpu" for job in waiting)
+        workers = 1 if on_gpu else min(2, os.cpu_count() or 1)
+    running: list[tuple[TrainingJob, subprocess.Popen[bytes], Path]] = []
+    bar = tqdm(
+        total=sum(job.steps for job in waiting),
+        desc=f"training {len(waiting)} models",
+        unit="step",
+        disable=not progress,
+        mininterval=2.0,
+    )
+    pending = list(waiting)
+    try:
+        while pending or running:
+            for job in list(pending):
+                ready = job.parent is None or model_folder(job.parent).is_dir()
+                if ready and len(running) < workers:
+                    pending.remove(job)
+                    running.append(_start_worker(job))
+            if not running:
+                raise InputError(
+                    f"{pending[0].name} derives from a model that is not trained: train its parent"
+                )
+            time.sleep(0.05)
+            _show(bar, waiting)
+            for entry in list(running):
+                job, process, log = entry
+                if process.poll() is not None:
+                    running.remove(entry)
+                    if process.returncode != 0 or not job.complete:
+                        tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+                        raise InputError(
+                            f"training {job.name} failed ({' '.join(tail) or 'no message'}): see "
+                            f"{log}; the same command continues where it stopped"
+                        )
+                    log.unlink(missing_ok=True)
+    finally:
+        for _, process, _ in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)  # saves its state
+        for _, process, _ in running:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        _show(bar, waiting)
+        bar.close()
+    return [job.folder for job in jobs]
+
+
+def _show(bar: "tqdm[Any]", jobs: Sequence[TrainingJob]) -> None:
+    done = 0
+    for job in jobs:
+        if job.complete:
+            done += job.steps
+        else:
+            with contextlib.suppress(OSError, ValueError):
+                done += int((job.partial / "step").read_text())
+    bar.update(done - bar.n)
+
+
+def _start_worker(job: TrainingJob) -> tuple[TrainingJob, "subprocess.Popen[bytes]", Path]:
+    job.partial.mkdir(parents=True, exist_ok=True)
+    log = job.partial.with_suffix(".log")
+    environment = _child_environment()
+    environment.update(OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
+    with open(log, "wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workbench.lab.training"],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=sink,
+            env=environment,
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(asdict(job)).encode())
+    process.stdin.close()
+    return job, process, log
+
+
+# ---------------------------------------------------------------------- one job
+
+
+def run_job(job: TrainingJob, *, after_step: Callable[[int], object] | None = None) -> Path:
+    """Train one model in this process, from its last saved state if there is one.
+
+    Two processes that want the same model train it once: the second waits for the first. The lock
+    is the operating system's, so a killed process leaves none behind.
+    """
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{job.folder}.lock"):
+        if not job.complete:
+            _train_locked(job, after_step)
+    return job.folder
+
+
+def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) -> None:
+    import torch
+
+    torch.set_num_threads(job.threads)
+    # The same configuration must give the same weights, also after an interruption.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in job.recipe.items()})
+    tokens = np.load(Path(job.corpus_folder) / "tokens.npy", mmap_mode="r", allow_pickle=False)
+    transcript = training_transcript(job, tokens)
+    rows = training_rows(job, len(tokens))
+    in_order = np.asarray(tokens[rows[np.argsort(transcript.positions)]]).astype(np.int64)
+    data = torch.from_numpy(in_order).to(job.device)
+    model = _new_model(job, recipe)
+    model.to(job.device).train()
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=job.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    job.partial.mkdir(parents=True, exist_ok=True)
+    resume = job.partial / "resume.safetensors"
+    losses = torch.zeros(job.steps, device=job.device)
+    step = _load_state(resume, model, optimiser, losses) if resume.exists() else 0
+    resumed_at = step
+    checkpoint_steps = {max(1, round(f * job.steps)): f for f in recipe.checkpoints}
+    autocast = (
+        torch.autocast(job.device, dtype=torch.bfloat16)
+        if job.precision == "bfloat16"
+        else contextlib.nullcontext()
+    )
+    saved = shown = time.monotonic()
+    stop = _stop_flag()
+    while step < job.steps:
+        batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(step, job.steps, job.learning_rate, recipe)
+        with autocast:
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses[step] = loss.detach()
+        step += 1
+        if after_step is not None:
+            after_step(step)
+        if step in checkpoint_steps and step < job.steps:
+            _save_checkpoint(job, model, optimiser, step, checkpoint_steps[step])
+        now = time.monotonic()
+        if now - shown > 0.5:
+            (job.partial / "step").write_text(str(step))
+            shown = now
+        if now - saved > SAVE_EVERY_SECONDS or stop():
+            _save_state(resume, model, optimiser, losses, step)
+            saved = now
+            if stop():
+                raise KeyboardInterrupt
+    _finish(job, recipe, model, optimiser, losses, transcript, resumed_at)
+
+
+def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> float:
+    """Linear warm-up, then linear decay to `final_fraction` of the peak."""
+    warmup = max(1, round(recipe.warmup_fraction * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    through = (step - warmup) / max(1, steps - warmup)
+    return peak * (1 - (1 - recipe.final_fraction) * through)
+
+
+def _new_model(job: TrainingJob, recipe: Recipe) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if job.parent is not None:
+        return AutoModelForCausalLM.from_pretrained(
+            model_folder(job.parent), use_safetensors=True, dtype=torch.float32
+        )
+    entropy = [recipe.seed, _INIT_STREAM, job.initialisation]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+    config = LlamaConfig(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=max(1024, recipe.example_tokens),
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float()
+
+
+def _optimiser_tensors(model: Any, optimiser: Any) -> dict[str, Any]:
+    """The optimiser's state as named tensors: safetensors holds it, no pickle."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            named[f"optimiser.{key}.{name}"] = value.detach().contiguous()
+    return named
+
+
+def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
+    tensors.update(_optimiser_tensors(model, optimiser))
+    tensors["losses"] = losses
+    atomic_write(path, lambda p: save_file(tensors, p, metadata={"step": str(step)}))
+
+
+def _load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device="cpu") as stored, torch.no_grad():
+        names = set(stored.keys())
+        for name, parameter in model.named_parameters():
+            parameter.copy_(stored.get_tensor(f"model.{name}"))
+            state = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"optimiser.{key}.{name}" in names:
+                    tensor = stored.get_tensor(f"optimiser.{key}.{name}")
+                    state[key] = tensor.to(parameter.device)
+            optimiser.state[parameter] = state
+        losses.copy_(stored.get_tensor("losses"))
+        return int(stored.metadata()["step"])
+
+
+def _save_checkpoint(
+    job: TrainingJob, model: Any, optimiser: Any, step: int, fraction: float
+) -> None:
+    """A checkpoint is a model folder of its own, with the optimiser's state beside the weights."""
+    from safetensors.torch import save_file
+
+    folder = job.partial / "checkpoints" / f"{fraction:g}"
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    _save_model(job, model, fresh)
+    save_file(_optimiser_tensors(model, optimiser), fresh / "optimiser.safetensors")
+    (fresh / "checkpoint.json").write_text(json.dumps({"step": step, "fraction": fraction}))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _save_model(job: TrainingJob, model: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    shutil.copytree(Path(job.corpus_folder) / "tokenizer", folder, dirs_exist_ok=True)
+
+
+def _finish(
+    job: TrainingJob,
+    recipe: Recipe,
+    model: Any,
+    optimiser: Any,
+    losses: Any,
+    transcript: Transcript,
+    resumed_at: int,
+) -> None:
+    import platform
+
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    _save_model(job, model, job.partial)
+    save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
+    transcript.write(job.partial / "transcript.parquet")
+    record = {
+        "name": job.name,
+        "job": asdict(job),
+        "key": job.key,
+        "steps": job.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "checkpoints": list(recipe.checkpoints),
+        "loss_nats_per_token": [round(float(v), 6) for v in losses.cpu()],
+        "shuffle_seed": str(shuffle_seed(job)),
+        "transcript_fingerprint": transcript.fingerprint,
+        "resumed_at_step": resumed_at,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    (job.partial / "training.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+    for leftover in ("resume.safetensors", "step"):
+        (job.partial / leftover).unlink(missing_ok=True)
+    os.replace(job.partial, job.folder)
+
+
+def _stop_flag() -> Callable[[], bool]:
+    """True once the process was asked to stop; the training loop then saves and leaves."""
+    asked = []
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: asked.append(True))
+    return lambda: bool(asked)
+
+
+def _main() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    job = TrainingJob(**json.load(sys.stdin))
+    with contextlib.suppress(KeyboardInterrupt):
+        run_job(job)
+        sys.exit(0)
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+    _main()
