@@ -5,12 +5,17 @@ import html
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -476,6 +481,39 @@ def test_one_notebook_gives_its_page_and_one_failure_stops_the_report(
         run_all([good, bad], tmp_path / "out", jobs=1, progress=True)
     assert not (tmp_path / "out" / "index.html").exists()
     assert "good: done in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interruption_stops_every_kernel(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    source = "import os, time, pathlib\npathlib.Path(note).write_text(str(os.getpid()))\n"
+    for name in ("a", "b"):
+        notebook(
+            tmp_path / "nbs" / f"{name}.ipynb",
+            parameters(f"note = {str(note) + name!r}"),
+            code(source + "time.sleep(600)"),
+        )
+    call = "import sys; from workbench.cli import app_main; app_main()"
+    arguments = ["report", str(tmp_path / "nbs"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", call, *arguments], stderr=subprocess.PIPE, text=True
+    )
+    notes = [Path(f"{note}{name}") for name in ("a", "b")]
+    kernels: list[int] = []
+    deadline = time.monotonic() + 120
+    while len(kernels) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        kernels = [int(file.read_text()) for file in notes if file.exists() and file.read_text()]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert len(kernels) == 2
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    # A busy kernel ends by itself when it finds its parent gone; it looks every second.
+    gone = time.monotonic() + 20
+    while any(map(psutil.pid_exists, kernels)) and time.monotonic() < gone:
+        time.sleep(0.2)
+    assert not [pid for pid in kernels if psutil.pid_exists(pid)]
 
 
 def test_an_index_of_something_that_is_not_evidence_is_an_error(tmp_path: Path) -> None:

@@ -9,21 +9,22 @@ import argparse
 import ast
 import base64
 import html
+import importlib
 import importlib.metadata
 import logging
 import math
 import os
+import pickle
 import re
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -591,7 +592,7 @@ def run_all(
     InputError
         No notebooks, bad parameters, or an output folder that cannot be written.
     ReportError
-        A notebook failed; those that had started were let finish.
+        A notebook failed; those still running were stopped.
     """
     paths = _notebook_paths(notebooks)
     if jobs < 1:
@@ -675,11 +676,6 @@ class _Clock:
         self.say(f"{page.name}: done in {page.seconds:.0f} s ({self.done} of {self.total})")
 
 
-def _start_worker(threads: int) -> None:
-    # Two notebooks that each use every core are slower than two that share them.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-
-
 def _run_wave(
     paths: list[Path],
     chosen: Mapping[Path, Mapping[str, object]],
@@ -690,42 +686,97 @@ def _run_wave(
     with_index: bool,
 ) -> dict[Path, ReportPage]:
     # Processes, not threads: papermill changes the working folder of the whole process.
-    if not paths:
-        return {}
-    workers = min(jobs, len(paths))
     pages: dict[Path, ReportPage] = {}
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(max(1, (os.cpu_count() or 1) // workers),),
-    )
-    queue, running = list(paths), dict[Future[ReportPage], Path]()
+    queue, running = list(paths), dict[Path, _Worker]()
+    workers = max(1, min(jobs, len(paths)))
     try:
         while queue or running:
             while queue and len(running) < workers:
                 path = queue.pop(0)
                 clock.say(f"{path.stem}: running")
-                future = pool.submit(
-                    run_notebook,
-                    path,
-                    folder,
-                    dict(chosen[path]),
-                    timeout=timeout,
-                    with_index=with_index,
-                )
-                running[future] = path
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                path = running.pop(future)
-                if (error := future.exception()) is not None:
+                options = {"timeout": timeout, "with_index": with_index}
+                running[path] = _Worker(path, folder, dict(chosen[path]), options, workers)
+            for path in [path for path, worker in running.items() if worker.ended]:
+                try:
+                    pages[path] = running.pop(path).result()
+                except (InputError, ReportError):
                     clock.say(f"{path.stem}: failed")
-                    raise error
-                pages[path] = future.result()
+                    raise
                 clock.end(pages[path])
+            time.sleep(0.05)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in running.values():  # after a failure or Ctrl-C
+            worker.stop()
     return pages
+
+
+class _Worker:
+    """`run_notebook` in a process of its own, which can be stopped together with its kernel."""
+
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        parameters: dict[str, object],
+        options: dict[str, Any],
+        workers: int,
+    ) -> None:
+        self.name = path.name
+        self.scratch = tempfile.TemporaryDirectory(prefix="palimpsest-")
+        self.files = Path(self.scratch.name)
+        request = pickle.dumps(((path.resolve(), folder, parameters), options))
+        (self.files / "request").write_bytes(request)
+        # Two notebooks that each use every core are slower than two that share them.
+        threads = str(max(1, (os.cpu_count() or 1) // workers))
+        with (self.files / "stderr").open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workbench.reports", "run", str(self.files)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={"OMP_NUM_THREADS": threads, **os.environ},
+                start_new_session=True,  # Ctrl-C reaches the parent only, which then stops us
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def result(self) -> ReportPage:
+        try:
+            answer = self.files / "answer"
+            if not answer.is_file():
+                said = (self.files / "stderr").read_text(errors="replace").strip().splitlines()
+                raise ReportError(
+                    f"{self.name}: its process ended with status {self.process.returncode}"
+                    + (f" ({said[-1]})" if said else "")
+                )
+            page = pickle.loads(answer.read_bytes())
+        finally:
+            self.scratch.cleanup()
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+    def stop(self) -> None:
+        self.process.terminate()  # nbclient then shuts its kernel down
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.scratch.cleanup()
+
+
+def _serve(files: Path) -> None:
+    positional, options = pickle.loads((files / "request").read_bytes())
+    try:
+        answer: ReportPage | Exception = run_notebook(*positional, **options)
+    except (InputError, ReportError) as error:
+        answer = type(error)(str(error))  # without its causes, which need not pickle
+    unfinished = files / "unfinished"
+    unfinished.write_bytes(pickle.dumps(answer))
+    unfinished.rename(files / "answer")
 
 
 # ------------------------------------------------------------------------------- pages
@@ -1238,8 +1289,14 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     )
     build.add_argument("names", nargs="*", help="only these, without suffix")
     build.add_argument("--check", action="store_true", help="only compare, run nothing")
+    run = commands.add_parser("run")  # what run_all starts; not for people
+    run.add_argument("files", type=Path)
     options = parser.parse_args(arguments)
     try:
+        if options.command == "run":
+            # Under -m this module is __main__; what is pickled must be known by its real name.
+            importlib.import_module("workbench.reports")._serve(options.files)
+            return 0
         if options.check:
             differences = notebook_differences()
             sys.stderr.writelines(f"{line}\n" for line in differences)

@@ -252,6 +252,7 @@ def train_all(
         unit="step",
         disable=not progress,
         mininterval=2.0,
+        smoothing=0,  # workers report in bursts: the average rate is the honest one
     )
     pending = list(waiting)
     try:

@@ -700,7 +700,7 @@ class _Network:
                 f"({_first_line(error)}): check that its weights belong to its config.json"
             ) from error
         missing = sorted(report.get("missing_keys", ()))
-        if False:
+        if missing:
             # transformers would fill them with random numbers and go on
             raise InputError(
                 f"{checkpoint.name}: its files lack {len(missing)} of the model's weights, such as "
