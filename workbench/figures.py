@@ -272,7 +272,7 @@ def null_histogram(evidence: Evidence) -> Figure:
     figure, axes = _axes(8.0, 4.2)
     palette = sns.color_palette("colorblind")
     with matplotlib.style.context(STYLE):
-        axes.stairs(density, edges, fill=True, color=palette[5], alpha=0.65)
+        axes.stairs(density, edges, fill=True, color="#56B4E9", alpha=0.65)
         reach = max(4.2, abs(z) * 1.12)
         grid = np.linspace(-4.2, 4.2, 300)
         axes.plot(grid, norm.pdf(grid), color="#333333", linewidth=1.5, linestyle="--")
@@ -299,7 +299,7 @@ def null_histogram(evidence: Evidence) -> Figure:
         )
         axes.legend(
             handles=[
-                matplotlib.patches.Patch(color=palette[5], alpha=0.65, label="permuted orders"),
+                matplotlib.patches.Patch(color="#56B4E9", alpha=0.65, label="permuted orders"),
                 matplotlib.lines.Line2D(
                     [], [], color="#333333", linestyle="--", label="normal curve"
                 ),

@@ -472,6 +472,11 @@ class Transcript:
         if not self._all_rows:
             values = values.take(pa.array(self.rows))
         if _is_list(values.type):
+            if values.null_count:
+                row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+                raise InputError(
+                    f"{self.source}: row {self.rows[row]} has no {name}: fill or remove it"
+                )
             flat, offsets = _flatten(values)
             return np.split(flat, offsets[1:-1])
         return np.asarray(values.to_numpy())
@@ -815,8 +820,10 @@ def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
 
 def _open(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
     """Open a source without reading its content."""
-    path = Path(source)
+    path = Path(source).expanduser()
     name = path.name.lower()
+    if path.exists():
+        path = path.absolute()  # pyarrow takes a relative path with a colon for an address
     try:
         if path.is_file():
             if path.stat().st_size == 0:

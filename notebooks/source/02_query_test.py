@@ -1,0 +1,245 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The query test
+#
+# *Explanation and how-to, with exercises for a class. Thirty minutes.*
+#
+# Alice scores her training examples under a suspect and correlates the scores with her training
+# order (Kuditipudi et al. 2025, arXiv 2510.19796). This notebook builds the test from its null
+# hypothesis up.
+
+# %% tags=["parameters"]
+source = "recorded"
+output_dir = ""
+suspect = "derivative"
+n_resamples = 9999
+seed = 0
+
+# %%
+from pathlib import Path
+
+import numpy as np
+
+from workbench import Transcript, figures, lab, queries_needed, query_contrast, query_test
+from workbench.null import permutation_null
+
+run = lab.open_run(source)
+transcript = run.transcript
+scores = {name: run.scores(name) for name in run.scorable}
+print("suspect:", suspect, "|", run.roles[suspect])
+
+# %% [markdown]
+# ## The null hypothesis
+#
+# **H0:** the suspect is independent of Alice's training *order*, given the examples.
+#
+# It says nothing about the examples themselves: the suspect may have been trained on all of them.
+# Alice shuffled at random, so under H0 the order she used and any other order of the same examples
+# are equally likely given the suspect. Exchange them, recompute the statistic, and you have seen a
+# draw from the null. No model of the data is needed.
+
+# %%
+reference = scores["reference-same"]
+contrast = query_contrast(scores[suspect], [reference])
+null = permutation_null(transcript.design, [contrast], n_resamples, seed)[0]
+beyond = int((null.draws >= null.observed).sum())
+print(f"{beyond} of {n_resamples:,} permuted orders reach the observed statistic")
+print(f"exact p = (1 + {beyond}) / ({n_resamples:,} + 1) = {null.pvalue():.4g}")
+
+# %% [markdown]
+# ## Two p-values, two names
+#
+# The **exact** p-value cannot fall below its floor, 1 / (m + 1): with m permutations nothing smaller
+# can be seen. A p-value of 1e-50 is always **asymptotic**: the null is nearly a normal curve, and
+# its tail is computed far beyond where any permutation will ever land. Past 1e-12 we say
+# *extrapolated*. The exact one carries the verdict.
+
+# %%
+evidence = query_test(transcript, scores[suspect], [reference], n_resamples=n_resamples, seed=seed)
+print("exact p     ", evidence.exact_text)
+print("asymptotic p", evidence.asymptotic_text)
+
+# %%
+figures.show(figures.null_histogram(evidence))
+
+# %% [markdown]
+# ## Is it really uniform when there is nothing to find?
+#
+# Take the *independent* model, whose scores know nothing of Alice's order, and shuffle afresh many
+# times. Under H0 every p-value is equally likely, so a tenth of them should fall below 0.1.
+
+# %%
+rng = np.random.default_rng(seed)
+control = query_contrast(scores["independent"], [reference])
+pvalues = []
+for trial in range(200):
+    redrawn = Transcript.from_arrays(rng.permutation(1000))
+    rows = rng.choice(transcript.n, 1000, replace=False)
+    fresh = permutation_null(redrawn.design, [control[rows]], 199, trial)[0]
+    pvalues.append(fresh.pvalue_randomised(rng))
+below = [np.mean(np.array(pvalues) <= level) for level in (0.05, 0.1, 0.5)]
+print("share of p-values at or below .05, .1, .5:", [f"{share:.3f}" for share in below])
+
+# %% [markdown]
+# ## Why a reference helps
+#
+# **Prediction.** Order these by evidence: no reference; a reference trained on *other* examples; a
+# reference trained on the *same* examples in another order.
+
+# %%
+choices = {
+    "none": [],
+    "reference-other": [scores["reference-other"]],
+    "reference-same": [reference],
+    "both": [scores["reference-other"], reference],
+}
+by_reference = {}
+for label, references in choices.items():
+    by_reference[label] = query_test(transcript, scores[suspect], references, seed=seed)
+    e = by_reference[label]
+    print(
+        f"{label:<16} rho {e.statistic:+.4f}  z {e.z:6.2f}  exact p {e.pvalue:.4g}  log10 p {e.log10_pvalue:.1f}"
+    )
+
+# %% [markdown]
+# A reference explains why some examples are easy for everyone. The closer it is to the suspect in
+# data and size, the more it explains, and the fewer queries are needed: about
+# $((z_\alpha + z_{power}) / \rho)^2$.
+
+# %%
+for label, e in by_reference.items():
+    print(
+        f"{label:<16} {queries_needed(e.statistic, 1e-8, 0.9):>7,} queries to p < 1e-8 with 90 % power"
+    )
+
+# %% [markdown]
+# ## References are checked, too
+#
+# A reference that knows Alice's order (a checkpoint of hers, a sibling of the same suite) would
+# cancel real signal or fake it. So each reference, each difference of references and what is
+# subtracted are tested against the same null, two-sided, with Holm's correction. Below .001 the
+# test refuses to decide. Passing is not proof: the check prints what it would have found.
+
+# %%
+check = by_reference["both"].references_check
+for test in check.tests:
+    print(
+        f"{test['name']:<38} correlation {test['correlation']:+.4f}, corrected p {test['corrected']:.3f}"
+    )
+print(check)
+
+# %% [markdown]
+# What if Alice's own model is used as a reference by mistake?
+
+# %%
+mistake = query_test(transcript, scores["independent"], [scores["alice"]], n_resamples=1999)
+print(mistake.verdict)
+print(mistake.verdict_reason)
+
+# %% [markdown]
+# ## Three independent models
+#
+# The control and both references never saw Alice's order. Each is put on trial. The smallest effect
+# of interest is a quarter of what the same queries show on Alice's own model.
+
+# %%
+own = query_test(transcript, scores["alice"], [reference], seed=seed)
+smallest = round(own.statistic / 4, 4)
+trials = {
+    "independent": [reference],
+    "reference-same": [scores["reference-other"]],
+    "reference-other": [reference],
+}
+cleared = {}
+for name, references in trials.items():
+    cleared[name] = query_test(transcript, scores[name], references, smallest_effect=smallest)
+    print(f"{name:<16} exact p {cleared[name].pvalue:.4f}: {cleared[name].verdict}")
+
+# %%
+curves = {name: query_contrast(scores[name], refs) for name, refs in trials.items()}
+figures.show(figures.memorisation_curve(transcript.positions, {suspect: contrast, **curves}))
+
+# %% [markdown]
+# ## Evidence against queries
+#
+# Every query costs. Random subsets show what fewer would have bought: the middle line is the median
+# over subsets, the band holds half of them.
+
+# %%
+series = {
+    f"{suspect}, with reference": (scores[suspect], [reference]),
+    f"{suspect}, none": (scores[suspect], []),
+    "independent, with reference": (scores["independent"], [reference]),
+}
+figures.show(figures.evidence_vs_queries(transcript, series, repeats=20, seed=seed))
+
+# %% [markdown]
+# ## What may be permuted
+#
+# Exactly what was shuffled. If documents were shuffled whole, the document is the **unit**. If each
+# epoch was shuffled on its own, the epoch is the **block**. Equal positions are **ties**. Getting
+# it wrong is not a detail: here scores differ between two blocks and there is no memory at all.
+
+# %%
+order = np.concatenate([rng.permutation(500), 500 + rng.permutation(500)])
+block = np.repeat(["first", "second"], 500)
+drifting = np.where(block == "second", 0.5, 0.0) + rng.normal(size=1000)
+for label, blocks in (("pooled (wrong)", None), ("within blocks", block)):
+    design = Transcript.from_arrays(order, blocks=blocks).design
+    p = permutation_null(design, [drifting], 999, seed)[0].pvalue()
+    print(f"{label:<16} exact p {p:.3f}")
+
+# %% tags=["panel", "nbval-ignore-output"]
+from workbench import panels
+
+panels.query_panel(run)
+
+# %% [markdown]
+# ## The evidence, whole
+#
+# Every result carries its gates (what the software checked), its caveats, and three possible
+# verdicts: *evidence*, *no evidence found at this power*, *could not be decided*.
+
+# %%
+query_test(transcript, scores[suspect], [reference], smallest_effect=smallest, seed=seed)
+
+# %%
+if output_dir:
+    folder = Path(output_dir) / "evidence"
+    for label, e in by_reference.items():
+        e.write(folder / f"02-{suspect}-{label}.json")
+    for name, e in cleared.items():
+        e.write(folder / f"02-{name}.json")
+print("evidence written" if output_dir else "no output folder: evidence not written")
+
+# %% [markdown]
+# ## What a small p does not show
+#
+# Direction (who derived from whom), breach of a licence, which checkpoint, or which sibling of a
+# suite that shares one order. And all of it rests on the shuffle having been random: Alice's word,
+# unless the seed came from public randomness or a published shuffler.
+#
+# ## Exercises for a class
+#
+# 1. Use losses in place of log-likelihoods by mistake (`-scores`). What does the one-sided test
+#    say? What would a two-sided test have said?
+# 2. Sort the transcript by text and number it 0, 1, 2, … Which gate stops you?
+# 3. With 99 permutations and alpha = .001, can anything be evidence? What does the verdict say?
+# 4. Halve the number of queries. By how much does z fall? Compare with the square root of two.
+# 5. Draw two suspects from one independent model by adding noise. Are their p-values independent?
+
+# %%
+wrong_sign = permutation_null(transcript.design, [-contrast], 999, seed)[0]
+print("exercise 1: one-sided p with the wrong sign", wrong_sign.pvalue("greater"))
+print("            two-sided p hides it           ", wrong_sign.pvalue("two-sided"))

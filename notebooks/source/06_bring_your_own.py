@@ -1,0 +1,211 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Bring your own transcript, models and scores
+#
+# *How-to. Fifteen minutes.*
+#
+# Three things go into a test: the **transcript** (examples and positions), the **suspect's** scores
+# and, if you have any, the **references'**. Each can come from a file, from arrays, or from a model
+# that is scored here.
+
+# %% tags=["parameters"]
+source = "recorded"
+output_dir = ""
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from workbench import InputError, Scores, ShuffleClaim, Transcript, lab, query_test
+
+folder = Path(tempfile.mkdtemp())
+print("a temporary folder holds what this notebook writes")
+
+# %% [markdown]
+# ## Your transcript
+#
+# A table with one row per example: Parquet, JSON lines (also gzipped), Arrow, a folder of them, or a
+# Hugging Face data set. It needs a position (`position` or `index`) and the content (`tokens` or
+# `text`); `block`, `unit` and `exposures` say what was shuffled.
+
+# %%
+rng = np.random.default_rng(7)
+n = 1200
+order = rng.permutation(n)
+words = ["wax", "stylus", "parchment", "vellum", "ink", "margin", "gloss", "folio", "quire", "<b>"]
+rows = [
+    {"position": int(p), "text": " ".join(rng.choice(words, 12)), "unit": i // 3}
+    for i, p in enumerate(order)
+]
+path = folder / "transcript.jsonl"
+path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+print(json.dumps(rows[0]))
+
+# %%
+transcript = Transcript.read(path)
+transcript.describe()
+
+# %% [markdown]
+# The column `unit` says that three examples moved as one (a packed chunk, a document). The test will
+# permute 400 units, not 1,200 rows.
+#
+# If you have arrays already, no file is needed. Say also how the order came about: the evidence
+# rests on it.
+
+# %%
+claim = ShuffleClaim("owner", seed=987654321)
+from_arrays = Transcript.from_arrays(order, texts=[row["text"] for row in rows], shuffle=claim)
+print(from_arrays.n, "examples,", from_arrays.kind, "| shuffle:", from_arrays.shuffle.kind)
+
+# %% [markdown]
+# ## Your scores
+#
+# From arrays, the **keyword declares the sign**: `loglik=` (higher = likelier) or `loss=` (lower =
+# likelier). It is never guessed, because a wrong sign turns evidence into its opposite.
+
+# %%
+easy = rng.normal(size=n)
+remembers = -3 + easy + 0.6 * order / n + 0.3 * rng.normal(size=n)
+other = -3 + easy + 0.3 * rng.normal(size=n)
+suspect = Scores.from_arrays(loglik=remembers, name="my suspect", transcript=from_arrays)
+reference = Scores.from_arrays(loss=-other, name="my reference", transcript=from_arrays)
+result = query_test(from_arrays, suspect, [reference], smallest_effect=0.1)
+print(result.verdict, "| exact p", result.pvalue, "| z", round(result.z, 1))
+
+# %% [markdown]
+# Scores given with `transcript=` are bound to its examples by a hash of their content, so a mix-up
+# is found:
+
+# %%
+try:
+    query_test(from_arrays.take(np.arange(n)[::-1]), suspect, [reference])
+except InputError as error:
+    print(str(error).split(" (fingerprint")[0])
+
+# %% [markdown]
+# ## Errors are sentences
+#
+# What was wrong, where, and what to do.
+
+# %%
+attempts = {
+    "two signs": {"loglik": [0.0, 1.0], "loss": [1.0, 2.0]},
+    "not finite": {"loglik": [0.0, float("nan")]},
+    "too short": {"loglik": [0.0, 1.0], "transcript": from_arrays},
+}
+for label, arguments in attempts.items():
+    try:
+        Scores.from_arrays(**arguments)
+    except InputError as error:
+        print(f"{label:<11} {error}")
+
+# %%
+bad = folder / "bad.jsonl"
+bad.write_text('{"position": 0, "text": "a"}\n{"position": null, "text": "b"}\n')
+try:
+    Transcript.read(bad)
+except InputError as error:
+    print(str(error).replace(f"{folder}/", ""))
+
+# %% [markdown]
+# ## Columns of losses that somebody published
+#
+# Published transcripts often carry losses, one list per row. `loss:NAME` and `loglik:NAME` use them
+# as they are, here from the run behind these notebooks:
+#
+# ```
+# palimpsest test query --transcript data/recorded/tiny.parquet \
+#     --suspect loglik:derivative --reference loglik:reference-same
+# ```
+
+# %%
+run = lab.open_run(source)
+print("models with scores:", ", ".join(run.scorable))
+evidence = query_test(run.transcript, run.scores("derivative"), [run.scores("reference-same")])
+print(f"derivative: {evidence.verdict}, exact p {evidence.pvalue:.4g}, z {evidence.z:.1f}")
+
+# %% [markdown]
+# ## Score a model
+#
+# Any causal language model that transformers loads, from the hub or a folder, is scored on token ids
+# as they are; text is tokenised once. Scores are cached by everything that can change them (weights,
+# tokenizer, precision, window, versions), and an interrupted run continues where it stopped.
+
+# %%
+if run.live:
+    from workbench import CausalLMScorer, score_transcript
+
+    few = run.transcript.subsample(500, seed=0)
+    scorer = CausalLMScorer(run.folders["derivative"], prefix=16, length=32)
+    windowed = score_transcript(few, scorer)
+    print(f"{windowed.n} examples scored on {windowed.identity.window}")
+else:
+    print("recorded scores: set source = 'tiny' to score the models here")
+
+# %% [markdown]
+# The same from the command line, in five lines:
+#
+# ```
+# palimpsest score --model my/model     --transcript t.parquet --out suspect.parquet
+# palimpsest score --model my/reference --transcript t.parquet --out reference.parquet
+# palimpsest test query --transcript t.parquet --suspect suspect.parquet \
+#     --reference reference.parquet --smallest-effect 0.02 --json evidence.json
+# palimpsest report notebooks/90_report.ipynb -p source=tiny
+# ```
+#
+# Exit status: 0 the test ran, whatever the verdict; 2 bad input; 3 could not be decided; 130
+# interrupted.
+
+# %% [markdown]
+# ## Windows
+#
+# A prefix gives the model context that is not scored; published work excludes a 32-token prefix and
+# scores what follows.
+
+# %%
+for prefix, length in run.windows:
+    pair = [run.scores(name, prefix, length) for name in ("derivative", "reference-same")]
+    e = query_test(run.transcript, pair[0], [pair[1]], n_resamples=999)
+    print(f"{pair[0].identity.window:<18} rho {e.statistic:+.4f}, z {e.z:.1f}")
+
+# %% [markdown]
+# ## Shape your own
+#
+# Blocks, ties, the size of the effect: see what each does to the p-value when it is declared, and
+# when it is not.
+
+# %% tags=["panel", "nbval-ignore-output"]
+from workbench import panels
+
+panels.design_panel()
+
+# %%
+if output_dir:
+    result.write(Path(output_dir) / "evidence" / "06-my-suspect.json")
+print("evidence written" if output_dir else "no output folder: evidence not written")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Declare `units=` in `from_arrays` as the file does. By how much does z change, and why?
+# 2. Give the reference's losses as `loglik=`. What does the verdict say?
+# 3. Write a transcript whose positions follow the length of the text. What does `describe()` say?
+
+# %%
+lengths = np.sort(rng.integers(5, 60, 400))
+curriculum = Transcript.from_arrays(np.arange(400), texts=["x" * int(k) for k in lengths])
+print("exercise 3: looks unshuffled:", curriculum.describe().looks_unshuffled)
