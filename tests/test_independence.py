@@ -305,9 +305,7 @@ def test_unbound_scores_and_duplicates_get_a_caveat(data):
     loose = Scores.from_arrays(loglik=data["derivative"].loglik_mean, name="loose")
     evidence = query_test(data["transcript"], loose, n_resamples=99)
     assert any("row number only" in caveat for caveat in evidence.caveats)
-    doubled = Transcript.from_arrays(
-        np.arange(40), texts=["same", *map(str, range(38)), "same"]
-    )
+    doubled = Transcript.from_arrays(np.arange(40), texts=["same", *map(str, range(38)), "same"])
     scores = Scores.from_arrays(loglik=np.random.default_rng(0).normal(size=40), transcript=doubled)
     evidence = query_test(doubled, scores, n_resamples=99)
     assert any("1 of 40 examples repeat" in caveat for caveat in evidence.caveats)

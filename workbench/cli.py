@@ -1,6 +1,7 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 2 bad input, 3 could not be decided, 130 interrupted.
+Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 could not be decided,
+130 interrupted.
 """
 
 import sys
@@ -21,7 +22,7 @@ __all__ = ["app", "app_main"]
 # typer does not export its UsageError; BadParameter is one.
 UsageError: Any = typer.BadParameter.__base__
 
-BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 2, 3, 130
+FAILED, BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,12 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does a language model remember the order of someone's training data?",
 )
-lab_app = typer.Typer(
-    no_args_is_help=True, help="Small real training runs on this machine."
-)
-test_app = typer.Typer(
-    no_args_is_help=True, help="Tests of independence of the training order."
-)
+lab_app = typer.Typer(no_args_is_help=True, help="Small real training runs on this machine.")
+test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the training order.")
 app.add_typer(lab_app, name="lab")
 app.add_typer(test_app, name="test")
 
@@ -54,19 +51,13 @@ ColumnOption = Annotated[
         "exposures. May be repeated.",
     ),
 ]
-SplitOption = Annotated[
-    str, typer.Option("--split", help="Split of a Hugging Face data set.")
-]
-PrefixOption = Annotated[
-    int, typer.Option(help="Tokens at the start that are context only.")
-]
+SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")]
+PrefixOption = Annotated[int, typer.Option(help="Tokens at the start that are context only.")]
 LengthOption = Annotated[
     int | None, typer.Option(help="Tokens scored after the prefix (default: all).")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-BosOption = Annotated[
-    bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")
-]
+BosOption = Annotated[bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 
@@ -92,15 +83,14 @@ def _read_transcript(
 
 @lab_app.command("train")
 def lab_train(
-    recipe: Annotated[
-        str, typer.Option(help="Named size: smoke, tiny, small, medium.")
-    ] = "tiny",
+    recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
     quiet: QuietOption = False,
 ) -> None:
-    """Train the walk-through's models (owner's, derivative, independent, references) if absent."""
+    """Train and score the walk-through's models (owner's, derivative, controls) if absent."""
     from workbench import lab
 
     run = lab.open_run(recipe, progress=not quiet)
+    run.score_all(progress=not quiet)
     for name, role in run.roles.items():
         typer.echo(f"{name:<18} {role}")
 
@@ -119,29 +109,21 @@ def lab_list() -> None:
 
 @lab_app.command("clean")
 def lab_clean(
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="Keys as 'lab list' shows.")
-    ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="All models and corpora.")
-    ] = False,
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys as 'lab list' shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All models and corpora.")] = False,
 ) -> None:
     """Remove cached models."""
     from workbench import lab
 
     if not keys and not everything:
-        raise InputError(
-            "nothing to remove: name keys as 'palimpsest lab list' shows, or --all"
-        )
+        raise InputError("nothing to remove: name keys as 'palimpsest lab list' shows, or --all")
     removed = lab.lab_clean(None if everything else list(keys or []))
     typer.echo(f"removed {len(removed)} folder(s)")
 
 
 @lab_app.command("record")
 def lab_record(
-    out: Annotated[
-        Path, typer.Option(help="Parquet file to write; a .json goes beside it.")
-    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; a .json goes beside it.")],
     recipe: Annotated[str, typer.Option(help="Named size.")] = "tiny",
     quiet: QuietOption = False,
 ) -> None:
@@ -155,9 +137,7 @@ def lab_record(
 
 @app.command("score")
 def score(
-    model: Annotated[
-        str, typer.Option(help="Hub id or folder of a causal language model.")
-    ],
+    model: Annotated[str, typer.Option(help="Hub id or folder of a causal language model.")],
     transcript: TranscriptOption,
     out: Annotated[Path, typer.Option(help="Parquet file of scores to write.")],
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
@@ -166,12 +146,8 @@ def score(
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    keep_tokens: Annotated[
-        bool, typer.Option(help="Store per-token values too.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace scores of another model.")
-    ] = False,
+    keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
     column: ColumnOption = None,
     split: SplitOption = "train",
@@ -221,13 +197,11 @@ def test_query(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the evidence as JSON.")
     ] = None,
-    statistic: Annotated[
-        str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")
-    ] = "spearman",
+    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
     n_resamples: Annotated[int, typer.Option(help="Permutations.")] = 9999,
-    alternative: Annotated[
-        str, typer.Option(help=f"One of {', '.join(ALTERNATIVES)}.")
-    ] = ("greater"),
+    alternative: Annotated[str, typer.Option(help=f"One of {', '.join(ALTERNATIVES)}.")] = (
+        "greater"
+    ),
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
     alpha: Annotated[float, typer.Option(help="Level of the exact p-value.")] = 1e-3,
     smallest_effect: Annotated[
@@ -241,12 +215,8 @@ def test_query(
             "natural."
         ),
     ] = "owner",
-    shuffle_seed: Annotated[
-        int | None, typer.Option(help="The shuffle's seed, if known.")
-    ] = None,
-    seed_bits: Annotated[
-        int | None, typer.Option(help="Bits of the shuffle's seed space.")
-    ] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="The shuffle's seed, if known.")] = None,
+    seed_bits: Annotated[int | None, typer.Option(help="Bits of the shuffle's seed space.")] = None,
     subsample: Annotated[
         int | None, typer.Option(help="Test a random subset of this many examples.")
     ] = None,
@@ -263,9 +233,7 @@ def test_query(
     from workbench.scorers import open_scores
 
     kind = cast(
-        Literal[
-            "owner", "public_randomness", "published_shuffler", "unknown", "natural"
-        ],
+        Literal["owner", "public_randomness", "published_shuffler", "unknown", "natural"],
         shuffle,
     )
     claim = ShuffleClaim(kind, seed=shuffle_seed, seed_bits=seed_bits)
@@ -326,7 +294,11 @@ def report(
         if not separator or not name:
             raise InputError(f"-p {item!r} is not of the form name=value")
         given[name] = value
-    page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet)
+    try:
+        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet)
+    except reports.ReportError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from error
     typer.echo(f"open {page}")
 
 
@@ -341,9 +313,7 @@ def app_main() -> None:
         typer.echo(f"error: {error.format_message()} Try --help.", err=True)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(
-            "interrupted; finished work is kept, the same command continues", err=True
-        )
+        typer.echo("interrupted; finished work is kept, the same command continues", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 

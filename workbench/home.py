@@ -32,11 +32,7 @@ def home() -> Path:
         The folder cannot be made.
     """
     chosen = os.environ.get("PALIMPSEST_HOME")
-    path = (
-        Path(chosen).expanduser()
-        if chosen
-        else Path(user_cache_dir("palimpsest-workbench"))
-    )
+    path = Path(chosen).expanduser() if chosen else Path(user_cache_dir("palimpsest-workbench"))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,9 +79,7 @@ def atomic_write(path: str | Path, writer: Callable[[Path], object]) -> Path:
         )
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(
-            0o644
-        )  # mkstemp makes it private; results are meant to be shared
+        temporary.chmod(0o644)  # mkstemp makes it private; results are meant to be shared
         writer(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -107,9 +101,7 @@ def content_key(content: Mapping[str, Any]) -> str:
     >>> content_key({"b": 1, "a": 2}) == content_key({"a": 2, "b": 1})
     True
     """
-    canonical = json.dumps(
-        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -178,9 +178,7 @@ def permutation_null(
         `n_resamples` < 1, or scores that are constant in every stratum.
     """
     if n_resamples < 1:
-        raise InputError(
-            f"n_resamples is {n_resamples}: at least one permutation is needed"
-        )
+        raise InputError(f"n_resamples is {n_resamples}: at least one permutation is needed")
     deviations = [design.null_sd(values) for values in scores]
     for number, sd in enumerate(deviations):
         if sd == 0:
@@ -190,14 +188,8 @@ def permutation_null(
             )
     per_score = [design.unit_weights(values) for values in scores]
     weights = [np.column_stack(columns) for columns in zip(*per_score, strict=True)]
-    root = (
-        seed
-        if isinstance(seed, np.random.SeedSequence)
-        else np.random.SeedSequence(seed)
-    )
-    sizes = [
-        min(_CHUNK, n_resamples - start) for start in range(0, n_resamples, _CHUNK)
-    ]
+    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    sizes = [min(_CHUNK, n_resamples - start) for start in range(0, n_resamples, _CHUNK)]
 
     def one(task: tuple[int, np.random.SeedSequence]) -> Floats:
         size, stream = task
@@ -217,8 +209,7 @@ def permutation_null(
             sd=sd,
             draws=np.ascontiguousarray(draws[:, column]),
             approximable=(
-                design.n_units >= MINIMUM_UNITS
-                and design.largest_share(values) <= LARGEST_SHARE
+                design.n_units >= MINIMUM_UNITS and design.largest_share(values) <= LARGEST_SHARE
             ),
         )
         for column, (values, sd) in enumerate(zip(scores, deviations, strict=True))

@@ -6,6 +6,7 @@ know models or tests.
 """
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,9 @@ class ScorerIdentity:
     @property
     def label(self) -> str:
         """Short name for figures and tables."""
-        return self.model.rstrip("/").rsplit("/", 1)[-1]
+        if re.fullmatch(r"[\w.~/-]+", self.model):  # a hub id or a folder
+            return self.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.model
 
     @property
     def window(self) -> str:

@@ -104,9 +104,8 @@ for name in ("alice", "derivative"):
     centre, mean, _ = figures.binned(positions, contrasts[name], bins)
     best = int(np.argmax(mean))
     rise = mean[best] - mean[0]
-    print(
-        f"{name:<12} remembers best around {centre[best]:.0%} of training, {rise:+.3f} nats above the start"
-    )
+    print(f"{name:<12} remembers best around {centre[best]:.0%} of training,", end=" ")
+    print(f"{rise:+.3f} nats above the start")
 
 # %% [markdown]
 # ## The palimpsest

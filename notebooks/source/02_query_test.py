@@ -60,10 +60,10 @@ print(f"exact p = (1 + {beyond}) / ({n_resamples:,} + 1) = {null.pvalue():.4g}")
 # %% [markdown]
 # ## Two p-values, two names
 #
-# The **exact** p-value cannot fall below its floor, 1 / (m + 1): with m permutations nothing smaller
-# can be seen. A p-value of 1e-50 is always **asymptotic**: the null is nearly a normal curve, and
-# its tail is computed far beyond where any permutation will ever land. Past 1e-12 we say
-# *extrapolated*. The exact one carries the verdict.
+# The **exact** p-value cannot fall below its floor, 1 / (m + 1): with m permutations nothing
+# smaller can be seen. A p-value of 1e-50 is always **asymptotic**: the null is nearly a normal
+# curve, and its tail is computed far beyond where any permutation will ever land. Past 1e-12 we
+# say *extrapolated*. The exact one carries the verdict.
 
 # %%
 evidence = query_test(transcript, scores[suspect], [reference], n_resamples=n_resamples, seed=seed)
@@ -108,9 +108,8 @@ by_reference = {}
 for label, references in choices.items():
     by_reference[label] = query_test(transcript, scores[suspect], references, seed=seed)
     e = by_reference[label]
-    print(
-        f"{label:<16} rho {e.statistic:+.4f}  z {e.z:6.2f}  exact p {e.pvalue:.4g}  log10 p {e.log10_pvalue:.1f}"
-    )
+    numbers = f"rho {e.statistic:+.4f}  z {e.z:6.2f}  exact p {e.pvalue:.4g}"
+    print(f"{label:<16} {numbers}  log10 p {e.log10_pvalue:.1f}")
 
 # %% [markdown]
 # A reference explains why some examples are easy for everyone. The closer it is to the suspect in
@@ -119,9 +118,8 @@ for label, references in choices.items():
 
 # %%
 for label, e in by_reference.items():
-    print(
-        f"{label:<16} {queries_needed(e.statistic, 1e-8, 0.9):>7,} queries to p < 1e-8 with 90 % power"
-    )
+    needed = queries_needed(e.statistic, 1e-8, 0.9)
+    print(f"{label:<16} {needed:>7,} queries to p < 1e-8 with 90 % power")
 
 # %% [markdown]
 # ## References are checked, too
@@ -134,9 +132,8 @@ for label, e in by_reference.items():
 # %%
 check = by_reference["both"].references_check
 for test in check.tests:
-    print(
-        f"{test['name']:<38} correlation {test['correlation']:+.4f}, corrected p {test['corrected']:.3f}"
-    )
+    print(f"{test['name']:<38} rho {test['correlation']:+.4f}", end=", ")
+    print(f"corrected p {test['corrected']:.3f}")
 print(check)
 
 # %% [markdown]

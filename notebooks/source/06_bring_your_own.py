@@ -38,8 +38,8 @@ print("a temporary folder holds what this notebook writes")
 # %% [markdown]
 # ## Your transcript
 #
-# A table with one row per example: Parquet, JSON lines (also gzipped), Arrow, a folder of them, or a
-# Hugging Face data set. It needs a position (`position` or `index`) and the content (`tokens` or
+# A table with one row per example: Parquet, JSON lines (also gzipped), Arrow, a folder of them, or
+# a Hugging Face data set. It needs a position (`position` or `index`) and the content (`tokens` or
 # `text`); `block`, `unit` and `exposures` say what was shuffled.
 
 # %%
@@ -60,8 +60,8 @@ transcript = Transcript.read(path)
 transcript.describe()
 
 # %% [markdown]
-# The column `unit` says that three examples moved as one (a packed chunk, a document). The test will
-# permute 400 units, not 1,200 rows.
+# The column `unit` says that three examples moved as one (a packed chunk, a document). The test
+# will permute 400 units, not 1,200 rows.
 #
 # If you have arrays already, no file is needed. Say also how the order came about: the evidence
 # rests on it.
@@ -141,9 +141,10 @@ print(f"derivative: {evidence.verdict}, exact p {evidence.pvalue:.4g}, z {eviden
 # %% [markdown]
 # ## Score a model
 #
-# Any causal language model that transformers loads, from the hub or a folder, is scored on token ids
-# as they are; text is tokenised once. Scores are cached by everything that can change them (weights,
-# tokenizer, precision, window, versions), and an interrupted run continues where it stopped.
+# Any causal language model that transformers loads, from the hub or a folder, is scored on token
+# ids as they are; text is tokenised once. Scores are cached by everything that can change them
+# (weights, tokenizer, precision, window, versions), and an interrupted run continues where it
+# stopped.
 
 # %%
 if run.live:

@@ -80,9 +80,9 @@ evidence
 
 # %% [markdown]
 # Two p-values are printed. The **exact** one comes from permuted orders; it is valid whatever the
-# data are and cannot fall below its floor. The **asymptotic** one is the tail of a normal curve with
-# the null's own mean and standard deviation: an approximation, and an extrapolation where it says
-# so.
+# data are and cannot fall below its floor. The **asymptotic** one is the tail of a normal curve
+# with the null's own mean and standard deviation: an approximation, and an extrapolation where it
+# says so.
 
 # %%
 figures.show(figures.null_histogram(evidence))
@@ -112,9 +112,8 @@ for name in ("independent", "reference-same", "reference-other"):
     controls[name] = query_test(
         run.transcript, run.scores(name), refs, seed=seed, smallest_effect=smallest
     )
-    print(
-        f"{name:<16} exact p {controls[name].pvalue:.4f}, z {controls[name].z:+.2f}: {controls[name].verdict}"
-    )
+    e = controls[name]
+    print(f"{name:<16} exact p {e.pvalue:.4f}, z {e.z:+.2f}: {e.verdict}")
 
 # %% [markdown]
 # ## Validity gates
@@ -142,9 +141,8 @@ for caveat in evidence.caveats:
 # %% tags=["nbval-ignore-output"]
 print("transcript", evidence.transcript["fingerprint"])
 for identity in (evidence.suspect, *evidence.references, *evidence.placebos):
-    print(
-        f"{identity['label']:<16} weights {str(identity['weights_sha256'])[:16]}, {identity['dtype']}"
-    )
+    weights = str(identity["weights_sha256"])[:16]
+    print(f"{identity['label']:<16} weights {weights}, {identity['dtype']}")
 print(", ".join(f"{name} {version}" for name, version in evidence.software.items()))
 
 # %% tags=["panel", "nbval-ignore-output"]
@@ -166,6 +164,6 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 #
 # Read an `evidence/*.json` file back with `workbench.Evidence.read`; its keys are the names used
 # here. Given the transcript and the stored scores, `workbench.query_test` with the same seed gives
-# the same exact p-value. Rescore any example with `palimpsest score` to check the scores themselves:
-# until somebody does, they are the owner's claim, and this report is self-dated unless its digest
-# was published or time-stamped by a third party.
+# the same exact p-value. Rescore any example with `palimpsest score` to check the scores
+# themselves: until somebody does, they are the owner's claim, and this report is self-dated unless
+# its digest was published or time-stamped by a third party.

@@ -56,6 +56,7 @@ class Recipe:
     final_fraction: float = 0.1
     warmup_fraction: float = 0.02
     weight_decay: float = 0.1
+    beta2: float = 0.95
     clip_norm: float = 1.0
     fine_tune_fraction: float = 0.25
     checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75)

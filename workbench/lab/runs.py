@@ -119,6 +119,24 @@ class Run:
             raise InputError(f"no checkpoint at {fraction:g} of training was kept (kept: {kept})")
         return self._scores(f"alice@{fraction:g}", prefix, length, progress)
 
+    def score_all(self, progress: bool = False) -> int:
+        """Score every model and checkpoint, as the notebooks will ask; scores are cached.
+
+        Returns
+        -------
+        int
+            Number of score sets at hand.
+        """
+        wanted = self._everything()
+        for name, (prefix, length) in wanted:
+            self._scores(name, prefix, length, progress)
+        return len(wanted)
+
+    def _everything(self) -> list[tuple[str, tuple[int, int | None]]]:
+        """Every model and window that is recorded, and the checkpoints on whole examples."""
+        names = [(name, window) for name in self.roles for window in self.windows]
+        return names + [(f"alice@{fraction:g}", (0, None)) for fraction in self.checkpoints]
+
     def loss_curve(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps and training loss (nats per token) of one of the models."""
         if name not in self.loss_curves:
@@ -250,9 +268,7 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
         "digest": pa.array([row.tobytes() for row in digests], type=pa.binary(DIGEST_BYTES)),
     }
     identities, scored = {}, {}
-    names = [(name, window) for name in run.roles for window in run.windows]
-    names += [(f"alice@{fraction:g}", (0, None)) for fraction in run.checkpoints]
-    for name, (prefix, length) in names:
+    for name, (prefix, length) in run._everything():
         scores = run._scores(name, prefix, length, progress)
         column = _column_name(name, prefix, length)
         columns[column] = scores.loglik_mean.astype(np.float32)

@@ -357,7 +357,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=job.learning_rate,
-        betas=(0.9, 0.95),
+        betas=(0.9, recipe.beta2),
         weight_decay=recipe.weight_decay,
         fused=True,
     )
