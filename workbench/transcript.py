@@ -226,7 +226,7 @@ class Transcript:
         cls,
         positions: ArrayLike,
         *,
-        tokens: Sequence[ArrayLike] | None = None,
+        tokens: Sequence[ArrayLike] | NDArray[Any] | None = None,
         texts: Sequence[str] | None = None,
         blocks: ArrayLike | None = None,
         units: ArrayLike | None = None,

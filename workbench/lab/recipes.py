@@ -50,15 +50,15 @@ class Recipe:
     vocab_size: int = 4096
     example_tokens: int = 64
     examples: int = 16_384
-    fresh_examples: int = 2_000
+    fresh_examples: int = 500
     batch_size: int = 8
     peak_learning_rate: float = 3e-3
-    final_fraction: float = 0.1
+    final_fraction: float = 0.3
     warmup_fraction: float = 0.02
     weight_decay: float = 0.1
     beta2: float = 0.95
     clip_norm: float = 1.0
-    fine_tune_fraction: float = 0.25
+    fine_tune_fraction: float = 0.125
     checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75)
     packages: tuple[str, ...] = DOCSTRING_PACKAGES
     seed: int = 20251019
@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         examples=32_768,
         batch_size=16,
         peak_learning_rate=1e-3,
-        fresh_examples=4_000,
+        fresh_examples=1_000,
     ),
     # A hundred million parameters and more: for a GPU.
     "medium": Recipe(
@@ -113,7 +113,7 @@ RECIPES: dict[str, Recipe] = {
         examples=32_768,
         batch_size=32,
         peak_learning_rate=6e-4,
-        fresh_examples=4_000,
+        fresh_examples=1_000,
     ),
 }
 

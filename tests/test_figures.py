@@ -1,0 +1,195 @@
+"""Figures: the numbers behind them, their text alternatives, colours that all can tell apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from workbench import InputError, Scores, Transcript, query_contrast, query_test
+from workbench import figures as module
+from workbench.figures import (
+    binned,
+    checkpoint_curves,
+    evidence_vs_queries,
+    loss_curves,
+    memorisation_curve,
+    null_histogram,
+    show,
+)
+
+N = 1500
+
+
+@pytest.fixture(scope="module")
+def run():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(N)
+    transcript = Transcript.from_arrays(order)
+    easy = rng.normal(size=N)
+    models = {
+        name: Scores.from_arrays(
+            loglik=easy + memory * order / N + 0.3 * rng.normal(size=N), name=name
+        )
+        for name, memory in (("suspect", 0.6), ("independent", 0.0), ("reference", 0.0))
+    }
+    return transcript, models
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(4, 200), st.integers(1, 10), st.integers(1, 50), st.integers(0, 2**31))
+def test_bins_hold_every_example_once(n, bins, levels, seed):
+    rng = np.random.default_rng(seed)
+    if n < 2 * bins:
+        return
+    positions, values = rng.integers(0, levels, n), rng.normal(size=n)
+    centre, mean, half = binned(positions, values, bins)
+    assert len(centre) == len(mean) == len(half) <= bins
+    assert (np.diff(centre) > 0).all()
+    assert 0 <= centre[0] <= centre[-1] <= 1
+    if levels == 1:
+        assert mean[0] == pytest.approx(values.mean())
+
+
+def test_bins_do_not_depend_on_row_order():
+    rng = np.random.default_rng(1)
+    positions, values = rng.permutation(100), rng.normal(size=100)
+    order = rng.permutation(100)
+    np.testing.assert_allclose(
+        binned(positions, values)[1], binned(positions[order], values[order])[1]
+    )
+
+
+def test_intervals_cover_the_mean():
+    """The 95 % interval of a bin holds its true mean about that often."""
+    rng = np.random.default_rng(2)
+    positions = np.arange(400)
+    covered = 0
+    for _ in range(300):
+        _, mean, half = binned(positions, rng.normal(size=400), 4)
+        covered += int((np.abs(mean) <= half).sum())
+    assert 0.92 < covered / 1200 < 0.98
+
+
+@pytest.mark.parametrize(
+    ("positions", "values", "bins"),
+    [([1, 2], [1.0], 1), ([1, 2, 3], [1.0, 2.0, 3.0], 2), ([1, 2], [1.0, 2.0], 0)],
+)
+def test_bad_bins_are_refused(positions, values, bins):
+    with pytest.raises(InputError):
+        binned(positions, values, bins)
+
+
+def every_figure(run):
+    transcript, models = run
+    suspect, reference = models["suspect"], models["reference"]
+    contrast = query_contrast(suspect, [reference])
+    evidence = query_test(transcript, suspect, [reference], n_resamples=199)
+    alone = query_test(transcript, models["independent"], n_resamples=199)
+    return {
+        "curve": memorisation_curve(
+            transcript.positions, {"suspect": contrast, "control": -contrast}
+        ),
+        "checkpoints": checkpoint_curves(transcript.positions, {0.5: contrast, 1.0: contrast}, 8),
+        "null": null_histogram(evidence),
+        "null, nothing found": null_histogram(alone),
+        "queries": evidence_vs_queries(
+            transcript, {"s": (suspect, [reference])}, [100, 500], repeats=5
+        ),
+        "loss": loss_curves({"alice": (np.arange(300), 3 + np.ones(300))}),
+    }
+
+
+def test_figures_have_alt_text_units_and_readable_type(run):
+    for name, figure in every_figure(run).items():
+        assert len(figure.alt_text) > 40, name
+        assert "nan" not in figure.alt_text, name
+        labels = [a.get_xlabel() + a.get_ylabel() for a in figure.axes]
+        words = " ".join(labels) + (figure._supylabel.get_text() if figure._supylabel else "")
+        assert any(unit in words for unit in ("nats", "standard deviations", "density")), name
+        sizes = [t.get_fontsize() for a in figure.axes for t in a.get_xticklabels()]
+        assert min(sizes) >= 12, name
+
+
+def test_nothing_is_cut_off(run):
+    """Every text lies inside the picture."""
+    for name, figure in every_figure(run).items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        width, height = figure.canvas.get_width_height()
+        for axes in figure.axes:
+            texts = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            texts += axes.get_legend().get_texts() if axes.get_legend() else []
+            for text in texts:
+                if text.get_text():
+                    box = text.get_window_extent(renderer)
+                    assert box.x0 >= -1, (name, text.get_text())
+                    assert box.x1 <= width + 1, (name, text.get_text())
+                    assert box.y0 >= -1, (name, text.get_text())
+                    assert box.y1 <= height + 1, (name, text.get_text())
+
+
+def test_series_differ_in_more_than_colour(run):
+    transcript, models = run
+    values = models["suspect"].loglik_mean
+    figure = memorisation_curve(transcript.positions, dict.fromkeys("abcd", values))
+    lines = [c.lines[0] for c in figure.axes[0].containers]
+    assert len({line.get_marker() for line in lines}) == 4
+    assert len({str(line.get_linestyle()) for line in lines}) == 4
+    # Luminance differs too, for readers who see no hue.
+    from matplotlib.colors import to_rgb
+
+    greys = sorted(np.dot(to_rgb(line.get_color()), [0.2126, 0.7152, 0.0722]) for line in lines)
+    assert greys[-1] - greys[0] > 0.15
+
+
+def test_null_histogram_works_from_stored_evidence(run):
+    from workbench import Evidence
+
+    transcript, models = run
+    evidence = query_test(transcript, models["suspect"], n_resamples=199)
+    again = Evidence.from_json(evidence.to_json())
+    assert null_histogram(again).alt_text == null_histogram(evidence).alt_text
+
+
+def test_evidence_grows_with_queries_only_for_the_suspect(run):
+    transcript, models = run
+    figure = evidence_vs_queries(
+        transcript,
+        {
+            "suspect": (models["suspect"], [models["reference"]]),
+            "independent": (models["independent"], [models["reference"]]),
+        },
+        [200, 1400],
+        repeats=10,
+        alpha=1e-4,
+    )
+    assert figure.crossings["suspect"] is not None
+    assert figure.crossings["independent"] is None
+
+
+def test_show_passes_the_alt_text_on(run, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda data, raw, metadata: shown.update(data=data, meta=metadata),
+    )
+    figure = loss_curves({"a": (np.arange(50), np.ones(50))})
+    show(figure)
+    assert shown["meta"]["image/png"]["alt"] == figure.alt_text
+    assert shown["data"]["image/png"].startswith(b"\x89PNG")
+    first = shown["data"]["image/png"]
+    show(loss_curves({"a": (np.arange(50), np.ones(50))}))
+    assert shown["data"]["image/png"] == first  # the same figure, the same bytes
+
+
+def test_no_global_state(run):
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    before = dict(mpl.rcParams)
+    every_figure(run)
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
+    assert module.STYLE.is_file()

@@ -1,0 +1,741 @@
+"""Panels: the tests and figures with sliders, for notebooks.
+
+Each function returns a `Panel` of ipywidgets. A panel only chooses settings and shows what the
+public functions answer; it computes nothing that a cell could not. Reports leave panels out.
+"""
+
+import base64
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from IPython.core.getipython import get_ipython
+from IPython.utils.capture import capture_output
+from numpy.typing import NDArray
+
+from workbench import figures
+from workbench.errors import InputError
+from workbench.evidence import Evidence
+from workbench.independence import query_contrast, query_test
+from workbench.lab.runs import Run
+from workbench.null import ALTERNATIVES
+from workbench.scores import ScorerIdentity, Scores
+from workbench.transcript import Transcript
+
+__all__ = ["PANELS", "Panel", "curve_panel", "design_panel", "query_panel", "report_panel"]
+
+Floats = NDArray[np.float64]
+Window = tuple[int, int | None]
+Settings = Mapping[str, Any]
+
+OWNER = "alice"
+BOX = "_box"  # ending of the name of the number box that is linked to a slider
+CONTRAST_LABEL = "log-likelihood contrast\n(nats per token)"
+CENTRED_LABEL = "log-likelihood, centred\n(nats per token)"
+FAILED = (
+    "The panel stopped at an unexpected error. Its traceback is in the notebook's log "
+    "(View, Show Log Console)."
+)
+
+
+# ---------------------------------------------------------------------- what a panel shows
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What goes into a panel's output: HTML, and the same in plain text."""
+
+    html: str
+    text: str
+
+    def __add__(self, other: "_Content") -> "_Content":
+        return _Content(self.html + other.html, f"{self.text}\n\n{other.text}")
+
+
+def _sentence(text: str, role: str = "note", bold: bool = False) -> _Content:
+    """A paragraph; whatever it says is escaped."""
+    weight = "font-weight:600;" if bold else ""
+    edge = "border-left:4px solid #D55E00;padding-left:8px;" if role == "alert" else ""
+    style = f"margin:4px 0 8px;{weight}{edge}"
+    return _Content(f'<p role="{role}" style="{style}">{html.escape(text)}</p>', text)
+
+
+def _listed(items: Sequence[str]) -> _Content:
+    """Bullet points; whatever they say is escaped."""
+    body = "".join(f"<li>{html.escape(item)}</li>" for item in items)
+    return _Content(
+        f'<ul style="margin:4px 0 8px;padding-left:20px">{body}</ul>',
+        "\n".join(f"- {item}" for item in items),
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Content:
+    """A small table; whatever it says is escaped."""
+    cell = "text-align:left;padding:2px 14px 2px 0"
+    head = "".join(f'<th scope="col" style="{cell}">{html.escape(h)}</th>' for h in header)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{cell}">{html.escape(v)}</td>' for v in row) + "</tr>"
+        for row in rows
+    )
+    return _Content(
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        "\n".join(" | ".join(row) for row in (header, *rows)),
+    )
+
+
+def _pictures(*drawn: Any) -> _Content:
+    """Figures side by side as `figures.show` renders them, with their alternative text."""
+    if get_ipython() is None:  # type: ignore[no-untyped-call]
+        # Nobody can see a picture outside IPython; its description still says what it shows.
+        alts = [str(figure.alt_text) for figure in drawn]
+        return _Content("".join(f"<p>{html.escape(alt)}</p>" for alt in alts), "\n\n".join(alts))
+    images, alts = [], []
+    for figure in drawn:
+        with capture_output(stdout=False, stderr=False) as captured:
+            figures.show(figure)
+        (shown,) = captured.outputs
+        alts.append(str(shown.data["text/plain"]))
+        encoded = base64.b64encode(shown.data["image/png"]).decode("ascii")
+        images.append(
+            f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alts[-1])}" '
+            'style="flex:1 1 380px;min-width:0;max-width:620px">'
+        )
+    box = "display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start"
+    return _Content(f'<div style="{box}">{"".join(images)}</div>', "\n\n".join(alts))
+
+
+# ---------------------------------------------------------------------- controls
+
+# Labels take the room they need: a fixed width would cut the longer ones off.
+_STYLE = {"description_width": "initial"}
+
+
+def _number(
+    name: str,
+    description: str,
+    tooltip: str,
+    value: float,
+    low: float,
+    high: float,
+    step: float,
+) -> dict[str, Any]:
+    """A slider and, for the keyboard, a number box that stays in step with it."""
+    whole = all(isinstance(v, int) for v in (value, low, high, step))
+    slider_type = widgets.IntSlider if whole else widgets.FloatSlider
+    box_type = widgets.BoundedIntText if whole else widgets.BoundedFloatText
+    common = {"value": value, "min": low, "max": high, "description": description}
+    slider = slider_type(
+        **common,
+        step=step,
+        tooltip=tooltip,
+        style=_STYLE,
+        continuous_update=False,
+        readout=False,
+        layout=widgets.Layout(flex="1 1 auto", width="auto", min_width="150px"),
+    )
+    box = box_type(
+        **common,
+        step=step,
+        tooltip=f"{tooltip} Type a number.",
+        # The slider's label stands beside it; the box keeps its own for screen readers only.
+        style={"description_width": "0px"},
+        continuous_update=False,
+        layout=widgets.Layout(flex="0 0 auto", width="92px"),
+    )
+    widgets.link((slider, "value"), (box, "value"))
+    return {name: slider, name + BOX: box}
+
+
+def _choice(
+    name: str, description: str, tooltip: str, options: Sequence[Any], value: Any
+) -> dict[str, Any]:
+    """A dropdown."""
+    control = widgets.Dropdown(
+        options=options,
+        value=value,
+        description=description,
+        tooltip=tooltip,
+        style=_STYLE,
+        layout=widgets.Layout(width="auto"),
+    )
+    return {name: control}
+
+
+def _choices(
+    name: str, description: str, tooltip: str, options: Sequence[str], value: Sequence[str]
+) -> dict[str, Any]:
+    """A list in which any number of lines can be chosen."""
+    control = widgets.SelectMultiple(
+        options=options,
+        value=tuple(value),
+        rows=min(max(len(options), 2), 5),
+        description=description,
+        tooltip=f"{tooltip} Hold Ctrl or Shift to choose several, Ctrl to unselect.",
+        style=_STYLE,
+        layout=widgets.Layout(width="auto"),
+    )
+    return {name: control}
+
+
+class Panel(widgets.VBox):
+    """Controls above one output of fixed height.
+
+    Moving a control redraws at once; what takes longer waits for the button. An `InputError` is
+    shown as its sentence; any other exception leaves the panel and is raised.
+
+    Parameters
+    ----------
+    controls : mapping of str to Widget
+        A slider ``x`` has a number box ``x_box`` beside it.
+    draw : callable
+        Content for the settings; quick.
+    height : str
+        Height of the output, so that the page does not jump.
+    button : (str, str), optional
+        Label and tooltip.
+    work : callable, optional
+        What the button does before the panel is drawn again.
+
+    Attributes
+    ----------
+    controls : dict of str to Widget
+    output : ipywidgets.Output
+    """
+
+    def __init__(
+        self,
+        controls: Mapping[str, Any],
+        draw: Callable[[Settings], _Content],
+        height: str,
+        button: tuple[str, str] | None = None,
+        work: Callable[[Settings], None] | None = None,
+    ) -> None:
+        self.controls: dict[str, Any] = dict(controls)
+        self.output = widgets.Output(
+            layout=widgets.Layout(
+                height=height,
+                overflow="auto",
+                border="1px solid #c8c8c8",
+                padding="6px 10px",
+                margin="6px 0 0 0",
+            )
+        )
+        self._draw = draw
+        self._work = work
+        rows = [
+            widgets.HBox([control, self.controls[name + BOX]])
+            if name + BOX in self.controls
+            else control
+            for name, control in self.controls.items()
+            if not name.endswith(BOX)
+        ]
+        self._watched = [name for name in self.controls if not name.endswith(BOX)]
+        grid = widgets.GridBox(
+            rows,
+            layout=widgets.Layout(
+                grid_template_columns="repeat(auto-fit, minmax(300px, 1fr))",
+                grid_gap="6px 24px",
+                align_items="flex-start",
+            ),
+        )
+        children = [grid]
+        if button is not None:
+            label, tooltip = button
+            pressed = widgets.Button(
+                description=label,
+                tooltip=tooltip,
+                button_style="primary",
+                layout=widgets.Layout(width="auto", align_self="flex-start"),
+            )
+            pressed.on_click(lambda _: self.test())
+            self.controls["button"] = pressed
+            children.append(pressed)
+        super().__init__(
+            [*children, self.output], layout=widgets.Layout(padding="4px", max_width="1200px")
+        )
+        for name in self._watched:
+            self.controls[name].observe(lambda _: self.update(), names="value")
+        self.update()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Value of each control by name, number boxes left out."""
+        return {name: self.controls[name].value for name in self._watched}
+
+    @property
+    def text(self) -> str:
+        """What the output shows, in plain text."""
+        return "\n".join(str(output["data"]["text/plain"]) for output in self.output.outputs)
+
+    def update(self) -> None:
+        """Draw the panel for its present settings."""
+        self._attempt(lambda settings: None)
+
+    def test(self) -> None:
+        """Do what the button does, then draw the panel."""
+        if self._work is None:
+            self.update()
+            return
+        button = self.controls["button"]
+        label = button.description
+        button.disabled, button.description = True, "Testing …"
+        try:
+            self._attempt(self._work)
+        finally:
+            button.disabled, button.description = False, label
+
+    def _attempt(self, work: Callable[[Settings], None]) -> None:
+        settings = self.settings
+        try:
+            work(settings)
+            content = self._draw(settings)
+        except InputError as error:
+            content = _sentence(str(error), "alert")
+        except Exception:
+            # What was shown before belongs to other settings.
+            self._show(_sentence(FAILED, "alert"))
+            raise
+        self._show(content)
+
+    def _show(self, content: _Content) -> None:
+        # Set whole, in one message: no flicker, and nothing that an Output context would swallow.
+        self.output.outputs = (
+            {
+                "output_type": "display_data",
+                "data": {"text/html": content.html, "text/plain": content.text},
+                "metadata": {},
+            },
+        )
+
+
+# ---------------------------------------------------------------------- a run's scores
+
+
+class _RunScores:
+    """A run's scores, each fetched once; a live run would read its models again."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._known: dict[Any, Scores] = {}
+
+    def model(self, name: str, window: Window = (0, None)) -> Scores:
+        key = (name, window)
+        if key not in self._known:
+            self._known[key] = self.run.scores(name, *window)
+        return self._known[key]
+
+    def checkpoint(self, fraction: float) -> Scores:
+        if fraction not in self._known:
+            self._known[fraction] = self.run.checkpoint_scores(fraction)
+        return self._known[fraction]
+
+    def contrast(
+        self, suspect: str, references: Sequence[str], window: Window = (0, None)
+    ) -> Floats:
+        """Suspect minus references; minus its own mean where there are none."""
+        if suspect in references:
+            raise InputError(
+                f"{suspect} is both suspect and reference: a model minus itself leaves nothing; "
+                "choose another reference"
+            )
+        values = query_contrast(
+            self.model(suspect, window), [self.model(name, window) for name in references]
+        )
+        return values if references else values - values.mean()
+
+    def role(self, name: str) -> str:
+        return f"{name}: {self.run.roles[name]}"
+
+
+def _suspect_control(run: Run) -> dict[str, Any]:
+    names = run.scorable
+    if not names:
+        raise InputError(f"the run {run.name} has no scored model: score one first")
+    return _choice(
+        "suspect",
+        "suspect",
+        "Model in question.",
+        names,
+        "derivative" if "derivative" in names else names[0],
+    )
+
+
+def _reference_names(run: Run) -> tuple[str, ...]:
+    return tuple(name for name in run.scorable if name.startswith("reference"))
+
+
+def _references_control(run: Run) -> dict[str, Any]:
+    return _choices(
+        "references",
+        "references",
+        "Models that are independent of the owner's order; their mean is subtracted.",
+        run.scorable,
+        _reference_names(run),
+    )
+
+
+def _smallest_effect_control(scores: _RunScores) -> dict[str, Any]:
+    """Starts at the notebooks' rule: a quarter of what the owner's own model shows."""
+    step = 0.0005
+    start = 0.0
+    if OWNER in scores.run.scorable:
+        owner = scores.contrast(OWNER, _reference_names(scores.run))
+        quarter = scores.run.transcript.design.correlation(owner) / 4
+        start = round(max(0.0, min(0.3, round(quarter / step) * step)), 4)
+    return _number(
+        "smallest_effect",
+        "smallest effect",
+        "Smallest correlation of interest, fixed before the test; 0 for none.",
+        start,
+        0.0,
+        0.3,
+        step,
+    )
+
+
+def _bins_control(n: int, value: int = 10) -> dict[str, Any]:
+    high = max(2, min(40, n // 2))
+    return _number(
+        "bins", "bins", "Equal parts of training that are averaged.", min(value, high), 2, high, 1
+    )
+
+
+# ---------------------------------------------------------------------- the panels
+
+
+def query_panel(run: Run) -> Panel:
+    """Put the query test to one of a run's models.
+
+    The curve follows the settings at once; the test runs when the button is pressed.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores = _RunScores(run)
+    transcript = run.transcript
+    tested: dict[tuple[Any, ...], Evidence] = {}
+    windows = [(ScorerIdentity("", "", prefix=p, length=k).window, (p, k)) for p, k in run.windows]
+    controls = {
+        **_suspect_control(run),
+        **_references_control(run),
+        **_choice(
+            "window",
+            "scored window",
+            "Tokens of each example that are scored; those before are context only.",
+            windows,
+            windows[0][1],
+        ),
+        **_choice(
+            "alternative",
+            "alternative",
+            "Greater: later examples are likelier, as memory predicts.",
+            ALTERNATIVES,
+            "greater",
+        ),
+        **_number(
+            "examples",
+            "examples",
+            "Queries: examples drawn evenly from all of training.",
+            transcript.n,
+            min(20, transcript.n),
+            transcript.n,
+            max(1, transcript.n // 200),
+        ),
+        **_bins_control(transcript.n),
+        **_choice(
+            "permutations",
+            "permutations",
+            "Random orders; the exact p-value cannot be smaller than 1 in their number plus one.",
+            [(f"{m:,} (p from {1 / (m + 1):g})", m) for m in (99, 999, 9999)],
+            999,
+        ),
+        **_smallest_effect_control(scores),
+    }
+
+    def chosen_rows(n: int) -> tuple[Transcript, NDArray[np.int64]]:
+        if n == transcript.n:
+            return transcript, np.arange(n)
+        part = transcript.subsample(n, seed=0)
+        return part, np.flatnonzero(np.isin(transcript.rows, part.rows))
+
+    def key(settings: Settings) -> tuple[Any, ...]:
+        return tuple(value for name, value in settings.items() if name != "bins")
+
+    def work(settings: Settings) -> None:
+        suspect, references = settings["suspect"], settings["references"]
+        scores.contrast(suspect, references, settings["window"])
+        part, rows = chosen_rows(settings["examples"])
+        tested[key(settings)] = query_test(
+            part,
+            scores.model(suspect, settings["window"]).take(rows),
+            [scores.model(name, settings["window"]).take(rows) for name in references],
+            n_resamples=settings["permutations"],
+            alternative=settings["alternative"],
+            smallest_effect=settings["smallest_effect"] or None,
+        )
+
+    def draw(settings: Settings) -> _Content:
+        suspect, references = settings["suspect"], settings["references"]
+        values = scores.contrast(suspect, references, settings["window"])
+        part, rows = chosen_rows(settings["examples"])
+        curve = figures.memorisation_curve(
+            part.positions,
+            {suspect: values[rows]},
+            settings["bins"],
+            CONTRAST_LABEL if references else CENTRED_LABEL,
+        )
+        found = tested.get(key(settings))
+        if found is None:
+            hint = "Not tested with these settings yet: press the button."
+            return _sentence(scores.role(suspect)) + _sentence(hint) + _pictures(curve)
+        return (
+            _sentence(scores.role(suspect))
+            + _sentence(f"{suspect}: {found.verdict}. {found.verdict_reason}", bold=True)
+            + _pictures(curve, figures.null_histogram(found))
+            + _Content(found._repr_html_(), found.summary())
+        )
+
+    button = ("Run the test", "Permute the order and compare; takes seconds.")
+    return Panel(controls, draw, "480px", button, work)
+
+
+def curve_panel(run: Run) -> Panel:
+    """Look at memorisation against training order, for models and checkpoints of a run.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores = _RunScores(run)
+    names = run.scorable
+    if not names:
+        raise InputError(f"the run {run.name} has no scored model: score one first")
+    shown = [name for name in (OWNER, "derivative", "independent") if name in names]
+    reference = next(iter(_reference_names(run)), None)
+    kept = run.checkpoints if OWNER in names else []
+    controls = {
+        **_choices("models", "models", "Models to draw.", names, shown or names[:1]),
+        **_choice(
+            "reference",
+            "reference",
+            "Model whose score is subtracted; with none, curves are centred.",
+            [("none", None), *((name, name) for name in names)],
+            reference,
+        ),
+        **_choice(
+            "checkpoint",
+            "checkpoint",
+            "Also draw the owner's model as it was during training.",
+            [("none", None), *((f"after {f:.0%} of training", f) for f in kept)],
+            None,
+        ),
+        **_bins_control(run.transcript.n),
+    }
+
+    def draw(settings: Settings) -> _Content:
+        references = [settings["reference"]] if settings["reference"] else []
+        series = {name: scores.contrast(name, references) for name in settings["models"]}
+        fraction = settings["checkpoint"]
+        roles = {name: run.roles[name] for name in series}
+        if fraction is not None:
+            name = f"{OWNER} after {fraction:.0%}"
+            values = query_contrast(
+                scores.checkpoint(fraction), [scores.model(name) for name in references]
+            )
+            series[name] = values if references else values - values.mean()
+            roles[name] = "the owner's model as it was then"
+        if not series:
+            raise InputError("no model is chosen: choose at least one, or a checkpoint")
+        label = CONTRAST_LABEL if references else CENTRED_LABEL
+        figure = figures.memorisation_curve(
+            run.transcript.positions, series, settings["bins"], label
+        )
+        design = run.transcript.design
+        rows = [
+            (name, f"{design.correlation(values):+.4f}", roles[name])
+            for name, values in series.items()
+        ]
+        return _pictures(figure) + _table(
+            ("model", "correlation with position", "what it is"), rows
+        )
+
+    return Panel(controls, draw, "500px")
+
+
+def design_panel() -> Panel:
+    """See what blocks, ties, memory and noise do to the p-value, on simulated scores.
+
+    The blocks are trained one after the other and shuffled within. Each block's examples may be
+    easier or harder than the last one's: declared, that changes nothing under the null;
+    undeclared, it passes for memory.
+
+    Returns
+    -------
+    Panel
+    """
+    controls = {
+        **_number("examples", "examples", "Number of examples.", 1000, 50, 4000, 50),
+        **_number("blocks", "blocks", "Blocks, trained one after the other.", 4, 1, 20, 1),
+        **_number(
+            "offset",
+            "block offset",
+            "How much likelier each block's text is than the last one's, in nats per token.",
+            0.2,
+            -1.0,
+            1.0,
+            0.05,
+        ),
+        **_number(
+            "ties", "ties", "Examples that share a training position (a batch).", 1, 1, 64, 1
+        ),
+        **_number(
+            "memory",
+            "memory",
+            "Gain in log-likelihood from the first to the last position, in nats per token.",
+            0.0,
+            0.0,
+            1.0,
+            0.05,
+        ),
+        **_number(
+            "noise",
+            "noise",
+            "Standard deviation between examples, in nats per token.",
+            0.5,
+            0.05,
+            2.0,
+            0.05,
+        ),
+        **_number("seed", "seed", "Of the simulated noise.", 0, 0, 999, 1),
+        **_bins_control(50),
+    }
+
+    def draw(settings: Settings) -> _Content:
+        n = settings["examples"]
+        step = np.arange(n)
+        block = step * settings["blocks"] // n
+        positions = step // settings["ties"]
+        rng = np.random.default_rng(np.random.SeedSequence([settings["seed"], 0xDE51]))
+        loglik = (
+            -3.0
+            + settings["offset"] * block
+            + settings["memory"] * step / max(1, n - 1)
+            + rng.normal(0.0, settings["noise"], n)
+        )
+        rows = []
+        for label, blocks in (("declared", block), ("not declared", None)):
+            found = query_test(
+                Transcript.from_arrays(positions, blocks=blocks),
+                Scores.from_arrays(loglik=loglik, name="simulated"),
+                n_resamples=999,
+                seed=settings["seed"],
+            )
+            rows.append(
+                (label, f"{found.pvalue:.3f}", f"{found.z:+.1f}", f"{found.statistic:+.4f}")
+            )
+        means = np.bincount(block, weights=loglik) / np.bincount(block)
+        figure = figures.memorisation_curve(
+            positions,
+            {"as scored": loglik - loglik.mean(), "block means removed": loglik - means[block]},
+            settings["bins"],
+            CENTRED_LABEL,
+        )
+        truth = "there is memory to find" if settings["memory"] > 0 else "nothing was remembered"
+        return (
+            _sentence(f"Simulated: {truth}. Exact p from 999 permutations, floor 0.001.")
+            + _table(("blocks", "exact p", "z", "correlation"), rows)
+            + _pictures(figure)
+        )
+
+    return Panel(controls, draw, "500px")
+
+
+def report_panel(run: Run) -> Panel:
+    """Ask for the verdict on a suspect at a chosen level.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores = _RunScores(run)
+    tested: dict[tuple[Any, ...], Evidence] = {}
+    controls = {
+        **_suspect_control(run),
+        **_references_control(run),
+        **_choice(
+            "alpha",
+            "alpha",
+            "Exact p-value at or below which the verdict is: evidence.",
+            [(f"{a:g}", a) for a in (0.05, 0.01, 0.001, 0.0001)],
+            0.001,
+        ),
+        **_smallest_effect_control(scores),
+    }
+
+    def work(settings: Settings) -> None:
+        suspect, references = settings["suspect"], settings["references"]
+        scores.contrast(suspect, references)
+        tested[tuple(settings.values())] = query_test(
+            run.transcript,
+            scores.model(suspect),
+            [scores.model(name) for name in references],
+            alpha=settings["alpha"],
+            smallest_effect=settings["smallest_effect"] or None,
+        )
+
+    def draw(settings: Settings) -> _Content:
+        found = tested.get(tuple(settings.values()))
+        role = _sentence(scores.role(settings["suspect"]))
+        if found is None:
+            return role + _sentence("No verdict with these settings yet: press the button.")
+        return (
+            role
+            + _sentence(
+                f"{settings['suspect']}: {found.verdict}. {found.verdict_reason}", bold=True
+            )
+            + _sentence(f"Exact p {found.exact_text}. Asymptotic p {found.asymptotic_text}.")
+            + _listed(found.caveats)
+        )
+
+    button = ("Give the verdict", "Permute the order 9,999 times; takes seconds.")
+    return Panel(controls, draw, "260px", button, work)
+
+
+# Every panel, and whether it is opened on a run: tests go through this list.
+PANELS: dict[str, tuple[Callable[..., Panel], bool]] = {
+    "query": (query_panel, True),
+    "curve": (curve_panel, True),
+    "design": (design_panel, False),
+    "report": (report_panel, True),
+}
