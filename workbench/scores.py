@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,54 @@ class Scores:
             None if kept is None else [kept[i] for i in chosen],
         )
 
+    def window(self, prefix: int = 0, length: int | None = None) -> "Scores":
+        """Scores of a window, from per-token values: no model is asked again.
+
+        A token's log-likelihood is given everything before it, so it does not depend on which
+        other tokens are scored.
+
+        Parameters
+        ----------
+        prefix : int
+            Tokens at the start of each example that are context only.
+        length : int, optional
+            Tokens scored after the prefix; all of them if None.
+
+        Raises
+        ------
+        InputError
+            Per-token values of whole examples were not kept, or a row has no token in the window.
+
+        Examples
+        --------
+        >>> kept = Scores.from_arrays(loglik=[[-1.0, -2.0, -3.0]])
+        >>> kept.window(2).loglik_mean
+        array([-2.5])
+        """
+        if self.token_logliks is None or self.identity.prefix or self.identity.length is not None:
+            raise InputError(
+                f"{self.label}: per-token scores of whole examples were not kept, so no window can "
+                "be cut from them: score with keep_tokens, or score the window"
+            )
+        # Without a BOS token the first token has no score: values start at token 1.
+        first = 0 if self.identity.bos == "prepended" else 1
+        start = max(0, prefix - first)
+        stop = None if length is None else max(0, prefix + length - first)
+        rows = [values[start:stop] for values in self.token_logliks]
+        empty = next((i for i, values in enumerate(rows) if len(values) == 0), None)
+        if empty is not None:
+            raise InputError(
+                f"{self.label}: row {empty} has no scored token in the window {prefix}+"
+                f"{'all' if length is None else length}: use a shorter prefix"
+            )
+        return Scores(
+            np.array([values.sum(dtype=np.float64) for values in rows]),
+            np.array([len(values) for values in rows], dtype=np.int32),
+            replace(self.identity, prefix=prefix, length=length),
+            self.digests,
+            rows,
+        )
+
     def write(self, path: str | Path) -> Path:
         """Write as Parquet, identity in the metadata; replaces the file atomically.
 
@@ -307,10 +355,9 @@ class Scores:
             digests = _digests_of(table)
         kept = None
         if "token_logliks" in table.column_names:
-            kept = [
-                np.asarray(row, dtype=np.float32)
-                for row in table.column("token_logliks").to_pylist()
-            ]
+            lists = table.column("token_logliks").combine_chunks()
+            flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            kept = np.split(flat, np.cumsum(lists.value_lengths().to_numpy())[:-1])
         scores = cls(
             table.column("loglik_sum").to_numpy(),
             table.column("n_tokens").to_numpy(),

@@ -6,6 +6,7 @@ read in a fixed order; what does not parse is named; versions and content are ha
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -37,6 +38,7 @@ __all__ = ["Corpus", "docstring_corpus", "text_corpus"]
 
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".org")
 
 
@@ -75,6 +77,19 @@ class Corpus:
         )
 
 
+def _check_numbers(vocab_size: int, example_tokens: int) -> None:
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise InputError(
+            f"vocab_size is {vocab_size}: a byte-level vocabulary needs at least "
+            f"{SMALLEST_VOCABULARY}, one per byte and one for the end of a text"
+        )
+    if example_tokens < 2:
+        raise InputError(
+            f"example_tokens is {example_tokens}: an example needs at least 2, one to predict "
+            "from and one to predict"
+        )
+
+
 def docstring_corpus(
     packages: Sequence[str] = DOCSTRING_PACKAGES,
     *,
@@ -99,8 +114,9 @@ def docstring_corpus(
     Raises
     ------
     InputError
-        A package is not installed.
+        A package is not installed, or a number is out of range.
     """
+    _check_numbers(vocab_size, example_tokens)
     versions, roots = {}, {}
     for package in sorted(packages):
         spec = importlib.util.find_spec(package)
@@ -110,7 +126,7 @@ def docstring_corpus(
                 f"pip install {package}, or leave it out"
             )
         roots[package] = spec.submodule_search_locations[0]
-        versions[package] = metadata.version(package)
+        versions[package] = _version_of(package)
     request = {
         "format": FORMAT,
         "kind": "docstrings",
@@ -158,13 +174,18 @@ def text_corpus(
     Raises
     ------
     InputError
-        The source is missing or empty, has no such column, or cannot be loaded.
+        The source is missing or empty, has no such column, or cannot be loaded; a number is out
+        of range.
     """
-    path = Path(source)
+    _check_numbers(vocab_size, example_tokens)
+    path = Path(source).expanduser()
     label = path.name or str(source)
     files: list[Path] = []
-    if path.is_dir() and not (path / "state.json").exists():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES)
+    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    if path.is_dir() and not saved:
+        files = sorted(
+            p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()
+        )
         if not files:
             raise InputError(
                 f"{source} holds no text files ({', '.join(TEXT_SUFFIXES)}): check the folder"
@@ -175,7 +196,7 @@ def text_corpus(
     elif path.is_file():
         raise InputError(f"{source} is neither .parquet nor .jsonl: give one, or a folder of text")
     else:
-        texts, unread = _read_dataset(str(source), column, split), []
+        texts, unread = _read_dataset(path if saved else str(source), column, split), []
     digest = hashlib.sha256()
     for text in texts:
         digest.update(len(text).to_bytes(8, "little") + text.encode())
@@ -190,6 +211,17 @@ def text_corpus(
     }
     return _cached(
         request, label, lambda: (texts, len(files), unread), vocab_size, example_tokens, progress
+    )
+
+
+def _version_of(package: str) -> str:
+    # The distribution may have another name than what is imported (scikit-learn and sklearn).
+    for name in (package, *metadata.packages_distributions().get(package, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    raise InputError(
+        f"package {package!r} belongs to no installed distribution, so its version is not known: "
+        "install it with pip, or leave it out"
     )
 
 
@@ -219,7 +251,8 @@ def _extract_in_two_processes(files: Sequence[tuple[str, str]]) -> tuple[list[st
         for number, part in enumerate((files[:half], files[half:])):
             job, out = Path(folder) / f"{number}.json", Path(folder) / f"{number}.out"
             job.write_text(json.dumps(part))
-            command = [sys.executable, "-W", "ignore", "-m", "workbench.lab.corpus", job, out]
+            module = ["-W", "ignore", "-m", "workbench.lab.corpus"]
+            command = [sys.executable, *module, str(job), str(out)]
             workers.append((subprocess.Popen(command, env=_child_environment()), out))
         texts, unread = [], []
         try:
@@ -251,14 +284,16 @@ def _extract_worker(job: str, out: str) -> None:
     unread: list[str] = []
     for name, path in json.loads(Path(job).read_text()):
         try:
-            texts.extend(extract_docstrings(path))
+            found = extract_docstrings(path)
         except (SyntaxError, ValueError, OSError, RecursionError) as error:
             unread.append(f"{name}: {type(error).__name__}")
-    # Docstrings may hold lone surrogates as escapes; those cannot be UTF-8 and are named too.
-    clean = [text for text in texts if not any("\ud800" <= c <= "\udfff" for c in text)]
-    if len(clean) < len(texts):
-        unread.append(f"{len(texts) - len(clean)} docstrings with lone surrogates")
-    Path(out).write_text(json.dumps([clean, unread]))
+            continue
+        # Escapes may put lone surrogates into a docstring; those cannot be UTF-8.
+        clean = [text for text in found if not any("\ud800" <= c <= "\udfff" for c in text)]
+        if len(clean) < len(found):
+            unread.append(f"{name}: {len(found) - len(clean)} docstring(s) with lone surrogates")
+        texts.extend(clean)
+    Path(out).write_text(json.dumps([texts, unread]))
 
 
 def _read_text_files(files: Sequence[Path], root: Path) -> tuple[list[str], list[str]]:
@@ -290,25 +325,40 @@ def _read_column(path: Path, column: str) -> list[str]:
     return _texts_of(table.column(0), str(path), column)
 
 
-def _read_dataset(name: str, column: str, split: str) -> list[str]:
-    import datasets
-
+def _read_dataset(name: str | Path, column: str, split: str) -> list[str]:
+    text = str(name)
+    if isinstance(name, str) and (text.startswith((".", "/", "~")) or text.count("/") > 1):
+        raise InputError(f"{name} does not exist: check the path")
     try:
-        if Path(name).is_dir():
-            loaded = datasets.load_from_disk(name)
-            loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:
+        import datasets
+
+        loaded = (
+            datasets.load_dataset(name, split=split)
+            if isinstance(name, str)
+            else datasets.load_from_disk(text)
+        )
+    except ImportError as error:
         raise InputError(
-            f"{name} is no file or folder here, and no data set of that name could be loaded "
-            f"({type(error).__name__}): check the name and the network, or download it first"
+            f"{name} is no file here, and reading data sets needs the package 'datasets': pip "
+            "install 'palimpsest-workbench[models]'"
         ) from error
+    except Exception as error:  # not found, gated, offline, damaged: the remedy is the same
+        what = "" if isinstance(name, Path) else "is no file or folder here, and as a data set "
+        raise InputError(
+            f"{name} {what}cannot be loaded ({type(error).__name__}): check the name and the "
+            "network, or download it first"
+        ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise InputError(
+                f"{name} has no split {split!r} (splits: {', '.join(loaded)}): name one with split="
+            )
+        loaded = loaded[split]
     if column not in loaded.column_names:
         raise InputError(
             f"{name} has no column {column!r} (columns: {', '.join(loaded.column_names)})"
         )
-    return _texts_of(loaded.with_format("arrow")[:].column(column), name, column)
+    return _texts_of(loaded.with_format("arrow")[:].column(column), text, column)
 
 
 def _texts_of(values: pa.ChunkedArray, source: str, column: str) -> list[str]:

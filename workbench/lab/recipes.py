@@ -20,7 +20,7 @@ class Recipe:
     hidden_size, layers, heads, intermediate_size : int
         Shape of the Llama model; embeddings are tied.
     vocab_size : int
-        Of the byte-level BPE.
+        Of the byte-level BPE, at least 257.
     example_tokens : int
         Tokens per example.
     examples : int
@@ -32,14 +32,26 @@ class Recipe:
     peak_learning_rate : float
         Decays linearly to `final_fraction` of itself, after a linear warm-up over
         `warmup_fraction` of the steps.
+    weight_decay, clip_norm : float
+        Of AdamW; largest norm of the gradient.
     fine_tune_fraction : float
         The derivative's peak learning rate as a share of the parent's.
     checkpoints : tuple of float
-        Fractions of training at which a checkpoint is kept.
+        Fractions of training, between 0 and 1, at which a checkpoint is kept.
     packages : tuple of str
         Packages whose docstrings make the corpus.
     seed : int
         Root of every stream: split, orders, initialisation.
+
+    Raises
+    ------
+    InputError
+        A number is out of range.
+
+    Examples
+    --------
+    >>> RECIPES["tiny"].steps
+    2048
     """
 
     name: str
@@ -62,6 +74,35 @@ class Recipe:
     checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75)
     packages: tuple[str, ...] = DOCSTRING_PACKAGES
     seed: int = 20251019
+
+    def __post_init__(self) -> None:
+        counts = (
+            "hidden_size",
+            "layers",
+            "heads",
+            "intermediate_size",
+            "examples",
+            "fresh_examples",
+            "batch_size",
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe {self.name!r}: {name} is {getattr(self, name)}, not 1 up")
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise InputError(
+                f"recipe {self.name!r}: hidden_size {self.hidden_size} does not give {self.heads} "
+                "heads an even share each"
+            )
+        if self.peak_learning_rate <= 0:
+            raise InputError(
+                f"recipe {self.name!r}: peak_learning_rate is {self.peak_learning_rate}, not above "
+                "zero"
+            )
+        if any(not 0 < fraction < 1 for fraction in self.checkpoints):
+            raise InputError(
+                f"recipe {self.name!r}: checkpoints are {self.checkpoints}, not fractions between "
+                "0 and 1"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form: part of the cache key of everything made from it."""

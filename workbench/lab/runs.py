@@ -7,15 +7,18 @@ recorded. Notebooks use either through the same names.
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
@@ -24,7 +27,18 @@ from workbench.lab.recipes import RECIPES, Recipe, recipe
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import DIGEST_BYTES, ShuffleClaim, Transcript
 
-__all__ = ["CachedModel", "Run", "lab_clean", "lab_list", "open_run", "record_run"]
+if TYPE_CHECKING:
+    from workbench.lab.corpus import Corpus
+
+__all__ = [
+    "CachedModel",
+    "Run",
+    "lab_clean",
+    "lab_list",
+    "open_run",
+    "record_run",
+    "train_walkthrough",
+]
 
 ROLES = {
     "alice": "the owner's model, trained on the transcript in its order",
@@ -148,10 +162,10 @@ class Run:
         if self.live:
             from workbench.scorers import CausalLMScorer, score_transcript
 
-            scorer = CausalLMScorer(
-                str(self.folders[name]), prefix=prefix, length=length, label=name, device="auto"
-            )
-            return score_transcript(self.transcript, scorer, progress=progress)
+            # Scored once, whole, token by token: every window is cut from that.
+            scorer = CausalLMScorer(str(self.folders[name]), label=name, device="auto")
+            whole = score_transcript(self.transcript, scorer, keep_tokens=True, progress=progress)
+            return whole if (prefix, length) == (0, None) else whole.window(prefix, length)
         column = _column_name(name, prefix, length)
         if column not in self.transcript.columns:
             known = ", ".join(f"{p}+{n or 'all'}" for p, n in self.windows)
@@ -198,18 +212,41 @@ def open_run(source: str = "tiny", *, progress: bool = False) -> Run:
     return train_walkthrough(recipe(source), progress=progress)
 
 
-def train_walkthrough(chosen: Recipe, *, progress: bool = False) -> Run:
-    """Train the walk-through's models (owner's, derivative, control, references) if absent."""
+def train_walkthrough(
+    chosen: Recipe, corpus: "Corpus | None" = None, *, progress: bool = False
+) -> Run:
+    """Train the walk-through's models (owner's, derivative, control, references) if absent.
+
+    Parameters
+    ----------
+    chosen : Recipe
+        A named recipe, or one with numbers of your own.
+    corpus : Corpus, optional
+        Your own text, as `workbench.lab.text_corpus` makes it; by default the docstrings of the
+        recipe's packages.
+    progress : bool
+        Show training, with an estimate over all models.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    InputError
+        The corpus has too few examples, or was cut for another recipe; training failed.
+    """
     from workbench.lab.corpus import docstring_corpus
     from workbench.lab.derivatives import fine_tune, independent, pretrain
     from workbench.lab.training import train_all, training_transcript
 
-    corpus = docstring_corpus(
-        chosen.packages,
-        vocab_size=chosen.vocab_size,
-        example_tokens=chosen.example_tokens,
-        progress=progress,
-    )
+    if corpus is None:
+        corpus = docstring_corpus(
+            chosen.packages,
+            vocab_size=chosen.vocab_size,
+            example_tokens=chosen.example_tokens,
+            progress=progress,
+        )
     alice = pretrain(chosen, corpus)
     jobs = {
         "alice": alice,
@@ -281,7 +318,7 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
         "roles": run.roles,
         "checkpoints": run.checkpoints,
         "windows": [list(window) for window in run.windows],
-        "shuffle": {"kind": claim.kind, "seed": str(claim.seed)},
+        "shuffle": {"kind": claim.kind, "seed": None if claim.seed is None else str(claim.seed)},
         "loss_curves": {
             name: [round(float(v), 3) for v in losses] for name, losses in run.loss_curves.items()
         },
@@ -297,7 +334,7 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
     }
     table = pa.table(columns)
     atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
-    text = json.dumps(content, indent=None, sort_keys=True)
+    text = json.dumps(content)  # keys unsorted: the roles keep their order
     atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return path
 
@@ -314,7 +351,8 @@ def _open_recorded(name: str) -> Run:
     if content.get("format") != FORMAT:
         raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
     shuffle = content["shuffle"]
-    claim = ShuffleClaim(shuffle["kind"], seed=int(shuffle["seed"]))
+    seed = None if shuffle["seed"] is None else int(shuffle["seed"])
+    claim = ShuffleClaim(shuffle["kind"], seed=seed)
     return Run(
         name=content["name"],
         transcript=Transcript.read(path, shuffle=claim),
@@ -332,7 +370,22 @@ def _open_recorded(name: str) -> Run:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model, or part of one, in the lab's cache."""
+    """A model, or part of one, in the lab's cache.
+
+    Attributes
+    ----------
+    key : str
+        Name of its folder: the first 16 digits of the hash of its configuration.
+    name, recipe : str
+        What it was called when it was trained, and its recipe's name.
+    complete : bool
+    steps_done, steps : int
+    megabytes : float
+        On disk, checkpoints included.
+    changed : datetime
+        When it was finished, or last worked on; UTC.
+    folder : Path
+    """
 
     key: str
     name: str
@@ -341,55 +394,123 @@ class CachedModel:
     steps_done: int
     steps: int
     megabytes: float
+    changed: datetime
     folder: Path
 
     def __str__(self) -> str:
-        state = "complete" if self.complete else f"step {self.steps_done} of {self.steps or '?'}"
-        return f"{self.key}  {self.name:<18} {self.recipe:<8} {state:<20} {self.megabytes:.1f} MB"
+        state = "complete" if self.complete else f"step {self.steps_done:,} of {self.steps:,}"
+        return (
+            f"{self.key}  {self.name:<18} {self.recipe:<8} {state:<20} "
+            f"{self.changed:%Y-%m-%d %H:%M} UTC  {self.megabytes:.1f} MB"
+        )
 
 
 def lab_list() -> list[CachedModel]:
-    """Models in the lab's cache, finished and unfinished."""
-    found = []
+    """Models in the lab's cache, finished and unfinished, oldest first."""
     root = home() / "lab" / "models"
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not folder.is_dir():
+    found = []
+    for folder in root.iterdir() if root.is_dir() else []:
+        partial = folder.suffix == ".partial"
+        if not folder.is_dir() or folder.suffix not in ("", ".partial"):
             continue
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
-        key = folder.name.removesuffix(".partial")
-        if (folder / "training.json").exists() and folder.suffix != ".partial":
-            record = json.loads((folder / "training.json").read_text())
-            name, steps = record["name"], int(record["steps"])
-            of = record["job"]["recipe"]["name"]
-            found.append(CachedModel(key, name, of, True, steps, steps, size, folder))
-        else:
-            try:
-                done = int((folder / "step").read_text())
-            except (OSError, ValueError):
-                done = 0
-            found.append(CachedModel(key, "unfinished", "", False, done, 0, size, folder))
-    return found
+        try:
+            if partial:
+                job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+            else:
+                record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+                job = record["job"]
+            changed = max(f.stat().st_mtime for f in folder.iterdir())
+            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        except FileNotFoundError:
+            continue  # being started, finished or removed at this moment
+        steps = -(-(job["stop"] - job["start"]) // job["recipe"]["batch_size"])
+        found.append(
+            CachedModel(
+                key=folder.stem,
+                name=job["name"],
+                recipe=job["recipe"]["name"],
+                complete=not partial,
+                steps_done=_steps_shown(folder) if partial else steps,
+                steps=steps,
+                megabytes=size / 1e6,
+                changed=datetime.fromtimestamp(changed, UTC),
+                folder=folder,
+            )
+        )
+    return sorted(found, key=lambda model: (model.changed, model.key))
+
+
+def _steps_shown(folder: Path) -> int:
+    try:
+        return int((folder / "step").read_text())
+    except (OSError, ValueError):
+        return 0  # no step shown yet
 
 
 def lab_clean(keys: Sequence[str] | None = None) -> list[Path]:
     """Remove models from the cache; all of them, and the corpora and scores, if None.
 
+    Parameters
+    ----------
+    keys : sequence of str, optional
+        As `lab_list` shows them.
+
+    Returns
+    -------
+    list of Path
+        Folders that were removed. The empty lock files stay: removing one under a process that
+        waits for it would let two processes in.
+
     Raises
     ------
     InputError
-        A key is not in the cache.
+        A key is not in the cache, or its model is being trained; nothing is removed then.
     """
-    root = home()
+    lab = home() / "lab"
+    present = _folders(lab / "models")
     if keys is None:
-        removed = [p for p in (root / "lab", root / "scores") if p.is_dir()]
+        chosen = [*present, *_folders(lab / "corpora")]
     else:
-        known = {model.key: model.folder for model in lab_list()}
-        unknown = [key for key in keys if key not in known]
-        if unknown:
-            raise InputError(
-                f"no model {unknown[0]!r} is in the cache: see the keys with 'palimpsest lab list'"
-            )
-        removed = [known[key] for key in keys]
-    for folder in removed:
-        shutil.rmtree(folder)
-    return removed
+        for key in keys:
+            if not any(folder.name.partition(".")[0] == key for folder in present):
+                raise InputError(
+                    f"no model {key!r} is in the cache: see the keys with 'palimpsest lab list'"
+                )
+        chosen = [folder for folder in present if folder.name.partition(".")[0] in keys]
+    with ExitStack() as held:
+        for path in sorted({f.with_name(f.name.partition(".")[0]) for f in chosen}):
+            held.enter_context(_not_in_use(path))
+        for folder in chosen:
+            _remove(folder)
+    scores = home() / "scores"
+    if keys is None and scores.is_dir():
+        _remove(scores)
+        chosen.append(scores)
+    return chosen
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+
+
+@contextmanager
+def _not_in_use(folder: Path) -> Iterator[None]:
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{folder.name} is being made by another process: wait for it, or stop it, then clean"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: a removal that is cut short must not leave half a model under its name."""
+    doomed = folder.with_name(f"{folder.name}.removed")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    shutil.rmtree(folder.rename(doomed))

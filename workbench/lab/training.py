@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = ["TrainingJob", "model_folder", "train", "train_all", "training_transc
 
 FORMAT = 1
 SAVE_EVERY_SECONDS = 15.0
+INTERRUPTED = 130
 _SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM = 1, 2, 3
 
 
@@ -130,8 +132,15 @@ def new_job(
     Raises
     ------
     InputError
-        The corpus has too few examples.
+        The corpus has too few examples, or was cut for another recipe.
     """
+    cut = (int(corpus.tokens.shape[1]), int(corpus.report["vocab_size"]))
+    if cut[0] != recipe.example_tokens or cut[1] > recipe.vocab_size:
+        raise InputError(
+            f"the corpus has examples of {cut[0]} tokens and a vocabulary of {cut[1]}, and recipe "
+            f"{recipe.name!r} wants {recipe.example_tokens} and {recipe.vocab_size}: make the "
+            "corpus with the recipe's example_tokens and vocab_size"
+        )
     if stop > len(corpus.tokens):
         raise InputError(
             f"{name} needs examples up to number {stop:,} and the corpus has "
@@ -198,7 +207,7 @@ def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
     rows = training_rows(job, len(tokens))
     return Transcript.from_arrays(
         training_positions(job),
-        tokens=np.asarray(tokens[rows]).astype(np.int64),
+        tokens=list(np.asarray(tokens[rows]).astype(np.int64)),
         shuffle=ShuffleClaim("owner", seed=shuffle_seed(job)),
         source=f"{job.name}'s transcript",
     )
@@ -248,6 +257,7 @@ def train_all(
     running: list[tuple[TrainingJob, subprocess.Popen[bytes], Path]] = []
     bar = tqdm(
         total=sum(job.steps for job in waiting),
+        initial=_steps_done(waiting),
         desc=f"training {len(waiting)} models",
         unit="step",
         disable=not progress,
@@ -267,17 +277,13 @@ def train_all(
                     f"{pending[0].name} derives from a model that is not trained: train its parent"
                 )
             time.sleep(0.05)
-            _show(bar, waiting)
+            bar.update(_steps_done(waiting) - bar.n)
             for entry in list(running):
                 job, process, log = entry
                 if process.poll() is not None:
                     running.remove(entry)
                     if process.returncode != 0 or not job.complete:
-                        tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-                        raise InputError(
-                            f"training {job.name} failed ({' '.join(tail) or 'no message'}): see "
-                            f"{log}; the same command continues where it stopped"
-                        )
+                        raise _failure(job, process.returncode, log)
                     log.unlink(missing_ok=True)
     finally:
         for _, process, _ in running:
@@ -289,12 +295,26 @@ def train_all(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        _show(bar, waiting)
+        for _, process, log in running:
+            if process.returncode in (0, INTERRUPTED):
+                log.unlink(missing_ok=True)
+        bar.update(_steps_done(waiting) - bar.n)
         bar.close()
     return [job.folder for job in jobs]
 
 
-def _show(bar: "tqdm[Any]", jobs: Sequence[TrainingJob]) -> None:
+def _failure(job: TrainingJob, status: int, log: Path) -> InputError:
+    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+    reason = tail[0].removeprefix("workbench.errors.InputError: ") if tail else ""
+    if status < 0:
+        reason = f"killed by signal {-status}"
+    return InputError(
+        f"training {job.name} failed ({reason or 'no message'}): see {log}; the same command "
+        "continues where it stopped"
+    )
+
+
+def _steps_done(jobs: Sequence[TrainingJob]) -> int:
     done = 0
     for job in jobs:
         if job.complete:
@@ -302,12 +322,13 @@ def _show(bar: "tqdm[Any]", jobs: Sequence[TrainingJob]) -> None:
         else:
             with contextlib.suppress(OSError, ValueError):
                 done += int((job.partial / "step").read_text())
-    bar.update(done - bar.n)
+    return done
 
 
 def _start_worker(job: TrainingJob) -> tuple[TrainingJob, "subprocess.Popen[bytes]", Path]:
-    job.partial.mkdir(parents=True, exist_ok=True)
-    log = job.partial.with_suffix(".log")
+    # The worker makes the partial folder, under its lock: here it might be finished meanwhile.
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = job.folder.with_name(f"{job.folder.name}-{os.getpid()}.log")
     environment = _child_environment()
     environment.update(OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
     with open(log, "wb") as sink:
@@ -332,21 +353,63 @@ def run_job(job: TrainingJob, *, after_step: Callable[[int], object] | None = No
 
     Two processes that want the same model train it once: the second waits for the first. The lock
     is the operating system's, so a killed process leaves none behind.
+
+    Parameters
+    ----------
+    job : TrainingJob
+    after_step : callable, optional
+        Called with the number of finished steps after each.
+
+    Returns
+    -------
+    Path
+        The model's folder.
+
+    Raises
+    ------
+    InputError
+        The corpus or the parent is no longer in the cache, or the training diverged.
+    KeyboardInterrupt
+        Asked to stop; the state was saved first.
     """
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{job.folder}.lock"):
         if not job.complete:
-            _train_locked(job, after_step)
+            with _no_bars():
+                _train_locked(job, after_step)
     return job.folder
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars that transformers draws for every file that it loads or saves."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) -> None:
     import torch
 
+    _clear_leftovers(job)
+    if (job.partial / "training.json").exists():  # killed after its last write
+        _publish(job)
+        return
+    _check_inputs(job)
     torch.set_num_threads(job.threads)
     # The same configuration must give the same weights, also after an interruption.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in job.recipe.items()})
+    numbers: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in job.recipe.items()
+    }
+    recipe = Recipe(**numbers)
     tokens = np.load(Path(job.corpus_folder) / "tokens.npy", mmap_mode="r", allow_pickle=False)
     transcript = training_transcript(job, tokens)
     rows = training_rows(job, len(tokens))
@@ -362,6 +425,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
         fused=True,
     )
     job.partial.mkdir(parents=True, exist_ok=True)
+    _write_json(job.partial / "job.json", asdict(job))
     resume = job.partial / "resume.safetensors"
     losses = torch.zeros(job.steps, device=job.device)
     step = _load_state(resume, model, optimiser, losses) if resume.exists() else 0
@@ -373,36 +437,59 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
         else contextlib.nullcontext()
     )
     saved = shown = time.monotonic()
-    stop = _stop_flag()
-    while step < job.steps:
-        batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, job.steps, job.learning_rate, recipe)
-        with autocast:
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
+    with _stop_flag() as stop:
+        while step < job.steps:
+            batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(step, job.steps, job.learning_rate, recipe)
+            with autocast:
+                logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            losses[step] = loss.detach()
+            step += 1
+            if after_step is not None:
+                after_step(step)
+            if step in checkpoint_steps and step < job.steps:
+                _save_checkpoint(job, model, optimiser, step, checkpoint_steps[step])
+            now = time.monotonic()
+            if now - shown > 0.5:
+                (job.partial / "step").write_text(str(step))
+                shown = now
+            if now - saved > SAVE_EVERY_SECONDS or stop():
+                _save_state(resume, model, optimiser, losses, step)
+                saved = now
+                if stop():
+                    raise KeyboardInterrupt
+        _finish(job, recipe, model, optimiser, losses, transcript, resumed_at)
+
+
+def _clear_leftovers(job: TrainingJob) -> None:
+    """Remove what a killed run was in the middle of writing; only the holder of the lock may."""
+    for path in job.partial.glob(".*"):
+        path.unlink()
+    for path in job.partial.glob("checkpoints/.*"):
+        shutil.rmtree(path)
+
+
+def _check_inputs(job: TrainingJob) -> None:
+    found = Path(job.corpus_folder) / "corpus.json"
+    try:
+        fingerprint = json.loads(found.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        fingerprint = None
+    if fingerprint != job.corpus_fingerprint:
+        raise InputError(
+            f"the corpus of {job.name} is no longer at {job.corpus_folder}: open the corpus again "
+            "and describe the job anew"
         )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        losses[step] = loss.detach()
-        step += 1
-        if after_step is not None:
-            after_step(step)
-        if step in checkpoint_steps and step < job.steps:
-            _save_checkpoint(job, model, optimiser, step, checkpoint_steps[step])
-        now = time.monotonic()
-        if now - shown > 0.5:
-            (job.partial / "step").write_text(str(step))
-            shown = now
-        if now - saved > SAVE_EVERY_SECONDS or stop():
-            _save_state(resume, model, optimiser, losses, step)
-            saved = now
-            if stop():
-                raise KeyboardInterrupt
-    _finish(job, recipe, model, optimiser, losses, transcript, resumed_at)
+    if job.parent is not None and not model_folder(job.parent).is_dir():
+        raise InputError(f"{job.name} derives from a model that is not trained: train its parent")
 
 
 def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> float:
@@ -488,7 +575,7 @@ def _save_checkpoint(
     shutil.rmtree(fresh, ignore_errors=True)
     _save_model(job, model, fresh)
     save_file(_optimiser_tensors(model, optimiser), fresh / "optimiser.safetensors")
-    (fresh / "checkpoint.json").write_text(json.dumps({"step": step, "fraction": fraction}))
+    _write_json(fresh / "checkpoint.json", {"step": step, "fraction": fraction})
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -514,6 +601,12 @@ def _finish(
     import transformers
     from safetensors.torch import save_file
 
+    broken = ~torch.isfinite(losses)
+    if bool(broken.any()):
+        raise InputError(
+            f"{job.name}: the loss at step {int(broken.nonzero()[0]) + 1} is not finite, so the "
+            "training diverged: choose a lower learning rate"
+        )
     _save_model(job, model, job.partial)
     save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
     transcript.write(job.partial / "transcript.parquet")
@@ -534,31 +627,45 @@ def _finish(
             "transformers": transformers.__version__,
         },
     }
-    (job.partial / "training.json").write_text(json.dumps(record, indent=1, sort_keys=True))
-    for leftover in ("resume.safetensors", "step"):
+    _write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
+    _publish(job)
+
+
+def _publish(job: TrainingJob) -> None:
+    for leftover in ("resume.safetensors", "step", "job.json"):
         (job.partial / leftover).unlink(missing_ok=True)
     os.replace(job.partial, job.folder)
 
 
-def _stop_flag() -> Callable[[], bool]:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True)
+    atomic_write(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
     """True once the process was asked to stop; the training loop then saves and leaves."""
-    asked = []
-    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+    asked: list[bool] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: asked.append(True))
-    return lambda: bool(asked)
+            before[number] = signal.signal(number, lambda *_: asked.append(True))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _main() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     job = TrainingJob(**json.load(sys.stdin))
     with contextlib.suppress(KeyboardInterrupt):
         run_job(job)
         sys.exit(0)
-    sys.exit(130)
+    sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
