@@ -49,6 +49,7 @@ def test_a_derivative_is_evidence(data):
     assert evidence.verdict == "evidence"
     assert evidence.pvalue == evidence.pvalue_exact == evidence.pvalue_floor == 1 / 2000
     assert evidence.log10_pvalue < -20
+    assert repr(evidence) == evidence.summary()
     assert evidence.pvalue_asymptotic == pytest.approx(10**evidence.log10_pvalue)
     expected = stats.spearmanr(
         data["order"], data["derivative"].loglik_mean - data["reference"].loglik_mean

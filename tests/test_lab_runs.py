@@ -66,6 +66,7 @@ def trained(tmp_path_factory):
         run = train_walkthrough(TINY, corpus)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     return folder / "home", corpus, run
 
 

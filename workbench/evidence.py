@@ -100,7 +100,7 @@ class ReferenceCheck:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence:
     """The outcome of a test of independence; its attribute names are the keys of its JSON.
 
@@ -117,8 +117,9 @@ class Evidence:
     pvalue_floor : float
         Smallest value that `pvalue` could have taken, 1/(m + 1).
     pvalue_asymptotic, log10_pvalue : float or None
-        Normal-tail approximation, and its log10 (finite where the p-value itself underflows);
-        None where the approximation is not allowed.
+        Normal-tail approximation, and its log10; None where the approximation is not allowed.
+        The p-value is never printed as 0: below the smallest positive float it is that float, and
+        only `log10_pvalue` tells how far below.
     verdict : str
         ``evidence``, ``no evidence found at this power`` or ``could not be decided``.
     verdict_reason : str
@@ -243,6 +244,9 @@ class Evidence:
 
     def __str__(self) -> str:
         return self.summary()
+
+    # In a notebook or a terminal the object reads like its report.
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         # Labels come from model folders and transcripts: everything is escaped.

@@ -41,6 +41,7 @@ REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
 HABITUAL_SEEDS = frozenset({0, 1, 2, 3, 7, 10, 42, 100, 123, 1234, 12345, 1337, 2020, 2021, 2022,
                             2023, 2024, 2025, 2026, 6198, 3407})  # fmt: skip
 BOOTSTRAP_RESAMPLES = 999
+SMALLEST_FLOAT = float(np.nextafter(0.0, 1.0))
 
 
 def query_contrast(
@@ -196,7 +197,7 @@ def query_test(
         pvalue=pvalue,
         pvalue_exact=pvalue,
         pvalue_floor=distribution.floor,
-        pvalue_asymptotic=None if log10 is None else float(10.0**log10),
+        pvalue_asymptotic=None if log10 is None else max(10.0**log10, SMALLEST_FLOAT),
         log10_pvalue=log10,
         verdict=verdict,
         verdict_reason=reason,

@@ -88,7 +88,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Content:
 
 def _pictures(*drawn: Any) -> _Content:
     """Figures side by side as `figures.show` renders them, with their alternative text."""
-    if get_ipython() is None:  # type: ignore[no-untyped-call]
+    if get_ipython() is None:
         # Nobody can see a picture outside IPython; its description still says what it shows.
         alts = [str(figure.alt_text) for figure in drawn]
         return _Content("".join(f"<p>{html.escape(alt)}</p>" for alt in alts), "\n\n".join(alts))

@@ -97,7 +97,7 @@ class OrderCheck:
     log10_pvalue: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TranscriptDescription:
     """What `Transcript.describe` found; prints as text and as HTML."""
 
@@ -120,7 +120,9 @@ class TranscriptDescription:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
-        length = "unknown" if self.shortest is None else f"{self.shortest} to {self.longest}"
+        pieces = "tokens" if self.kind == "tokens" else "characters"
+        span = f"{self.shortest} to {self.longest} {pieces}"
+        length = "unknown" if self.shortest is None else span
         unit = (
             "each example moved alone"
             if self.units is None
@@ -138,10 +140,7 @@ class TranscriptDescription:
             ("units", unit),
             ("exposure groups", f"{self.exposure_groups:,}"),
             ("duplicates", f"{duplicates} examples repeat an earlier one"),
-            (
-                "length",
-                f"{length} {'tokens' if self.kind == 'tokens' else 'characters'}",
-            ),
+            ("length", length),
             (
                 "order",
                 "looks UNSHUFFLED" if self.looks_unshuffled else "nothing unusual found",
@@ -160,6 +159,8 @@ class TranscriptDescription:
 
     def __str__(self) -> str:
         return "\n".join(f"{label:<34} {value}" for label, value in self.rows())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         body = "".join(
@@ -812,7 +813,7 @@ def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
     if not checks:
         return False
     smallest = min(check.log10_pvalue for check in checks)
-    return smallest + np.log10(len(checks)) < np.log10(UNSHUFFLED_PVALUE)
+    return bool(smallest + np.log10(len(checks)) < np.log10(UNSHUFFLED_PVALUE))
 
 
 # ---------------------------------------------------------------------- reading

@@ -164,8 +164,11 @@ for name, references in trials.items():
     print(f"{name:<16} exact p {cleared[name].pvalue:.4f}: {cleared[name].verdict}")
 
 # %%
-curves = {name: query_contrast(scores[name], refs) for name, refs in trials.items()}
-figures.show(figures.memorisation_curve(transcript.positions, {suspect: contrast, **curves}))
+curves = {suspect: contrast}
+curves.update({name: query_contrast(scores[name], refs) for name, refs in trials.items()})
+centred = {name: values - values.mean() for name, values in curves.items()}
+ylabel = "contrast, centred\n(nats per token)"
+figures.show(figures.memorisation_curve(transcript.positions, centred, ylabel=ylabel))
 
 # %% [markdown]
 # ## Evidence against queries

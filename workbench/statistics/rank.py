@@ -313,18 +313,22 @@ class RankDesign:
         for part, columns in zip(self.parts, weights, strict=True):
             if len(part.slot_counts) < 2:
                 continue  # constant position: contributes 0 to every draw
+            # einsum, not a BLAS product: BLAS starts threads of its own inside each of ours, which
+            # on a busy machine is slower by orders of magnitude, and sums in another order.
+            per_score = np.ascontiguousarray(columns.T)
             if part.equal_sizes:
                 # Midranks are then a fixed vector: shuffling it in place and taking dot products
                 # costs O(units) per draw, and a shuffle of a shuffle is a fresh uniform one.
                 fixed = _unit_midranks(part, part.slot_of_unit) * part.scale
                 for j in range(n_draws):
                     rng.shuffle(fixed)
-                    total[j] += fixed @ columns
+                    total[j] += np.einsum("u,ku->k", fixed, per_score)
             else:
                 slots = part.slot_of_unit.copy()
                 for j in range(n_draws):
                     rng.shuffle(slots)
-                    total[j] += (_unit_midranks(part, slots) * part.scale) @ columns
+                    ranks = _unit_midranks(part, slots) * part.scale
+                    total[j] += np.einsum("u,ku->k", ranks, per_score)
         return total
 
 
