@@ -94,7 +94,10 @@ def every_figure(run):
         "null": null_histogram(evidence),
         "null, nothing found": null_histogram(alone),
         "queries": evidence_vs_queries(
-            transcript, {"s": (suspect, [reference])}, [100, 500], repeats=5
+            transcript,
+            {f"suspect {k}, with a reference": (suspect, [reference]) for k in "abc"},
+            [100, 500],
+            repeats=5,
         ),
         "loss": loss_curves({"alice": (np.arange(300), 3 + np.ones(300))}),
     }

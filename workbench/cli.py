@@ -84,12 +84,30 @@ def _read_transcript(
 @lab_app.command("train")
 def lab_train(
     recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own text in place of docstrings: a folder, a Parquet or JSONL file, or a "
+            "Hugging Face data set."
+        ),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Text column of --text.")] = "text",
     quiet: QuietOption = False,
 ) -> None:
     """Train and score the walk-through's models (owner's, derivative, controls) if absent."""
     from workbench import lab
 
-    run = lab.open_run(recipe, progress=not quiet)
+    chosen = lab.recipe(recipe)
+    corpus = None
+    if text is not None:
+        corpus = lab.text_corpus(
+            text,
+            column=text_column,
+            vocab_size=chosen.vocab_size,
+            example_tokens=chosen.example_tokens,
+            progress=not quiet,
+        )
+    run = lab.train_walkthrough(chosen, corpus, progress=not quiet)
     run.score_all(progress=not quiet)
     for name, role in run.roles.items():
         typer.echo(f"{name:<18} {role}")

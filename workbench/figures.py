@@ -154,12 +154,14 @@ def _draw_series(
     return ends
 
 
-def _legend_outside(axes: Any, n_series: int) -> None:
-    """Legend above the axes, where it can cover no data."""
+def _legend_outside(axes: Any, names: Sequence[Any]) -> None:
+    """Legend above the axes, covering no data; as many columns as the names leave room for."""
+    longest = max(len(str(name)) for name in names)
+    columns = max(1, min(len(names), 3, 72 // (longest + 8)))
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=min(n_series, 3),
+        ncols=columns,
         columnspacing=1.4,
         handlelength=2.6,
         borderaxespad=0.2,
@@ -198,7 +200,7 @@ def memorisation_curve(
         ends = _draw_series(axes, positions, series, bins)
         axes.set_xlabel("position in training (early → late)")
         axes.set_ylabel(ylabel)
-        _legend_outside(axes, len(series))
+        _legend_outside(axes, list(series))
     described = "; ".join(f"{name}: {a:+.4f} to {b:+.4f}" for name, (a, b) in ends.items())
     return _finish(
         figure,
@@ -385,7 +387,7 @@ def evidence_vs_queries(
         axes.set_xscale("log")
         axes.set_xlabel("queries (examples scored)")
         axes.set_ylabel("z (null standard deviations)")
-        _legend_outside(axes, len(series))
+        _legend_outside(axes, list(series))
     figure.crossings = crossings  # type: ignore[attr-defined]
     described = "; ".join(
         f"{name}: median z {np.median(values[-1]):.1f} at {ns[-1]:,} queries, "
@@ -427,5 +429,5 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], smooth: int =
             ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
         axes.set_xlabel("training step")
         axes.set_ylabel("training loss (nats per token)")
-        _legend_outside(axes, len(curves))
+        _legend_outside(axes, list(curves))
     return _finish(figure, f"Training loss, start to end, nats per token: {'; '.join(ends)}.")
