@@ -158,7 +158,7 @@ def test_missing_values_name_the_row():
         precomputed_scores(with_columns(loss_a=lists), "loss:a")
     lists = losses()
     lists[5] = None
-    with pytest.raises(InputError, match="lacks its list in some row"):
+    with pytest.raises(InputError, match="row 5 has no loss_a"):
         precomputed_scores(with_columns(loss_a=lists), "loss:a")
     lists[5] = []
     with pytest.raises(InputError, match="row 5 has 0 values"):

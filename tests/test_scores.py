@@ -164,3 +164,29 @@ def test_store_keeps_tokens(tmp_path):
 def test_identity_of_another_version_is_refused():
     with pytest.raises(InputError, match="not of this version"):
         ScorerIdentity.from_dict({"scorer": "x", "model": "m", "colour": "red"})
+
+
+def test_windows_are_cut_from_kept_tokens():
+    whole = Scores.from_arrays(
+        loglik=[[-1.0, -2.0, -4.0], [-3.0, -5.0], [-1.0, -1.0]], transcript=TRANSCRIPT
+    )
+    # Without a BOS token the first value belongs to token 1.
+    assert whole.window(2).loglik_sum.tolist() == [-6.0, -5.0, -1.0]
+    cut = whole.window(1, 1)
+    assert cut.loglik_mean.tolist() == [-1.0, -3.0, -1.0]
+    assert (cut.identity.prefix, cut.identity.length) == (1, 1)
+    assert cut.key != whole.key
+    assert check_aligned(TRANSCRIPT, cut)
+    with_bos = dataclasses.replace(whole, identity=dataclasses.replace(IDENTITY, bos="prepended"))
+    assert with_bos.window(1, 1).loglik_mean.tolist() == [-2.0, -5.0, -1.0]
+    with pytest.raises(InputError, match="row 1 has no scored token"):
+        whole.window(3)
+    with pytest.raises(InputError, match="were not kept"):
+        Scores.from_arrays(loglik=[-1.0, -2.0]).window(1)
+    with pytest.raises(InputError, match="were not kept"):
+        cut.window(1, 1)
+
+
+def test_labels_are_short_for_paths_and_whole_for_the_rest():
+    assert ScorerIdentity("causal_lm", "org/model-1b").label == "model-1b"
+    assert ScorerIdentity("arrays", "<script>alert(1)</script>").label.startswith("<script>")

@@ -308,3 +308,19 @@ def test_opening_is_lazy(tmp_path):
     started = time.monotonic()
     assert len(opened.tokens([999_999])) == 1
     assert time.monotonic() - started < 60
+
+
+def test_names_with_a_colon_are_paths(tmp_path, monkeypatch):
+    """pyarrow would take a relative name with a colon for an address."""
+    monkeypatch.chdir(tmp_path)
+    made = Transcript.from_arrays(POSITIONS, tokens=TOKENS)
+    made.write("run:1.parquet")
+    assert Transcript.read("run:1.parquet").fingerprint == made.fingerprint
+
+
+def test_missing_lists_in_a_column_name_the_row(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"index": [0, 1], "tokens": [[1], [2]], "loss_a": [[1.0], None]})
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match="row 1 has no loss_a"):
+        Transcript.read(path).column("loss_a")

@@ -533,7 +533,7 @@ def curve_panel(run: Run) -> Panel:
     if not names:
         raise InputError(f"the run {run.name} has no scored model: score one first")
     shown = [name for name in (OWNER, "derivative", "independent") if name in names]
-    reference = next(iter(_reference_names(run)), None)
+    reference = next(iter(_reference_names(run)), "")
     kept = run.checkpoints if OWNER in names else []
     controls = {
         **_choices("models", "models", "Models to draw.", names, shown or names[:1]),
@@ -541,15 +541,15 @@ def curve_panel(run: Run) -> Panel:
             "reference",
             "reference",
             "Model whose score is subtracted; with none, curves are centred.",
-            [("none", None), *((name, name) for name in names)],
+            [("none", ""), *((name, name) for name in names)],
             reference,
         ),
         **_choice(
             "checkpoint",
             "checkpoint",
             "Also draw the owner's model as it was during training.",
-            [("none", None), *((f"after {f:.0%} of training", f) for f in kept)],
-            None,
+            [("none", 0.0), *((f"after {f:.0%} of training", f) for f in kept)],
+            0.0,
         ),
         **_bins_control(run.transcript.n),
     }
@@ -559,7 +559,7 @@ def curve_panel(run: Run) -> Panel:
         series = {name: scores.contrast(name, references) for name in settings["models"]}
         fraction = settings["checkpoint"]
         roles = {name: run.roles[name] for name in series}
-        if fraction is not None:
+        if fraction:
             name = f"{OWNER} after {fraction:.0%}"
             values = query_contrast(
                 scores.checkpoint(fraction), [scores.model(name) for name in references]
@@ -724,7 +724,10 @@ def report_panel(run: Run) -> Panel:
             + _sentence(
                 f"{settings['suspect']}: {found.verdict}. {found.verdict_reason}", bold=True
             )
-            + _sentence(f"Exact p {found.exact_text}. Asymptotic p {found.asymptotic_text}.")
+            + _sentence(
+                f"References: {', '.join(settings['references']) or 'none'}; z = {found.z:.2f}; "
+                f"exact p {found.exact_text}; asymptotic p {found.asymptotic_text}."
+            )
             + _listed(found.caveats)
         )
 

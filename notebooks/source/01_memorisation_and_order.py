@@ -95,9 +95,10 @@ figures.show(figures.memorisation_curve(positions, contrasts, bins))
 # %% [markdown]
 # ## Where is the memory strongest?
 #
-# Not always at the very end. The learning rate decays, so the last steps write faintly; and
-# fine-tuning overwrites what was written last first. Look at which tenth of training each model
-# remembers best.
+# It depends on the schedule. Late steps overwrite less, but a learning rate that has decayed far
+# also writes faintly, and fine-tuning overwrites what was written last first. In other runs, and
+# after heavy fine-tuning, the peak can lie well before the end. Look at which tenth of training
+# each model remembers best here.
 
 # %%
 for name in ("alice", "derivative"):

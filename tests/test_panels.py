@@ -1,0 +1,294 @@
+"""Panels: every control of every panel moves once, and the output follows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from workbench import panels
+from workbench.errors import InputError
+from workbench.lab.runs import Run
+from workbench.panels import BOX, FAILED, PANELS, Panel
+from workbench.scores import ScorerIdentity, Scores
+from workbench.transcript import Transcript
+
+N = 400
+MODELS = {
+    "alice": "the owner's model",
+    "derivative": "the owner's model <b>fine-tuned</b>",
+    "independent": "control",
+    "reference-same": "reference",
+    "reference-other": "reference",
+}
+# Settings that act only on what the button computes, by panel.
+AFTER_THE_BUTTON = {
+    "query": {"alternative", "permutations", "smallest_effect"},
+    "report": {"alpha", "smallest_effect", "references"},
+}
+
+
+class SyntheticRun(Run):
+    """Scores from a formula: memory for the owner's models, noise for the others."""
+
+    def _scores(self, name: str, prefix: int, length: int | None, progress: bool) -> Scores:
+        rng = np.random.default_rng([prefix, *name.encode()])
+        shared = np.random.default_rng(1).normal(size=self.transcript.n)
+        memory = 1.0 if name.startswith(("alice", "derivative")) else 0.0
+        loglik = -3 + shared + memory * self.transcript.positions / self.transcript.n
+        return Scores.from_arrays(
+            loglik=loglik + 0.3 * rng.normal(size=len(loglik)),
+            transcript=self.transcript,
+            identity=ScorerIdentity("arrays", name, prefix=prefix, length=length),
+        )
+
+
+def make_run(roles: dict[str, str] | None = None, kind: type[Run] = SyntheticRun) -> Run:
+    order = np.random.default_rng(0).permutation(N)
+    return kind(
+        name="synthetic",
+        transcript=Transcript.from_arrays(order, texts=[f"example {i}" for i in range(N)]),
+        roles=MODELS if roles is None else roles,
+        checkpoints=[0.5],
+        windows=[(0, None), (32, 32)],
+        provenance={},
+        folders={},
+        loss_curves={},
+    )
+
+
+def make(name: str) -> Panel:
+    maker, needs_run = PANELS[name]
+    return maker(make_run()) if needs_run else maker()
+
+
+def named_controls() -> list[tuple[str, str]]:
+    return [(name, control) for name in PANELS for control in make(name).controls]
+
+
+def moved(control: Any) -> Any:
+    """Another value that the control can take."""
+    if isinstance(control, widgets.Dropdown):
+        values = [value for _, value in control._options_full]
+        return values[(control.index + 1) % len(values)]
+    if isinstance(control, widgets.SelectMultiple):
+        return control.value[:1]
+    if isinstance(control.value, int):
+        middle = (control.min + control.max) // 2
+    else:
+        middle = round((control.min + control.max) / 2, 3)
+    return middle if middle != control.value else control.min
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    """A shell as in a kernel, so that figures are drawn to the end; without its history file."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=config)
+    InteractiveShell.clear_instance()
+
+
+def test_every_public_maker_is_in_the_registry() -> None:
+    makers = {name for name in panels.__all__ if name.endswith("_panel")}
+    assert makers == {maker.__name__ for maker, _ in PANELS.values()}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_panel_opens_with_an_output_of_fixed_height(name: str) -> None:
+    panel = make(name)
+    assert isinstance(panel, widgets.VBox)
+    assert panel.output.layout.height.endswith("px")
+    assert panel.output.layout.overflow == "auto"
+    assert panel.output in panel.children
+    assert panel.text
+    assert make(name).text == panel.text, "the same settings show something else"
+    assert panel.text != FAILED
+
+
+@pytest.mark.parametrize(("name", "key"), named_controls())
+def test_control_says_what_it_is(name: str, key: str) -> None:
+    control = make(name).controls[key]
+    assert control.description.strip()
+    assert control.tooltip.strip().endswith(".")
+    assert getattr(control, "continuous_update", False) is False
+    if not isinstance(control, widgets.Button):
+        wanted = "0px" if key.endswith(BOX) else "initial"
+        assert control.style.description_width == wanted
+    if isinstance(control, widgets.IntSlider | widgets.FloatSlider):
+        assert key + BOX in make(name).controls, "a slider needs a number box"
+
+
+@pytest.mark.parametrize(("name", "key"), named_controls())
+def test_control_moves_and_the_output_follows(name: str, key: str) -> None:
+    panel = make(name)
+    control = panel.controls[key]
+    before = panel.text
+    if isinstance(control, widgets.Button):
+        control.click()
+        assert not control.disabled
+    else:
+        control.value = moved(control)
+    panel.update()  # an exception that a callback swallowed is raised here
+    assert panel.text
+    assert panel.text != FAILED
+    later = AFTER_THE_BUTTON.get(name, set())
+    if key.removesuffix(BOX) not in later:
+        assert panel.text != before
+
+
+@pytest.mark.parametrize("name", [name for name in PANELS if name in AFTER_THE_BUTTON])
+def test_settings_of_the_test_withdraw_its_result_until_it_runs_again(name: str) -> None:
+    for key in sorted(AFTER_THE_BUTTON[name]):
+        panel = make(name)
+        panel.test()
+        before, value = panel.text, panel.controls[key].value
+        assert "evidence" in before
+        panel.controls[key].value = moved(panel.controls[key])
+        assert "press the button" in panel.text
+        panel.test()
+        assert "press the button" not in panel.text
+        assert panel.text != before, key
+        panel.controls[key].value = value
+        assert panel.text == before, "a result that is known was forgotten"
+
+
+@pytest.mark.parametrize(("name", "key"), [pair for pair in named_controls() if BOX in pair[1]])
+def test_number_box_and_slider_stay_in_step(name: str, key: str) -> None:
+    panel = make(name)
+    slider, box = panel.controls[key.removesuffix(BOX)], panel.controls[key]
+    assert (slider.min, slider.max, slider.value) == (box.min, box.max, box.value)
+    box.value = moved(box)
+    assert slider.value == box.value
+    slider.value = slider.max
+    assert box.value == slider.max
+    assert panel.settings[key.removesuffix(BOX)] == slider.max
+
+
+def test_bins_keep_the_result_of_the_test() -> None:
+    panel = make("query")
+    panel.test()
+    panel.controls["bins"].value = 5
+    assert "in 5 bins" in panel.text
+    assert "exact p" in panel.text
+
+
+def test_query_panel_gives_the_public_functions_answer() -> None:
+    from workbench import query_test
+
+    run = make_run()
+    panel = panels.query_panel(run)
+    panel.controls["examples"].value = 150
+    panel.controls["references"].value = ("reference-same",)
+    panel.controls["smallest_effect"].value = 0.0
+    panel.controls["window"].value = (32, 32)
+    panel.test()
+    part = run.transcript.subsample(150, seed=0)
+    suspect = run.scores("derivative", 32, 32).take(part.rows)
+    reference = run.scores("reference-same", 32, 32).take(part.rows)
+    expected = query_test(part, suspect, [reference], n_resamples=999)
+    assert expected.summary() in panel.text
+    assert dict(panel.controls["window"].options) == {
+        "all tokens": (0, None),
+        "tokens 32 to 63": (32, 32),
+    }
+
+
+def test_query_panel_on_part_of_a_transcript_scores_the_right_rows() -> None:
+    whole = make_run()
+    part = Run.__new__(SyntheticRun)
+    part.__dict__.update(whole.__dict__)
+    part.__dict__["transcript"] = whole.transcript.take(np.arange(300, 20, -1))
+    panel = panels.query_panel(part)
+    panel.controls["examples"].value = 100
+    panel.test()  # scores carry their examples' digests: a mix-up of rows would be an InputError
+    assert "derivative: evidence" in panel.text
+
+
+def test_design_panel_undeclared_blocks_pass_for_memory() -> None:
+    panel = make("design")
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in panel.text.splitlines()}
+    assert float(rows["declared"][1]) > 0.05
+    assert float(rows["not declared"][1]) == 0.001
+    panel.controls["blocks"].value = 1
+    panel.controls["memory"].value = 1.0
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in panel.text.splitlines()}
+    assert rows["declared"][1:] == rows["not declared"][1:]
+    assert float(rows["declared"][1]) == 0.001
+
+
+def test_design_panel_shows_an_input_error_as_one_sentence() -> None:
+    panel = make("design")
+    for key, value in {"examples": 50, "blocks": 20, "ties": 64, "bins": 2}.items():
+        panel.controls[key].value = value
+    assert "all positions are equal" in panel.text
+    assert "Traceback" not in panel.text
+    assert len(panel.text.splitlines()) == 1
+    panel.controls["ties"].value = 1
+    assert "declared | " in panel.text
+
+
+def test_a_model_that_is_its_own_reference_is_one_sentence() -> None:
+    for name in ("query", "report"):
+        panel = make(name)
+        panel.controls["references"].value = ("derivative",)
+        panel.test()
+        assert panel.text.startswith("derivative is both suspect and reference")
+        assert len(panel.text.splitlines()) == 1
+    panel = make("curve")
+    panel.controls["models"].value = ("reference-same",)
+    assert panel.text.startswith("reference-same is both suspect and reference")
+    panel.controls["models"].value = ()
+    assert panel.text.startswith("no model is chosen")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, needs_run) in PANELS.items() if needs_run])
+def test_a_run_without_models_is_an_input_error(name: str) -> None:
+    with pytest.raises(InputError, match="no scored model"):
+        PANELS[name][0](make_run(roles={}))
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_any_other_exception_is_raised_and_shown_as_a_failure(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = make(name)
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a mistake in the program")
+
+    monkeypatch.setattr(panel, "_draw", broken)
+    with pytest.raises(ZeroDivisionError):
+        panel.update()
+    assert panel.text == FAILED
+    with pytest.raises(ZeroDivisionError):
+        panel.test()
+    assert all(not getattr(control, "disabled", False) for control in panel.controls.values())
+
+
+def test_run_of_one_model_needs_no_owner_and_no_reference() -> None:
+    run = make_run(roles={"bob's model": "the only one"})
+    for maker, needs_run in PANELS.values():
+        if needs_run:
+            panel = maker(run)
+            panel.test()
+            assert "bob's model" in panel.text
+
+
+@pytest.mark.parametrize("name", [name for name, (_, needs_run) in PANELS.items() if needs_run])
+@pytest.mark.usefixtures("shell")
+def test_names_are_escaped_and_pictures_are_described(name: str) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    panel = PANELS[name][0](make_run(roles={hostile: "<script>alert(2)</script>"}))
+    panel.test()
+    (output,) = panel.output.outputs
+    shown = output["data"]["text/html"]
+    assert "&lt;img src=x" in shown
+    assert hostile not in shown
+    assert "<script" not in shown
+    if name != "report":
+        assert shown.count('<img src="data:image/png;base64,') == (2 if name == "query" else 1)
+        assert 'alt="' in shown
