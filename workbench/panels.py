@@ -175,7 +175,7 @@ def _choices(
         description=description,
         tooltip=f"{tooltip} Hold Ctrl or Shift to choose several, Ctrl to unselect.",
         style=_STYLE,
-        layout=widgets.Layout(width="auto"),
+        layout=widgets.Layout(width="auto", grid_area="span 3"),
     )
     return {name: control}
 
@@ -237,7 +237,8 @@ class Panel(widgets.VBox):
             rows,
             layout=widgets.Layout(
                 grid_template_columns="repeat(auto-fit, minmax(300px, 1fr))",
-                grid_gap="6px 24px",
+                grid_gap="4px 24px",
+                grid_auto_flow="row dense",
                 align_items="flex-start",
             ),
         )
@@ -503,7 +504,7 @@ def query_panel(run: Run) -> Panel:
             return _sentence(scores.role(suspect)) + _sentence(hint) + _pictures(curve)
         return (
             _sentence(scores.role(suspect))
-            + _sentence(f"{suspect}: {found.verdict}. {found.verdict_reason}", bold=True)
+            + _sentence(f"{suspect}: {found.verdict}, because {found.verdict_reason}", bold=True)
             + _pictures(curve, figures.null_histogram(found))
             + _Content(found._repr_html_(), found.summary())
         )
@@ -722,12 +723,13 @@ def report_panel(run: Run) -> Panel:
         return (
             role
             + _sentence(
-                f"{settings['suspect']}: {found.verdict}. {found.verdict_reason}", bold=True
+                f"{settings['suspect']}: {found.verdict}, because {found.verdict_reason}", bold=True
             )
             + _sentence(
                 f"References: {', '.join(settings['references']) or 'none'}; z = {found.z:.2f}; "
                 f"exact p {found.exact_text}; asymptotic p {found.asymptotic_text}."
             )
+            + _sentence(dict(found.rows())["upper limit"].capitalize() + ".")
             + _listed(found.caveats)
         )
 
