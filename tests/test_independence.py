@@ -67,7 +67,7 @@ def test_a_derivative_is_evidence(data):
 def test_effect_is_the_planted_one(data):
     effect = _test(data).effect
     assert effect.low < 0.45 < effect.high  # .5 nats over the run; tenths are .9 of it apart
-    assert effect.low < effect.nats < effect.high
+    assert effect.low < effect.difference < effect.high
 
 
 def test_an_independent_model_is_cleared_at_this_power(data):

@@ -1,8 +1,10 @@
 """Palimpsest Workbench: does a language model remember the order of someone's training data?
 
 The query test asks whether the likelihood that a suspect model gives to training examples rises
-with their training position, under an exact permutation null. Importing this package imports
-neither torch nor matplotlib; scorers, lab, figures and panels are imported when they are used.
+with their training position, under an exact permutation null. The observational tests ask it of
+text alone: n-grams by training position, or siblings retrained on a reshuffled tail. Importing
+this package imports neither torch nor matplotlib; scorers, lab, figures and panels are imported
+when they are used.
 """
 
 from importlib import import_module
@@ -18,13 +20,20 @@ _PUBLIC = {
     "ScorerIdentity": "workbench.scores",
     "Scores": "workbench.scores",
     "ShuffleClaim": "workbench.transcript",
+    "Texts": "workbench.texts",
     "Transcript": "workbench.transcript",
+    "match_ngrams": "workbench.ngrams",
     "open_scores": "workbench.scorers",
+    "partition_test": "workbench.independence",
     "precomputed_scores": "workbench.scorers",
     "queries_needed": "workbench.independence",
     "query_contrast": "workbench.independence",
     "query_test": "workbench.independence",
+    "reshuffle_by_tokens": "workbench.independence",
+    "reshuffle_test": "workbench.independence",
+    "score_texts": "workbench.scorers",
     "score_transcript": "workbench.scorers",
+    "tokenise_texts": "workbench.scorers",
 }
 _MODULES = ("evidence", "figures", "lab", "panels", "reports", "scorers", "statistics")
 
@@ -35,13 +44,20 @@ __all__ = [
     "ScorerIdentity",
     "Scores",
     "ShuffleClaim",
+    "Texts",
     "Transcript",
+    "match_ngrams",
     "open_scores",
+    "partition_test",
     "precomputed_scores",
     "queries_needed",
     "query_contrast",
     "query_test",
+    "reshuffle_by_tokens",
+    "reshuffle_test",
+    "score_texts",
     "score_transcript",
+    "tokenise_texts",
 ]
 
 

@@ -25,7 +25,8 @@ EVIDENCE: Verdict = "evidence"
 NO_EVIDENCE: Verdict = "no evidence found at this power"
 UNDECIDED: Verdict = "could not be decided"
 
-FORMAT = "palimpsest evidence 1"
+FORMAT = "palimpsest evidence 2"
+FORMER_FORMAT = "palimpsest evidence 1"  # still read
 
 # What a positive never shows; every report says so.
 CAVEATS_ALWAYS = (
@@ -42,22 +43,26 @@ EXTRAPOLATED_LOG10 = -12.0
 
 @dataclass(frozen=True)
 class Effect:
-    """Mean contrast of the latest tenth of positions minus the earliest tenth's.
+    """How large the difference is, in the units of what was measured.
 
     Attributes
     ----------
-    nats : float
-        Nats per token.
+    difference : float
+        For query and partition tests the latest tenth of positions minus the earliest tenth; for
+        the reshuffle test the owner's order minus the siblings' mean.
     low, high : float
-        Bootstrap percentile interval over units.
+        Interval: bootstrap percentiles over units, or Student's t law over siblings.
     confidence : float
         Of the interval.
+    quantity : str
+        Units, what minus what, and the kind of interval.
     """
 
-    nats: float
+    difference: float
     low: float
     high: float
     confidence: float = 0.95
+    quantity: str = "nats per token, latest tenth minus earliest; bootstrap"
 
 
 @dataclass(frozen=True)
@@ -107,30 +112,35 @@ class Evidence:
     Attributes
     ----------
     test : str
-        ``query``, and the observational tests.
+        ``query``, ``partition`` or ``reshuffle``.
     statistic : float
-        The correlation (for several blocks, stratified).
+        The correlation (for several blocks, stratified); for the reshuffle test the difference in
+        nats per token.
     z : float
-        Statistic in null standard deviations.
+        Statistic in null standard deviations; for the reshuffle test Student's t.
     pvalue, pvalue_exact : float
-        The exact permutation p-value (the same number under both names).
+        The exact p-value, by permutation or by rank among siblings (the same number under both
+        names).
     pvalue_floor : float
-        Smallest value that `pvalue` could have taken, 1/(m + 1).
+        Smallest value that `pvalue` could have taken: 1/(m + 1), or 1/(T + 1) for T siblings.
     pvalue_asymptotic, log10_pvalue : float or None
         Normal-tail approximation, and its log10; None where the approximation is not allowed.
         The p-value is never printed as 0: below the smallest positive float it is that float, and
         only `log10_pvalue` tells how far below.
+    pvalue_model : float or None
+        Reshuffle test: Student's t law with T − 1 degrees of freedom. Model-based: it holds if the
+        log-likelihoods are Gaussian over reruns, and alone it is never evidence.
     verdict : str
         ``evidence``, ``no evidence found at this power`` or ``could not be decided``.
     verdict_reason : str
     n, n_units : int
-        Examples, and units that were permuted.
+        Examples and units that were permuted; for the reshuffle test, documents and siblings.
     effect : Effect
-        Nats per token between the latest and the earliest tenth.
     statistic_upper95 : float
-        One-sided 95 % upper limit of the correlation (approximation: null standard deviation).
+        One-sided 95 % upper limit of the statistic (approximation: null standard deviation, or
+        the t law).
     smallest_effect : float or None
-        Smallest correlation of interest, as committed.
+        Smallest statistic of interest, as committed.
     alpha : float
         Level at which the exact p-value counts as evidence.
     alternative, contrast : str
@@ -138,13 +148,14 @@ class Evidence:
     gates : tuple of Gate
     caveats : tuple of str
     suspect : dict
-        Scorer identity.
+        Scorer identity, or the account of the text (`workbench.texts.Texts.describe`).
     references, placebos : tuple of dict
     transcript : dict
         Fingerprint, source, examples, blocks, units, shuffle claim.
     null : dict
-        Histogram of the permutation null in null standard deviations: ``edges``, ``counts``.
+        Histogram of the null in null standard deviations: ``edges``, ``counts``.
     seed, n_resamples : int
+        For the reshuffle test `n_resamples` is the number of siblings.
     software : dict
         Versions.
     distribution : NullDistribution or None
@@ -160,6 +171,7 @@ class Evidence:
     pvalue_floor: float
     pvalue_asymptotic: float | None
     log10_pvalue: float | None
+    pvalue_model: float | None
     verdict: Verdict
     verdict_reason: str
     n: int
@@ -187,33 +199,38 @@ class Evidence:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the summary."""
-        references = ", ".join(str(r["label"]) for r in self.references) or "none"
-        lines = [
-            ("suspect", str(self.suspect["label"])),
-            ("references", references),
+        names = _NAMES.get(self.test, _NAMES["query"])
+        lines = [(names.suspect, str(self.suspect["label"]))]
+        if self.test == "query":
+            references = ", ".join(str(r["label"]) for r in self.references) or "none"
+            lines.append(("references", references))
+        lines += [
             ("verdict", self.verdict),
             ("because", self.verdict_reason),
-            ("statistic", f"{self.statistic:+.4f} ({self.contrast}, z = {self.z:.2f})"),
+            ("statistic", f"{self.statistic:+.4f} ({self.contrast}, {names.z} = {self.z:.2f})"),
             ("exact p", self.exact_text),
-            ("asymptotic p", self.asymptotic_text),
+        ]
+        if self.pvalue_model is None:
+            lines.append(("asymptotic p", self.asymptotic_text))
+        else:
+            lines.append(("model-based p", self.model_text))
+        smallest = self.smallest_effect
+        interest = "" if smallest is None else f"; smallest of interest {smallest:+.4f}"
+        lines += [
             (
                 "effect",
                 (
-                    f"{self.effect.nats:+.4f} nats per token, latest tenth minus earliest "
-                    f"({100 * self.effect.confidence:.0f} % bootstrap interval "
-                    f"{self.effect.low:+.4f} to {self.effect.high:+.4f})"
+                    f"{self.effect.difference:+.4f} {self.effect.quantity} "
+                    f"{100 * self.effect.confidence:.0f} % interval "
+                    f"{self.effect.low:+.4f} to {self.effect.high:+.4f}"
                 ),
             ),
             (
                 "upper limit",
-                f"correlation below {self.statistic_upper95:+.4f} (one-sided 95 %, approximate)"
-                + (
-                    ""
-                    if self.smallest_effect is None
-                    else f"; smallest of interest {self.smallest_effect:+.4f}"
-                ),
+                f"{names.statistic} below {self.statistic_upper95:+.4f} (one-sided 95 %, "
+                f"approximate){interest}",
             ),
-            ("examples", f"{self.n:,} in {self.n_units:,} permuted units"),
+            (names.rows, f"{self.n:,}{names.units.format(self.n_units)}"),
         ]
         if self.references_check is not None:
             lines.append(("references' check", str(self.references_check)))
@@ -225,9 +242,17 @@ class Evidence:
     def exact_text(self) -> str:
         """The exact p-value with its floor, in words."""
         at_floor = " (at its floor)" if self.pvalue_exact <= self.pvalue_floor * 1.0000001 else ""
+        how = _NAMES.get(self.test, _NAMES["query"]).null.format(self.n_resamples)
+        return f"{self.pvalue_exact:.4g}{at_floor}; {how}, floor {self.pvalue_floor:.3g}"
+
+    @property
+    def model_text(self) -> str:
+        """The model-based p-value in words, or why there is none."""
+        if self.pvalue_model is None:
+            return "not given: this test has none"
         return (
-            f"{self.pvalue_exact:.4g}{at_floor}; {self.n_resamples:,} permutations, floor "
-            f"{self.pvalue_floor:.3g}"
+            f"{self.pvalue_model:.3g} (Student's t law with {self.n_resamples - 1} degrees of "
+            "freedom; holds if log-likelihoods are Gaussian over reruns)"
         )
 
     @property
@@ -296,6 +321,8 @@ class Evidence:
             raise InputError(
                 f"this is not JSON ({error}): give a file written by a test"
             ) from error
+        if isinstance(content, Mapping) and content.get("format") == FORMER_FORMAT:
+            content = _from_former(content)
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise InputError(f"this is not evidence of the form {FORMAT!r}: run the test again")
         values = {k: v for k, v in content.items() if k != "format"}
@@ -338,6 +365,38 @@ class Evidence:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read ({error}): check the path") from error
         return cls.from_json(text)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the lines of a summary are called for one test."""
+
+    suspect: str
+    statistic: str
+    z: str
+    rows: str
+    units: str
+    null: str
+
+
+_NAMES = {
+    "query": _Names(
+        "suspect", "correlation", "z", "examples", " in {:,} permuted units", "{:,} permutations"
+    ),
+    "partition": _Names(
+        "text", "correlation", "z", "examples", " in {:,} permuted units", "{:,} permutations"
+    ),
+    "reshuffle": _Names(
+        "text", "difference", "t", "documents", " under {:,} siblings", "rank among {:,} siblings"
+    ),
+}
+
+
+def _from_former(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Evidence of the first format, which knew the query test alone."""
+    effect = {k: v for k, v in content["effect"].items() if k != "nats"}
+    effect |= {"difference": content["effect"]["nats"], "quantity": Effect(0, 0, 0).quantity}
+    return {**content, "format": FORMAT, "effect": effect, "pvalue_model": None}
 
 
 def _power_of_ten(log10: float) -> str:

@@ -56,6 +56,8 @@ class ScorerIdentity:
         Tokens scored after the prefix; all of them if None.
     library_versions : dict of str
         Versions that computed the scores.
+    architecture : str, optional
+        Kind and shape of the network; follows from the weights and is not part of the key.
     """
 
     scorer: str
@@ -69,6 +71,7 @@ class ScorerIdentity:
     prefix: int = 0
     length: int | None = None
     library_versions: dict[str, str] = field(default_factory=dict)
+    architecture: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -374,7 +377,9 @@ class Scores:
 
 def score_key(identity: ScorerIdentity, examples_fingerprint: str | None) -> str:
     """The cache key of scores: who scored, with what, which examples."""
-    return content_key({"identity": identity.as_dict(), "examples": examples_fingerprint})
+    content = identity.as_dict()
+    del content["architecture"]  # the weights decide it
+    return content_key({"identity": content, "examples": examples_fingerprint})
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -87,6 +87,16 @@ class ShuffleClaim:
                 "p-value cannot be corrected for a chosen seed"
             )
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "kind": self.kind,
+            "seed": self.seed,
+            "seed_bits": self.seed_bits,
+            "shuffler_settings": self.shuffler_settings,
+            "source": self.source,
+        }
+
 
 @dataclass(frozen=True)
 class OrderCheck:
@@ -354,25 +364,25 @@ class Transcript:
             whole numbers; missing labels. The message names file, row and remedy.
         """
         label = str(source)
-        data = _open(source, split)
+        data = open_table(source, split)
         names = list(data.schema.names)
-        position = _find(names, position, POSITION_NAMES, "position", label, required=True)
+        position = find_column(names, position, POSITION_NAMES, "position", label, required=True)
         content = _find_content(names, tokens, text, label)
         assert position is not None
-        position_array = _whole_numbers(_column(data, position, label), position, label)
+        position_array = _whole_numbers(column_of(data, position, label), position, label)
         coded: dict[str, Ints | None] = {}
         for role, wanted in (
             ("block", block),
             ("unit", unit),
             ("exposures", exposures),
         ):
-            name = _find(names, wanted, (role,), role, label)
+            name = find_column(names, wanted, (role,), role, label)
             coded[role] = (
                 None if name is None else _codes(_label_array(data, name, label), name, label)
             )
         digests = None
         if "digest" in names and content is None:
-            digests = _digest_array(_column(data, "digest", label), label)
+            digests = _digest_array(column_of(data, "digest", label), label)
         return cls._assemble(
             position_array,
             coded["block"],
@@ -383,7 +393,7 @@ class Transcript:
             digests,
             shuffle,
             label,
-            is_text=content is not None and _is_text(data.schema.field(content).type),
+            is_text=content is not None and is_text_type(data.schema.field(content).type),
         )
 
     @classmethod
@@ -469,16 +479,16 @@ class Transcript:
             known = ", ".join(self.columns) or "none"
             raise InputError(f"{self.source} has no column {name!r} (columns: {known})")
         assert self._data is not None
-        values = _column(self._data, name, self.source)
+        values = column_of(self._data, name, self.source)
         if not self._all_rows:
             values = values.take(pa.array(self.rows))
-        if _is_list(values.type):
+        if is_list_type(values.type):
             if values.null_count:
                 row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
                 raise InputError(
                     f"{self.source}: row {self.rows[row]} has no {name}: fill or remove it"
                 )
-            flat, offsets = _flatten(values)
+            flat, offsets = flatten_lists(values)
             return np.split(flat, offsets[1:-1])
         return np.asarray(values.to_numpy())
 
@@ -527,10 +537,38 @@ class Transcript:
         result: list[Ints] = []
         for chunk in self._content_chunks(None if rows is None else np.asarray(rows, np.int64)):
             self._check_present(chunk, len(result), rows)
-            flat, offsets = _flatten(chunk)
-            ids = _token_ids(flat, offsets, self.source, len(result))
+            flat, offsets = flatten_lists(chunk)
+            ids = token_ids_of(flat, offsets, self.source, len(result))
             result.extend(np.split(ids, offsets[1:-1]) if len(offsets) > 1 else [])
         return result
+
+    def token_chunks(self) -> Iterator[tuple[NDArray[Any], Ints]]:
+        """All token ids in row order, a piece at a time: flat ids and row offsets of each piece.
+
+        Ids keep the width of the table's column where they are whole numbers there, so that a
+        transcript larger than memory can be streamed.
+
+        Yields
+        ------
+        flat : ndarray of integers, shape (tokens,)
+        offsets : ndarray of int64, shape (rows + 1,)
+
+        Raises
+        ------
+        InputError
+            As for `tokens`.
+        """
+        if self.kind == "text":
+            raise InputError(f"{self.source} holds text, and token ids are needed: tokenise it")
+        done = 0
+        for chunk in self._content_chunks(None):
+            self._check_present(chunk, done, None)
+            flat, offsets = flatten_lists(chunk)
+            if flat.dtype.kind == "u" or (flat.dtype == np.int32 and flat.size and flat.min() >= 0):
+                yield flat, offsets
+            else:
+                yield token_ids_of(flat, offsets, self.source, done), offsets
+            done += len(offsets) - 1
 
     def texts(self, rows: ArrayLike | None = None) -> list[str]:
         """Text of some rows (all by default).
@@ -819,7 +857,7 @@ def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
 # ---------------------------------------------------------------------- reading
 
 
-def _open(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
+def open_table(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
     """Open a source without reading its content."""
     path = Path(source).expanduser()
     name = path.name.lower()
@@ -922,7 +960,7 @@ def _table_of(dataset: Any) -> pa.Table:
     return dataset.with_format("arrow")[:]
 
 
-def _column(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
+def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
     try:
         table = data.select([name]) if isinstance(data, pa.Table) else data.to_table(columns=[name])
         return table.column(0)
@@ -934,14 +972,14 @@ def _column(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.Chunk
 
 
 def _label_array(data: "pa.Table | pads.Dataset", name: str, source: str) -> NDArray[Any]:
-    values = _column(data, name, source)
+    values = column_of(data, name, source)
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
         raise InputError(f"{source}: row {row} has no {name}: every example needs a label")
     return np.asarray(values.to_numpy())
 
 
-def _find(
+def find_column(
     names: Sequence[str],
     wanted: str | None,
     usual: Sequence[str],
@@ -976,11 +1014,11 @@ def _find_content(
     if tokens is not None and text is not None:
         raise InputError("both tokens= and text= were given: choose the one to be scored")
     if tokens is not None:
-        return _find(names, tokens, TOKEN_NAMES, "tokens", source)
+        return find_column(names, tokens, TOKEN_NAMES, "tokens", source)
     if text is not None:
-        return _find(names, text, ("text",), "text", source)
-    token_column = _find(names, None, TOKEN_NAMES, "tokens", source)
-    text_column = _find(names, None, ("text",), "text", source)
+        return find_column(names, text, ("text",), "text", source)
+    token_column = find_column(names, None, TOKEN_NAMES, "tokens", source)
+    text_column = find_column(names, None, ("text",), "text", source)
     if token_column and text_column:
         raise InputError(
             f"{source} has both {token_column!r} and {text_column!r}: choose what is scored with "
@@ -992,13 +1030,13 @@ def _find_content(
 # ---------------------------------------------------------------------- checking
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list_type(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -1108,11 +1146,11 @@ def _ragged(rows: Sequence[NDArray[Any]], source: str) -> pa.Array:
             raise InputError(f"{source}: row {number} must be a list of token ids")
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-    flat = _token_ids(flat, offsets, source, 0)
+    flat = token_ids_of(flat, offsets, source, 0)
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.int64)))
 
 
-def _flatten(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
+def flatten_lists(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
     """Flat values and offsets of a list column."""
     lengths = np.asarray(pc.list_value_length(values), dtype=np.int64)
     flat = pc.list_flatten(values)
@@ -1122,7 +1160,7 @@ def _flatten(values: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[Any], Ints]:
     ), offsets
 
 
-def _token_ids(flat: NDArray[Any], offsets: Ints, source: str, first_row: int) -> Ints:
+def token_ids_of(flat: NDArray[Any], offsets: Ints, source: str, first_row: int) -> Ints:
     """Token ids as int64; floats are accepted where they are whole (published tables have them)."""
     if flat.size == 0:
         return flat.astype(np.int64)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.scorers.causal_lm import CausalLMScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.scorer import Encoded, Scorer, score_transcript
+    from workbench.scorers.tokenise import score_texts, tokenise_texts
 
 __all__ = [
     "SCORERS",
@@ -26,7 +27,9 @@ __all__ = [
     "ScorerKind",
     "open_scores",
     "precomputed_scores",
+    "score_texts",
     "score_transcript",
+    "tokenise_texts",
 ]
 
 _HOMES = {
@@ -35,7 +38,9 @@ _HOMES = {
     "PrecomputedScores": "precomputed",
     "Scorer": "scorer",
     "precomputed_scores": "precomputed",
+    "score_texts": "tokenise",
     "score_transcript": "scorer",
+    "tokenise_texts": "tokenise",
 }
 
 

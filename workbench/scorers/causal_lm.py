@@ -184,7 +184,7 @@ class CausalLMScorer:
             model=self.label or checkpoint.name,
             revision=checkpoint.revision,
             weights_sha256=checkpoint.weights_sha256,
-            tokenizer_sha256=_tokenizer_sha256(self._tokenizer_folder),
+            tokenizer_sha256=tokenizer_sha256_of(self._tokenizer_folder),
             dtype=self._dtype_name,
             device=name,
             bos="prepended" if self.bos else "none",
@@ -194,6 +194,7 @@ class CausalLMScorer:
                 package: metadata.version(package)
                 for package in ("tokenizers", "torch", "transformers")
             },
+            architecture=checkpoint.architecture,
         )
 
     @cached_property
@@ -224,7 +225,7 @@ class CausalLMScorer:
     def _tokenizer_folder(self) -> Path:
         if self.tokenizer is None:
             return self._checkpoint.folder
-        return _tokenizer_folder(self.tokenizer)
+        return tokenizer_folder(self.tokenizer)
 
     # ------------------------------------------------------------------ token ids
 
@@ -284,7 +285,7 @@ class CausalLMScorer:
                 "can score: take it out"
             )
         rows: list[Ints] = []
-        with _quiet_transformers():
+        with quiet_transformers():
             for start in range(0, len(texts), 4096):
                 encoded = self._tokenizer(texts[start : start + 4096], add_special_tokens=False)
                 rows.extend(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"])
@@ -333,13 +334,13 @@ class CausalLMScorer:
 
         folder = self._tokenizer_folder
         name = self._checkpoint.name if self.tokenizer is None else self.tokenizer
-        if _tokenizer_sha256(folder) is None:
+        if tokenizer_sha256_of(folder) is None:
             raise InputError(
                 f"{name} has no tokenizer, which text and bos=True need: pass tokenizer=, a folder "
                 "or hub id that has one"
             )
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the libraries raise many kinds for a damaged file
             raise InputError(
@@ -464,7 +465,7 @@ class _Checkpoint:
         from transformers import AutoConfig
 
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
         except Exception as error:  # KeyError, OSError, ValueError: all mean the same to the user
             raise InputError(
@@ -472,6 +473,14 @@ class _Checkpoint:
                 f"{metadata.version('transformers')} knows ({_first_line(error)}): models that "
                 "bring code of their own are not run; convert it to a known architecture"
             ) from error
+
+    @cached_property
+    def architecture(self) -> str:
+        """Kind and shape of the network, in words."""
+        inner = self.config.get_text_config(decoder=True)
+        shape = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+        parts = [f"{name} {getattr(inner, name)}" for name in shape if hasattr(inner, name)]
+        return ", ".join([str(inner.model_type), *parts])
 
     @cached_property
     def dtype(self) -> str:
@@ -583,7 +592,7 @@ def _hub_files(name: str, revision: str | None, patterns: Sequence[str]) -> Path
     import huggingface_hub
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return Path(
                 huggingface_hub.snapshot_download(
                     name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
@@ -598,7 +607,7 @@ def _hub_files(name: str, revision: str | None, patterns: Sequence[str]) -> Path
         ) from error
 
 
-def _tokenizer_folder(tokenizer: str | Path) -> Path:
+def tokenizer_folder(tokenizer: str | Path) -> Path:
     folder = Path(tokenizer).expanduser()
     if folder.is_dir():
         return folder
@@ -606,7 +615,7 @@ def _tokenizer_folder(tokenizer: str | Path) -> Path:
     return _hub_files(str(tokenizer), None, ["config.json", *TOKENIZER_FILES])
 
 
-def _tokenizer_sha256(folder: Path) -> str | None:
+def tokenizer_sha256_of(folder: Path) -> str | None:
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return _sha256_of_files(files) if files else None
 
@@ -677,7 +686,7 @@ class _Network:
         if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
             options["attn_implementation"] = "eager"  # the fused kernels leave the capping out
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 model, report = AutoModelForCausalLM.from_pretrained(
                     str(checkpoint.folder),
                     config=config,
@@ -886,7 +895,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no log messages from the model libraries; everything put back after."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,

@@ -269,7 +269,7 @@ def _finished(
 
 def _difference(one: ScorerIdentity, other: ScorerIdentity) -> str:
     a, b = one.as_dict(), other.as_dict()
-    return ", ".join(name for name in a if a[name] != b[name])
+    return ", ".join(name for name in a if a[name] != b[name] and name != "architecture")
 
 
 def _without_order(transcript: Transcript) -> Transcript:
