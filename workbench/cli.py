@@ -6,15 +6,17 @@ Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 c
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from workbench.errors import InputError
-from workbench.evidence import UNDECIDED
-from workbench.independence import query_test
+from workbench.evidence import UNDECIDED, Evidence
+from workbench.independence import partition_test, query_test, reshuffle_test
+from workbench.ngrams import ENGINES, WEIGHTS
 from workbench.null import ALTERNATIVES
-from workbench.statistics import STATISTICS
+from workbench.statistics import PARTITION_STATISTICS, STATISTICS
+from workbench.texts import Texts
 from workbench.transcript import ShuffleClaim, Transcript
 
 __all__ = ["app", "app_main"]
@@ -61,6 +63,43 @@ BosOption = Annotated[bool, typer.Option("--bos", help="Prepend the tokenizer's 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 
+TextsOption = Annotated[
+    str,
+    typer.Option(
+        "--texts",
+        help="Parquet or JSONL (one document per row), a .txt file, or a folder of .txt files.",
+        show_default=False,
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Folder or hub id whose tokenizer cuts strings."),
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the evidence as JSON.")]
+ResamplesOption = Annotated[int, typer.Option("--n-resamples", help="Permutations.")]
+AlternativeOption = Annotated[
+    str, typer.Option("--alternative", help=f"One of {', '.join(ALTERNATIVES)}.")
+]
+AlphaOption = Annotated[float, typer.Option("--alpha", help="Level of the exact p-value.")]
+SmallestOption = Annotated[
+    float | None,
+    typer.Option("--smallest-effect", help="Smallest correlation of interest, fixed beforehand."),
+]
+ShuffleOption = Annotated[
+    str,
+    typer.Option(
+        "--shuffle",
+        help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
+        "natural.",
+    ),
+]
+ShuffleSeedOption = Annotated[
+    int | None, typer.Option("--shuffle-seed", help="The shuffle's seed, if known.")
+]
+SeedBitsOption = Annotated[
+    int | None, typer.Option("--seed-bits", help="Bits of the shuffle's seed space.")
+]
+
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
 
 
@@ -79,6 +118,28 @@ def _read_transcript(
             )
         named[role] = name
     return Transcript.read(source, split=split, shuffle=claim, **named)
+
+
+def _claim(kind: str, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
+    return ShuffleClaim(cast(Any, kind), seed=seed, seed_bits=seed_bits)
+
+
+def _read_texts(source: str, tokenizer: str | None) -> Texts:
+    from workbench.scorers import tokenise_texts
+
+    texts = Texts.read(source)
+    return texts if tokenizer is None else tokenise_texts(texts, tokenizer)
+
+
+def _tokenised_transcript(transcript: Transcript, tokenizer: str | None) -> Transcript:
+    from workbench.scorers import tokenise_transcript
+
+    if tokenizer is None:
+        raise InputError(
+            f"{transcript.source} holds text, and n-grams are of token ids: name the tokenizer "
+            "with --tokenizer"
+        )
+    return tokenise_transcript(transcript, tokenizer)
 
 
 @lab_app.command("train")
@@ -212,29 +273,16 @@ def test_query(
         list[str] | None,
         typer.Option(help="Independent model tested the same way; may be repeated."),
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the evidence as JSON.")
-    ] = None,
+    json_path: JsonOption = None,
     statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
-    n_resamples: Annotated[int, typer.Option(help="Permutations.")] = 9999,
-    alternative: Annotated[str, typer.Option(help=f"One of {', '.join(ALTERNATIVES)}.")] = (
-        "greater"
-    ),
+    n_resamples: ResamplesOption = 9999,
+    alternative: AlternativeOption = "greater",
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
-    alpha: Annotated[float, typer.Option(help="Level of the exact p-value.")] = 1e-3,
-    smallest_effect: Annotated[
-        float | None,
-        typer.Option(help="Smallest correlation of interest, fixed beforehand."),
-    ] = None,
-    shuffle: Annotated[
-        str,
-        typer.Option(
-            help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
-            "natural."
-        ),
-    ] = "owner",
-    shuffle_seed: Annotated[int | None, typer.Option(help="The shuffle's seed, if known.")] = None,
-    seed_bits: Annotated[int | None, typer.Option(help="Bits of the shuffle's seed space.")] = None,
+    alpha: AlphaOption = 1e-3,
+    smallest_effect: SmallestOption = None,
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
     subsample: Annotated[
         int | None, typer.Option(help="Test a random subset of this many examples.")
     ] = None,
@@ -250,11 +298,7 @@ def test_query(
     """Does the suspect's likelihood rise with training position?"""
     from workbench.scorers import open_scores
 
-    kind = cast(
-        Literal["owner", "public_randomness", "published_shuffler", "unknown", "natural"],
-        shuffle,
-    )
-    claim = ShuffleClaim(kind, seed=shuffle_seed, seed_bits=seed_bits)
+    claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = _read_transcript(transcript, column, split, claim)
     if subsample is not None:
         examples = examples.subsample(subsample, seed)
@@ -283,6 +327,122 @@ def test_query(
         smallest_effect=smallest_effect,
         placebos=[scores_of(spec) for spec in placebo or []],
     )
+    _conclude(evidence, json_path)
+
+
+@test_app.command("partition")
+def test_partition(
+    transcript: TranscriptOption,
+    texts: TextsOption,
+    json_path: JsonOption = None,
+    tokenizer: TokenizerOption = None,
+    placebo: Annotated[
+        list[str] | None,
+        typer.Option(help="Text of an independent model, tested the same way; may be repeated."),
+    ] = None,
+    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(PARTITION_STATISTICS)}.")] = (
+        "count"
+    ),
+    max_ngram: Annotated[int, typer.Option(help="Longest n-gram, in tokens.")] = 8,
+    weight: Annotated[str, typer.Option(help=f"One of {', '.join(WEIGHTS)}.")] = "inverse",
+    min_n: Annotated[int, typer.Option(help="Shorter longest n-grams do not count.")] = 1,
+    unique: Annotated[bool, typer.Option(help="Only n-grams that occur once.")] = False,
+    engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")] = "join",
+    n_blocks: Annotated[int, typer.Option(help="Blocks of block-likelihood.")] = 50,
+    n_resamples: ResamplesOption = 9999,
+    alternative: AlternativeOption = "greater",
+    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    alpha: AlphaOption = 1e-3,
+    smallest_effect: SmallestOption = None,
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Do a text's n-grams lie later in the transcript than chance would put them?"""
+    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    if examples.kind == "text":
+        examples = _tokenised_transcript(examples, tokenizer)
+    evidence = partition_test(
+        examples,
+        _read_texts(texts, tokenizer),
+        max_ngram,
+        statistic=statistic,
+        weight=weight,
+        min_n=min_n,
+        unique=unique,
+        engine=engine,
+        n_blocks=n_blocks,
+        n_resamples=n_resamples,
+        alternative=cast(Any, alternative),
+        seed=seed,
+        alpha=alpha,
+        smallest_effect=smallest_effect,
+        placebos=[_read_texts(path, tokenizer) for path in placebo or []],
+        progress=not quiet,
+    )
+    _conclude(evidence, json_path)
+
+
+@test_app.command("reshuffle")
+def test_reshuffle(
+    texts: TextsOption,
+    alice: Annotated[
+        str, typer.Option(help="Model: the rerun of the owner's order.", show_default=False)
+    ],
+    sibling: Annotated[
+        list[str],
+        typer.Option(help="Model retrained on a fresh shuffle; repeat.", show_default=False),
+    ],
+    json_path: JsonOption = None,
+    released: Annotated[
+        str | None, typer.Option(help="The owner's released weights: a model-based line.")
+    ] = None,
+    procedure: Annotated[
+        str | None,
+        typer.Option(
+            help="One sentence that declares how rerun and siblings were made. Siblings of the lab "
+            "carry their own."
+        ),
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    weighting: Annotated[str, typer.Option(help="tokens or documents.")] = "tokens",
+    alpha: Annotated[
+        float, typer.Option(help="Level of the rank p-value; its floor is 1/(siblings + 1).")
+    ] = 1e-3,
+    smallest_effect: Annotated[
+        float | None,
+        typer.Option(help="Smallest difference of interest, nats per token, fixed beforehand."),
+    ] = None,
+    shuffle: ShuffleOption = "owner",
+    quiet: QuietOption = False,
+) -> None:
+    """Does the owner's order explain a text better than fresh shuffles of the same examples?"""
+    from workbench.lab import declared_procedure
+    from workbench.scorers import score_texts
+
+    given = _read_texts(texts, tokenizer or alice)
+
+    def scored(model: str) -> Any:
+        return score_texts(given, model, progress=not quiet)
+
+    evidence = reshuffle_test(
+        scored(alice),
+        [scored(model) for model in sibling],
+        procedure=procedure or declared_procedure([alice, *sibling]),
+        released=None if released is None else scored(released),
+        weighting=weighting,
+        shuffle=_claim(shuffle, None, None),
+        label=given.label,
+        alpha=alpha,
+        smallest_effect=smallest_effect,
+    )
+    _conclude(evidence, json_path)
+
+
+def _conclude(evidence: Evidence, json_path: Path | None) -> None:
     if json_path is not None:
         evidence.write(json_path)
     typer.echo(evidence.summary())

@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,22 @@ from scipy.stats import t as student_t
 
 import workbench
 from workbench.errors import InputError
-from workbench.evidence import (
-    CAVEATS_ALWAYS,
-    EVIDENCE,
-    EXTRAPOLATED_LOG10,
-    NO_EVIDENCE,
-    UNDECIDED,
-    Effect,
-    Evidence,
-    Gate,
-    ReferenceCheck,
-    Verdict,
-    histogram_dict,
+from workbench.evidence import Effect, Evidence, ReferenceCheck, histogram_dict
+from workbench.gates import (
+    PARTITION_WORDS,
+    QUERY_WORDS,
+    REFERENCE_FAILS,
+    RESHUFFLE_WORDS,
+    closing_caveats,
+    gate_counts,
+    gate_references,
+    gate_repeats,
+    gate_seeds,
+    gate_shuffle,
+    gate_tail,
+    gate_text,
+    gate_verdict,
+    reach_verdict,
 )
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
 from workbench.null import Alternative, NullDistribution, permutation_null
@@ -38,7 +41,7 @@ from workbench.statistics.reshuffle import (
     normal_z_pvalue,
 )
 from workbench.texts import Texts
-from workbench.transcript import ShuffleClaim, Transcript, count_duplicates, looks_unshuffled
+from workbench.transcript import ShuffleClaim, Transcript, count_duplicates
 
 __all__ = [
     "partition_test",
@@ -51,11 +54,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
-REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
-# Seeds that people reach for: a stranger may have shuffled with the same one.
-HABITUAL_SEEDS = frozenset({0, 1, 2, 3, 7, 10, 42, 100, 123, 1234, 12345, 1337, 2020, 2021, 2022,
-                            2023, 2024, 2025, 2026, 6198, 3407})  # fmt: skip
 BOOTSTRAP_RESAMPLES = 999
 SMALLEST_FLOAT = float(np.nextafter(0.0, 1.0))
 
@@ -183,19 +181,19 @@ def query_test(
     log10 = distribution.log10_asymptotic(alternative)
     references_check = _check_references(design, references, statistic, n_resamples, streams[1])
     gates = [
-        _gate_shuffle(transcript, log10, nulls[1:], [placebo.label for placebo in placebos]),
-        _gate_repeats(transcript),
-        _gate_seeds(transcript),
+        gate_shuffle(transcript, log10, nulls[1:], [placebo.label for placebo in placebos]),
+        gate_repeats(transcript),
+        gate_seeds(transcript),
     ]
     if references_check is not None:
-        gates.append(_gate_references(references_check))
+        gates.append(gate_references(references_check))
     upper95 = _upper95(correlation, scale * distribution.sd, alternative)
-    verdict, reason = _verdict(
-        gates, pvalue, distribution.floor, alpha, upper95, smallest_effect, _QUERY
+    verdict, reason = reach_verdict(
+        gates, pvalue, distribution.floor, alpha, upper95, smallest_effect, QUERY_WORDS
     )
-    gates.append(_gate_verdict(verdict, upper95, smallest_effect, _QUERY))
+    gates.append(gate_verdict(verdict, upper95, smallest_effect, QUERY_WORDS))
     gates.sort(key=lambda gate: gate.number)
-    caveats += _closing_caveats(gates, log10)
+    caveats += closing_caveats(gates, log10)
     return Evidence(
         test="query",
         contrast=_contrast_name(statistic, references),
@@ -353,22 +351,16 @@ def partition_test(
     log10 = distribution.log10_asymptotic(alternative)
     labels = [_text_of(given)["label"] for given in found[1:]]
     gates = [
-        _gate_shuffle(transcript, log10, nulls[1:], labels),
-        _gate_repeats(transcript),
-        Gate(
-            3,
-            "counts",
-            "pass",
-            "every occurrence of every matched n-gram counts, none crosses an example's boundary, "
-            f"and counts were made without positions (engine {found[0].engine})",
-        ),
-        _gate_seeds(transcript),
+        gate_shuffle(transcript, log10, nulls[1:], labels),
+        gate_repeats(transcript),
+        gate_counts(found[0].engine),
+        gate_seeds(transcript),
     ]
     upper95 = _upper95(correlation, design.scale(contrast) * distribution.sd, alternative)
-    verdict, reason = _verdict(
-        gates, pvalue, distribution.floor, alpha, upper95, smallest_effect, _PARTITION
+    verdict, reason = reach_verdict(
+        gates, pvalue, distribution.floor, alpha, upper95, smallest_effect, PARTITION_WORDS
     )
-    gates.append(_gate_verdict(verdict, upper95, smallest_effect, _PARTITION))
+    gates.append(gate_verdict(verdict, upper95, smallest_effect, PARTITION_WORDS))
     gates.sort(key=lambda gate: gate.number)
     caveats = [*_text_caveats(found[0]), *_repeats_caveat(transcript)]
     return Evidence(
@@ -393,7 +385,7 @@ def partition_test(
         alternative=alternative,
         references_check=None,
         gates=tuple(gates),
-        caveats=tuple(caveats + _closing_caveats(gates, log10)),
+        caveats=tuple(caveats + closing_caveats(gates, log10)),
         suspect=_text_of(found[0]),
         references=(),
         placebos=tuple(_text_of(given) for given in found[1:]),
@@ -485,11 +477,17 @@ def reshuffle_test(
     values = [_mean_loglik(model, weighting) for model in models]
     found = compare_with_siblings(values[0], values[1:])
     claim = shuffle or ShuffleClaim()
-    gates = [_gate_tail(claim, procedure), _gate_text(models)]
-    verdict, reason = _verdict(
-        gates, found.pvalue_rank, found.floor, alpha, found.upper95, smallest_effect, _RESHUFFLE
+    gates = [gate_tail(claim, procedure), gate_text(models)]
+    verdict, reason = reach_verdict(
+        gates,
+        found.pvalue_rank,
+        found.floor,
+        alpha,
+        found.upper95,
+        smallest_effect,
+        RESHUFFLE_WORDS,
     )
-    gates.append(_gate_verdict(verdict, found.upper95, smallest_effect, _RESHUFFLE))
+    gates.append(gate_verdict(verdict, found.upper95, smallest_effect, RESHUFFLE_WORDS))
     gates.sort(key=lambda gate: gate.number)
     draws = NullDistribution(
         found.alice,
@@ -526,7 +524,7 @@ def reshuffle_test(
         alternative="greater",
         references_check=None,
         gates=tuple(gates),
-        caveats=(*_reshuffle_caveats(found, procedure), *_closing_caveats(gates, None)),
+        caveats=(*_reshuffle_caveats(found, procedure), *closing_caveats(gates, None)),
         suspect=_scored_text(alice, label),
         references=(),
         placebos=(),
@@ -611,17 +609,6 @@ def _check_levels(alpha: float, smallest_effect: float | None) -> None:
         raise InputError(
             f"smallest_effect is {smallest_effect}: give a correlation between 0 and 1"
         )
-
-
-def _closing_caveats(gates: Sequence[Gate], log10: float | None) -> list[str]:
-    """What the gates leave to be said, what is extrapolated, and what no positive shows."""
-    caveats = [gate.detail for gate in gates if gate.status == "caveat" and gate.number != 6]
-    if log10 is not None and log10 < EXTRAPOLATED_LOG10:
-        caveats.append(
-            "The asymptotic p-value is an extrapolation of the normal tail beyond what "
-            "permutations can check; the exact one is bounded by its floor."
-        )
-    return [*caveats, *CAVEATS_ALWAYS]
 
 
 def _repeats_caveat(transcript: Transcript) -> list[str]:
@@ -728,129 +715,7 @@ def _details(
     return {"pvalue_scipy_t": p}
 
 
-# ---------------------------------------------------------------------- gates
-
-
-def _gate_shuffle(
-    transcript: Transcript,
-    log10: float | None,
-    placebo_nulls: Sequence[NullDistribution],
-    placebos: Sequence[str],
-) -> Gate:
-    """Gate 1: the order was random, and not chosen by the owner."""
-    name = "random order"
-    claim = transcript.shuffle
-    checks = transcript.order_checks()
-    if looks_unshuffled(checks):
-        worst = min(checks, key=lambda check: check.log10_pvalue)
-        return Gate(
-            1,
-            name,
-            "fail",
-            f"the order looks unshuffled: position and {worst.feature} have the correlation "
-            f"{worst.correlation:+.3f} (log10 p {worst.log10_pvalue:.1f}); test only what was "
-            "shuffled, within its blocks",
-        )
-    if claim.kind in ("unknown", "natural"):
-        what = "is natural" if claim.kind == "natural" else "is of unknown origin"
-        return Gate(
-            1,
-            name,
-            "fail",
-            f"the order {what}: without a random shuffle no p-value is valid",
-        )
-    if placebos:
-        pvalues = [null.pvalue("two-sided") for null in placebo_nulls]
-        smallest = min(pvalues) * len(pvalues)
-        which = placebos[int(np.argmin(pvalues))]
-        if smallest < REFERENCE_FAILS:
-            return Gate(
-                1,
-                name,
-                "fail",
-                f"the independent model {which}, tested as a placebo, has corrected p "
-                f"{smallest:.2g}: it knows the order, or the order was not random",
-            )
-    placebo_text = (
-        f"; {len(placebos)} placebo model(s) show nothing"
-        if placebos
-        else "; no placebo was tested"
-    )
-    found = (
-        f"no relation of position to {', '.join(check.feature for check in checks)} was found"
-        if checks
-        else "the examples are not at hand, so the order could not be compared with them"
-    )
-    if claim.kind == "owner":
-        return Gate(
-            1,
-            name,
-            "caveat",
-            f"That the order was random rests on the owner's word; {found}{placebo_text}.",
-        )
-    if claim.kind == "published_shuffler":
-        bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)
-        corrected = (
-            "" if log10 is None else f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
-        )
-        return Gate(
-            1,
-            name,
-            "pass",
-            f"regenerated by a published shuffler ({claim.source or 'source not named'}) with a "
-            f"seed of {claim.seed_bits} bits and {claim.shuffler_settings} setting(s){corrected}; "
-            f"{found}{placebo_text}",
-        )
-    return Gate(
-        1,
-        name,
-        "pass",
-        f"seed from public randomness ({claim.source or 'source not named'}); "
-        f"{found}{placebo_text}",
-    )
-
-
-def _gate_repeats(transcript: Transcript) -> Gate:
-    """Gate 2: repeats are permuted only among examples of the same exposure."""
-    name = "repeats"
-    if transcript.exposure_groups > 1:
-        return Gate(
-            2,
-            name,
-            "pass",
-            f"examples are permuted within {transcript.exposure_groups} groups of equal exposure",
-        )
-    if transcript.blocks > 1:
-        return Gate(
-            2,
-            name,
-            "pass",
-            f"each of {transcript.blocks} blocks is permuted on its own",
-        )
-    return Gate(
-        2,
-        name,
-        "pass",
-        "one pass over the examples is declared; repeats inside it stay separate rows",
-    )
-
-
-def _gate_seeds(transcript: Transcript) -> Gate:
-    """Gate 4: separate random streams; habitual seeds flagged."""
-    name = "seeds"
-    shuffle_seed = transcript.shuffle.seed
-    text = "permutations, reference check and bootstrap draw from separate streams"
-    if shuffle_seed is None:
-        return Gate(4, name, "pass", f"{text}; the shuffle's seed is not known here")
-    if shuffle_seed in HABITUAL_SEEDS:
-        return Gate(
-            4,
-            name,
-            "caveat",
-            f"The shuffle's seed {shuffle_seed} is one that strangers use too: another run with "
-            "the same data, shuffler and seed would share this order.",
-        )
-    return Gate(4, name, "pass", f"{text}, none of them the shuffle's")
+# ---------------------------------------------------------------------- references and limits
 
 
 def _check_references(
@@ -908,113 +773,12 @@ def _check_references(
     )
 
 
-def _gate_references(check: ReferenceCheck) -> Gate:
-    """References must be independent of the order (part of gate 1, shown on its own line)."""
-    worst = min(check.tests, key=lambda test: test["corrected"])
-    name = "references"
-    if check.smallest_corrected < REFERENCE_FAILS:
-        return Gate(
-            1,
-            name,
-            "fail",
-            f"reference {worst['name']} is correlated {worst['correlation']:+.3f} with the order "
-            f"(corrected p {check.smallest_corrected:.2g}): it knows the order, or the order was "
-            "not random",
-        )
-    if check.smallest_corrected < REFERENCE_CAVEAT:
-        return Gate(
-            1,
-            name,
-            "caveat",
-            f"Reference {worst['name']} is correlated {worst['correlation']:+.3f} with the order "
-            f"(corrected p {check.smallest_corrected:.2g}); chance would do this in one audit of "
-            "twenty.",
-        )
-    return Gate(1, name, "pass", str(check))
-
-
 def _upper95(correlation: float, sd: float, alternative: Alternative) -> float:
     """One-sided 95 % upper limit of the correlation in the direction tested (approximate)."""
     signed = -correlation if alternative == "less" else correlation
     if alternative == "two-sided":
         signed = abs(correlation)
     return float(min(1.0, signed + norm.isf(0.05) * sd))
-
-
-@dataclass(frozen=True)
-class _Words:
-    """How one test speaks of its data in a verdict."""
-
-    statistic: str
-    draws: str
-    little: str
-    remedy: str
-
-
-_QUERY = _Words(
-    "correlation", "permutations", "few queries", "ask more queries or use a closer reference"
-)
-_PARTITION = _Words("correlation", "permutations", "little text", "collect more text")
-_RESHUFFLE = _Words("difference", "siblings", "little text or too few siblings",
-                    "collect more text, or retrain more siblings")  # fmt: skip
-
-
-def _verdict(
-    gates: Sequence[Gate],
-    pvalue: float,
-    floor: float,
-    alpha: float,
-    upper95: float,
-    smallest_effect: float | None,
-    words: "_Words",
-) -> tuple[Verdict, str]:
-    """Gate 6: evidence, no evidence found at this power, or could not be decided."""
-    failed = [gate for gate in gates if gate.status == "fail"]
-    if failed:
-        return (
-            UNDECIDED,
-            f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}",
-        )
-    if floor > alpha * (1 + 1e-9):
-        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
-        return UNDECIDED, (
-            f"this many {words.draws} cannot give a p-value below {floor:.3g}, and alpha is "
-            f"{alpha:g}: use at least {needed:,} {words.draws}"
-        )
-    if pvalue <= alpha * (1 + 1e-9):
-        return (
-            EVIDENCE,
-            f"exact p {pvalue:.3g} is at most alpha {alpha:g}, and all gates pass",
-        )
-    if smallest_effect is None:
-        return UNDECIDED, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and without smallest_effect, fixed "
-            f"beforehand, that cannot be told from too {words.little}"
-        )
-    if upper95 < smallest_effect:
-        return NO_EVIDENCE, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and the {words.statistic} is below "
-            f"{upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
-        )
-    return UNDECIDED, (
-        f"exact p {pvalue:.3g} is above alpha {alpha:g}, but {words.statistic}s up to "
-        f"{upper95:.4f} (95 %) are compatible with the data, above the smallest of interest, "
-        f"{smallest_effect:.4f}: {words.remedy}"
-    )
-
-
-def _gate_verdict(
-    verdict: Verdict, upper95: float, smallest_effect: float | None, words: "_Words"
-) -> Gate:
-    limit = f"upper 95 % limit of the {words.statistic} {upper95:.4f}"
-    if smallest_effect is None:
-        return Gate(6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed")
-    return Gate(
-        6,
-        "verdict",
-        "caveat" if verdict == UNDECIDED else "pass",
-        f"{limit}, smallest of interest {smallest_effect:.4f}",
-    )
 
 
 # ---------------------------------------------------------------------- effect
@@ -1223,41 +987,6 @@ def _mean_loglik(model: Scores | float, weighting: str) -> float:
     if weighting == "documents":
         return float(model.loglik_mean.mean())
     return float(model.loglik_sum.sum() / model.n_tokens.sum())
-
-
-def _gate_tail(claim: ShuffleClaim, procedure: str | None) -> Gate:
-    """Gate 1 for siblings: exchangeable by construction, and the owner's order random."""
-    name = "random order"
-    if claim.kind in ("unknown", "natural"):
-        what = "is natural" if claim.kind == "natural" else "is of unknown origin"
-        return Gate(1, name, "fail", f"the owner's order {what}: siblings of it show nothing")
-    if procedure is None:
-        return Gate(
-            1,
-            name,
-            "fail",
-            "how these models were made is not declared, so that the rank p-value is not known to "
-            "be exact, and a model-based p-value alone is never evidence: make rerun and siblings "
-            "by one procedure and declare it",
-        )
-    made = f"rerun and siblings are exchangeable by their procedure as declared: {procedure}"
-    if claim.kind == "owner":
-        return Gate(
-            1, name, "caveat", f"That the order was random rests on the owner's word; {made}."
-        )
-    return Gate(1, name, "pass", made)
-
-
-def _gate_text(models: Sequence[Scores | float]) -> Gate:
-    """Gate 3: one text, completions only, for all models."""
-    if not all(isinstance(model, Scores) for model in models):
-        return Gate(
-            3,
-            "text",
-            "caveat",
-            "That all numbers are of the same text, completions only, rests on the caller's word.",
-        )
-    return Gate(3, "text", "pass", "all models were scored on the same completions")
 
 
 def _reshuffle_caveats(found: SiblingComparison, procedure: str | None) -> list[str]:

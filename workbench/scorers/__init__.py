@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.scorers.causal_lm import CausalLMScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.scorer import Encoded, Scorer, score_transcript
-    from workbench.scorers.tokenise import score_texts, tokenise_texts
+    from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
 __all__ = [
     "SCORERS",
@@ -30,6 +30,7 @@ __all__ = [
     "score_texts",
     "score_transcript",
     "tokenise_texts",
+    "tokenise_transcript",
 ]
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "score_texts": "tokenise",
     "score_transcript": "scorer",
     "tokenise_texts": "tokenise",
+    "tokenise_transcript": "tokenise",
 }
 
 

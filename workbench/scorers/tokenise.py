@@ -22,8 +22,9 @@ from workbench.scorers.causal_lm import (
 from workbench.scorers.scorer import Scorer, score_transcript
 from workbench.scores import Scores
 from workbench.texts import Texts
+from workbench.transcript import Transcript
 
-__all__ = ["score_texts", "tokenise_texts"]
+__all__ = ["score_texts", "tokenise_texts", "tokenise_transcript"]
 
 
 def tokenise_texts(texts: Texts, tokenizer: str | Path) -> Texts:
@@ -87,6 +88,47 @@ def tokenise_texts(texts: Texts, tokenizer: str | Path) -> Texts:
         tokenizer_sha256=sha256,
         source=texts.source,
         provenance=texts.provenance,
+    )
+
+
+def tokenise_transcript(transcript: Transcript, tokenizer: str | Path) -> Transcript:
+    """A transcript of texts as one of token ids; positions, blocks and units stay.
+
+    Parameters
+    ----------
+    transcript : Transcript
+        Of text; one of token ids passes through unchanged.
+    tokenizer : str or Path
+        Folder or hub id.
+
+    Raises
+    ------
+    InputError
+        No tokenizer there; the transcript holds no content.
+    """
+    if transcript.kind == "tokens":
+        return transcript
+    folder = tokenizer_folder(tokenizer)
+    if tokenizer_sha256_of(folder) is None:
+        raise InputError(f"{tokenizer} has no tokenizer: name a folder or hub id that has one")
+    cut = _fast_tokenizer(folder, tokenizer)
+    texts = transcript.texts()
+    rows: list[Any] = []
+    with quiet_transformers():
+        for start in range(0, len(texts), 4096):
+            rows.extend(cut(texts[start : start + 4096], add_special_tokens=False)["input_ids"])
+    tokenised = Transcript.from_arrays(
+        transcript.positions,
+        tokens=[np.asarray(row, dtype=np.int64) for row in rows],
+        shuffle=transcript.shuffle,
+        source=transcript.source,
+    )
+    return replace(
+        tokenised,
+        strata=transcript.strata,
+        units=transcript.units,
+        blocks=transcript.blocks,
+        exposure_groups=transcript.exposure_groups,
     )
 
 
@@ -159,7 +201,7 @@ def score_texts(
     return Scores(
         np.array([v.sum(dtype=np.float64) for v in kept]),
         np.array([v.size for v in kept], dtype=np.int32),
-        replace(identity),
+        identity,
         tokenised.digests,
         kept,
     )
