@@ -39,7 +39,7 @@ Ints = NDArray[np.int64]
 WEIGHTS = ("inverse", "occurrences")
 
 # Tokens of the transcript handled at a time: what numpy's temporaries of it need fits the cache.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 # Matches are kept in memory up to this many transcript tokens, then in a temporary file.
 _IN_MEMORY = 1 << 24
 # Bigrams are looked up in a table of all pairs when it has at most this many entries (64 MB).
@@ -335,16 +335,21 @@ class _Trie:
 
 
 class _Codes:
-    """Token ids to 1 … V-1 in the text's vocabulary, and 0 for all other tokens."""
+    """Token ids to 1 … V-1 in the text's vocabulary, and 0 for all other tokens.
+
+    Frequent tokens get the small codes: what is looked up often then lies close together.
+    """
 
     def __init__(self, flat: Ints) -> None:
-        self.vocabulary = np.unique(flat)
+        self.vocabulary, times = np.unique(flat, return_counts=True)
         self.width = len(self.vocabulary) + 1
         self.largest = int(self.vocabulary[-1])
+        self.code = np.empty(len(self.vocabulary), dtype=np.int32)
+        self.code[np.argsort(-times, kind="stable")] = np.arange(1, self.width, dtype=np.int32)
         self.table: NDArray[np.int32] | None = None
         if self.largest < 1 << 24:
             self.table = np.zeros(self.largest + 2, dtype=np.int32)
-            self.table[self.vocabulary] = np.arange(1, self.width, dtype=np.int32)
+            self.table[self.vocabulary] = self.code
 
     def of(self, flat: NDArray[Any]) -> NDArray[np.int32]:
         if self.table is not None:
@@ -354,7 +359,7 @@ class _Codes:
             return self.table.take(flat)
         at = np.searchsorted(self.vocabulary, flat)
         at[at == len(self.vocabulary)] = 0
-        return np.where(self.vocabulary[at] == flat, at + 1, 0).astype(np.int32)
+        return np.where(self.vocabulary[at] == flat, self.code[at], 0).astype(np.int32)
 
 
 def _hash(key: Ints, shift: np.uint64) -> Ints:
@@ -493,7 +498,8 @@ class _Trail:
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         if self._file is None:
-            yield from self._pieces
+            for start in range(0, len(self._pieces), 64):
+                yield np.concatenate(self._pieces[start : start + 64])
             return
         self._file.seek(0)
         while block := self._file.read(4 << 20):
@@ -601,14 +607,15 @@ def join(
                 laid = _lay_out(trie.codes.of(flat[offsets[low] : offsets[high]]), piece, max_ngram)
                 size = len(laid) - max_ngram
                 nodes = np.empty(size, dtype=np.int32)
-                for at in range(0, size, _CHUNK):
-                    stop = min(size, at + _CHUNK)
+                for at in range(0, size, 2 * _CHUNK):  # one step, but for a very long row
+                    stop = min(size, at + 2 * _CHUNK)
                     nodes[at:stop] = _walk(trie, laid[at : stop + max_ngram], stop - at, max_ngram)
-                occurrences += np.bincount(nodes, minlength=len(occurrences))
                 trail.append(nodes)
                 starts.append(places + piece[:-1] + np.arange(high - low))
                 places += size
                 bar.update(high - low)
+    for nodes in trail:
+        occurrences += np.bincount(nodes, minlength=len(occurrences))
     # A node occurs where its descendants do.
     for start, stop in zip(levels[-2:0:-1], levels[:1:-1], strict=True):
         np.add.at(occurrences, trie.parent[start:stop], occurrences[start:stop])
@@ -642,10 +649,10 @@ def _longest(trie: _Trie, occurrences: Ints) -> tuple[Ints, Ints]:
 
 
 def _row_pieces(offsets: Ints) -> Iterator[tuple[int, int]]:
-    """Runs of rows of about a million tokens each (one row at least)."""
+    """Runs of rows of at most _CHUNK tokens each (one row at least)."""
     low, n = 0, len(offsets) - 1
     while low < n:
-        high = int(np.searchsorted(offsets, offsets[low] + (1 << 20), side="right")) - 1
+        high = int(np.searchsorted(offsets, offsets[low] + _CHUNK, side="right")) - 1
         high = min(n, max(low + 1, high))
         yield low, high
         low = high
