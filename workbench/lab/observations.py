@@ -511,14 +511,23 @@ def record_observations(
             for text in observations.texts
         },
     }
-    sums = {k: v if k in ("text", "n_tokens") else np.float32(v) for k, v in rows.items()}
-    paths = [folder / f"{name}-observations.parquet", folder / f"{name}-siblings.parquet"]
-    for path, table in zip(paths, (pa.table(columns), pa.table(sums)), strict=True):
-        atomic_write(path, lambda p, t=table: pq.write_table(t, p, compression="zstd"))
+    sums = {
+        column: values if column in ("text", "n_tokens") else np.array(values, dtype=np.float32)
+        for column, values in rows.items()
+    }
+    paths = [
+        _write_table(folder / f"{name}-observations.parquet", columns),
+        _write_table(folder / f"{name}-siblings.parquet", sums),
+    ]
     sidecar = folder / f"{name}-observations.json"
     text_form = json.dumps(content) + "\n"
     atomic_write(sidecar, lambda p: p.write_text(text_form, encoding="utf-8"))
     return [*paths, sidecar]
+
+
+def _write_table(path: Path, columns: Mapping[str, Any]) -> Path:
+    table = pa.table(dict(columns))
+    return atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
 
 def _recorded_settings(token_steps: Sequence[int]) -> list[tuple[CountSettings, int]]:

@@ -1,0 +1,126 @@
+"""What every piece of evidence carries, whichever test it comes from."""
+
+import platform
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+import workbench
+from workbench.errors import InputError
+from workbench.evidence import Effect
+from workbench.null import Alternative
+from workbench.statistics.rank import RankDesign
+from workbench.transcript import Transcript, count_duplicates
+
+__all__ = [
+    "SMALLEST_FLOAT",
+    "check_levels",
+    "effect_of_order",
+    "repeats_caveat",
+    "software",
+    "transcript_account",
+    "upper95",
+]
+
+Floats = NDArray[np.float64]
+
+BOOTSTRAP_RESAMPLES = 999
+SMALLEST_FLOAT = float(np.nextafter(0.0, 1.0))
+
+
+def check_levels(alpha: float, smallest_effect: float | None) -> None:
+    """Raise InputError unless alpha is a level and the smallest effect a correlation."""
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}: give a level between 0 and 1, such as 0.001")
+    if smallest_effect is not None and not 0 < smallest_effect < 1:
+        raise InputError(
+            f"smallest_effect is {smallest_effect}: give a correlation between 0 and 1"
+        )
+
+
+def repeats_caveat(transcript: Transcript) -> list[str]:
+    """What must be said of examples that occur more than once; nothing if none does."""
+    digests = transcript.row_digests
+    repeats = 0 if digests is None else count_duplicates(digests)
+    if not repeats:
+        return []
+    return [
+        f"{repeats:,} of {transcript.n:,} examples repeat an earlier one: the null stays exact, "
+        "the power is diluted."
+    ]
+
+
+def software() -> dict[str, str]:
+    """Versions that computed the evidence."""
+    return {
+        "workbench": workbench.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def transcript_account(transcript: Transcript) -> dict[str, Any]:
+    """JSON-ready identity of a transcript: source, fingerprints, size, units, shuffle."""
+    claim = transcript.shuffle
+    return {
+        "source": transcript.source.rsplit("/", 1)[-1],
+        "fingerprint": transcript.fingerprint,
+        "examples_fingerprint": transcript.examples_fingerprint,
+        "n": transcript.n,
+        "blocks": transcript.blocks,
+        "exposure_groups": transcript.exposure_groups,
+        "units_declared": transcript.units is not None,
+        "shuffle": claim.as_dict(),
+    }
+
+
+def upper95(correlation: float, sd: float, alternative: Alternative) -> float:
+    """One-sided 95 % upper limit of the correlation in the direction tested (approximate)."""
+    signed = -correlation if alternative == "less" else correlation
+    if alternative == "two-sided":
+        signed = abs(correlation)
+    return float(min(1.0, signed + norm.isf(0.05) * sd))
+
+
+def effect_of_order(
+    design: RankDesign,
+    contrast: Floats,
+    stream: np.random.SeedSequence,
+    unit: str = "nats per token",
+) -> Effect:
+    """Latest tenth minus earliest tenth, block means removed."""
+    ranks = design.position_ranks()
+    centred = contrast.copy()
+    unit_of_row = np.empty(design.n, dtype=np.int64)
+    offset = 0
+    for part in design.parts:
+        centred[part.rows] -= contrast[part.rows].mean()
+        unit_of_row[part.rows] = part.unit_of_row + offset
+        offset += part.n_units
+    # Ranks are scaled to (-½, ½); ties at the edge all count, so that a tenth is never empty.
+    late = ranks >= min(0.4, ranks.max())
+    early = ranks <= max(-0.4, ranks.min())
+    rng = np.random.default_rng(stream)
+    sides = []
+    for chosen in (late, early):
+        _, number = np.unique(unit_of_row[chosen], return_inverse=True)
+        sums = np.bincount(number, weights=centred[chosen])
+        counts = np.bincount(number).astype(np.float64)
+        means = np.empty(BOOTSTRAP_RESAMPLES)
+        for j in range(BOOTSTRAP_RESAMPLES):
+            picked = rng.integers(0, len(sums), len(sums))
+            means[j] = sums[picked].sum() / counts[picked].sum()
+        sides.append((sums.sum() / counts.sum(), means))
+    resampled = sides[0][1] - sides[1][1]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Effect(
+        float(sides[0][0] - sides[1][0]),
+        float(low),
+        float(high),
+        0.95,
+        f"{unit}, latest tenth minus earliest; bootstrap",
+    )
