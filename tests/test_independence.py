@@ -138,7 +138,7 @@ def test_losses_and_logliks_agree(data):
 
 def test_scores_are_never_recomputed(data, monkeypatch):
     """Fault 3: the permutations see arrays; nothing scores."""
-    import workbench.independence as module
+    from workbench.independence import query as module
 
     calls = []
     original = module.query_contrast
