@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.lab.corpus import Corpus, docstring_corpus, text_corpus
     from workbench.lab.derivatives import fine_tune, independent, pretrain
+    from workbench.lab.observations import Observations, open_observations, record_observations
     from workbench.lab.recipes import RECIPES, Recipe, recipe
     from workbench.lab.runs import (
         CachedModel,
@@ -19,49 +20,72 @@ if TYPE_CHECKING:
         record_run,
         train_walkthrough,
     )
+    from workbench.lab.sampling import sample_texts
+    from workbench.lab.siblings import (
+        Siblings,
+        declared_procedure,
+        open_siblings,
+        train_siblings,
+    )
     from workbench.lab.training import TrainingJob, train, train_all
 
 __all__ = [
     "RECIPES",
     "CachedModel",
     "Corpus",
+    "Observations",
     "Recipe",
     "Run",
+    "Siblings",
     "TrainingJob",
+    "declared_procedure",
     "docstring_corpus",
     "fine_tune",
     "independent",
     "lab_clean",
     "lab_list",
+    "open_observations",
     "open_run",
+    "open_siblings",
     "pretrain",
     "recipe",
+    "record_observations",
     "record_run",
+    "sample_texts",
     "text_corpus",
     "train",
     "train_all",
+    "train_siblings",
     "train_walkthrough",
 ]
 
 _PUBLIC = {
-    "RECIPES": "recipes",
     "CachedModel": "runs",
     "Corpus": "corpus",
+    "Observations": "observations",
+    "RECIPES": "recipes",
     "Recipe": "recipes",
     "Run": "runs",
+    "Siblings": "siblings",
     "TrainingJob": "training",
+    "declared_procedure": "siblings",
     "docstring_corpus": "corpus",
     "fine_tune": "derivatives",
     "independent": "derivatives",
     "lab_clean": "runs",
     "lab_list": "runs",
+    "open_observations": "observations",
     "open_run": "runs",
+    "open_siblings": "siblings",
     "pretrain": "derivatives",
     "recipe": "recipes",
+    "record_observations": "observations",
     "record_run": "runs",
+    "sample_texts": "sampling",
     "text_corpus": "corpus",
     "train": "training",
     "train_all": "training",
+    "train_siblings": "siblings",
     "train_walkthrough": "runs",
 }
 

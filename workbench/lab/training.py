@@ -1,8 +1,12 @@
 """Train a causal language model over a transcript in exactly its order; survive being killed.
 
-Knows steps, checkpoints and files; does not know which model plays which part. Every model is
-trained by a worker process of its own with a fixed number of threads, so that the result does not
-depend on what else runs, and so that two can be trained at a time.
+Knows steps, checkpoints and files; does not know which model plays which part. Models are trained
+by worker processes with a fixed number of threads, so that the result does not depend on what else
+runs, and so that two can be trained at a time. A worker serves one job after another, because
+starting Python and torch takes longer than a short job.
+
+A job may also be a branch of another run: it starts from a saved state, optimiser included, and
+goes on with the schedule as if nothing had happened, in the original order or in a fresh one.
 """
 
 import contextlib
@@ -35,7 +39,9 @@ __all__ = ["TrainingJob", "model_folder", "train", "train_all", "training_transc
 FORMAT = 1
 SAVE_EVERY_SECONDS = 15.0
 INTERRUPTED = 130
-_SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM = 1, 2, 3
+_SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM, _TAIL_STREAM = 1, 2, 3, 4
+# Left out of the key unless set, so that a run that is no branch keeps the key it always had.
+_BRANCH = {"source": None, "checkpoint": None, "first_step": 0, "last_step": None, "tail_order": 0}
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,17 @@ class TrainingJob:
         ``cpu`` or ``cuda``; ``float32`` or ``bfloat16`` (autocast).
     threads : int
         CPU threads of the worker.
+    source : str or None
+        Branches: key of the run whose state, optimiser included, is the start.
+    checkpoint : str or None
+        Branches: which of the source's checkpoints (``"0.75"``); None for its last state.
+    first_step : int
+        Branches: steps done in that state.
+    last_step : int or None
+        Stop after this many steps of the schedule and keep the optimiser's state; None: go to
+        the end.
+    tail_order : int
+        Number of the fresh shuffle of the examples after `first_step`; 0 for the original order.
     """
 
     name: str
@@ -79,6 +96,11 @@ class TrainingJob:
     device: str
     precision: str
     threads: int = 1
+    source: str | None = None
+    checkpoint: str | None = None
+    first_step: int = 0
+    last_step: int | None = None
+    tail_order: int = 0
 
     @property
     def key(self) -> str:
@@ -86,6 +108,9 @@ class TrainingJob:
         content = asdict(self)
         for name in ("name", "corpus_folder"):
             del content[name]
+        for name, unset in _BRANCH.items():
+            if content[name] == unset:
+                del content[name]
         content["recipe"] = {k: v for k, v in self.recipe.items() if k != "name"}
         return content_key({"format": FORMAT, **content})
 
@@ -101,8 +126,32 @@ class TrainingJob:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Optimiser steps of the whole schedule, whatever part of it a branch runs."""
         return -(-(self.stop - self.start) // int(self.recipe["batch_size"]))
+
+    @property
+    def end(self) -> int:
+        """Steps done when the job is finished."""
+        return self.steps if self.last_step is None else self.last_step
+
+    @property
+    def branch(self) -> bool:
+        """Whether this is a part of another run, or a run cut short."""
+        return any(getattr(self, name) != unset for name, unset in _BRANCH.items())
+
+    @property
+    def source_folder(self) -> Path | None:
+        """Where the state lies from which a branch starts."""
+        if self.source is None:
+            return None
+        folder = model_folder(self.source)
+        return folder if self.checkpoint is None else folder / "checkpoints" / self.checkpoint
+
+    @property
+    def ready(self) -> bool:
+        """Whether the models that this one starts from are in the cache."""
+        parent = None if self.parent is None else model_folder(self.parent)
+        return all(f is None or f.is_dir() for f in (parent, self.source_folder))
 
     @property
     def complete(self) -> bool:
@@ -193,22 +242,48 @@ def shuffle_seed(job: TrainingJob) -> int:
     return int.from_bytes(words.tobytes(), "little")
 
 
+def tail_seed(job: TrainingJob) -> int | None:
+    """The seed of the fresh order of the tail, from a stream of its own; None: original order."""
+    if not job.tail_order:
+        return None
+    entropy = [int(job.recipe["seed"]), _TAIL_STREAM, job.order, job.first_step, job.tail_order]
+    words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
+    return int.from_bytes(words.tobytes(), "little")
+
+
 def training_positions(job: TrainingJob) -> NDArray[np.int64]:
-    """Position in training of each example, 0 … n−1: a uniform random permutation."""
-    return (
+    """Position in training of each example, 0 … n−1: a uniform random permutation.
+
+    With a tail order the examples after the first steps change places among themselves.
+    """
+    positions = (
         np.random.Generator(np.random.PCG64(shuffle_seed(job)))
         .permutation(job.stop - job.start)
         .astype(np.int64)
     )
+    seed = tail_seed(job)
+    if seed is not None:
+        done = job.first_step * int(job.recipe["batch_size"])
+        tail = np.flatnonzero(positions >= done)  # corpus order: the original order has no say
+        fresh = np.random.Generator(np.random.PCG64(seed)).permutation(len(tail))
+        positions[tail] = done + fresh
+    return positions
 
 
 def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
-    """The transcript of a run: its examples in corpus order, with their training positions."""
+    """The transcript of a run: its examples in corpus order, with their training positions.
+
+    A branch's covers all that its weights have seen, from the first step of its source. A run cut
+    short has seen its first examples only.
+    """
     rows = training_rows(job, len(tokens))
+    positions = training_positions(job)
+    seen = positions < job.end * int(job.recipe["batch_size"])
     return Transcript.from_arrays(
-        training_positions(job),
-        tokens=list(np.asarray(tokens[rows]).astype(np.int64)),
-        shuffle=ShuffleClaim("owner", seed=shuffle_seed(job)),
+        positions[seen],
+        tokens=list(np.asarray(tokens[rows[seen]]).astype(np.int64)),
+        # An order made of two shuffles has no one seed; training.json names both.
+        shuffle=ShuffleClaim("owner", seed=None if job.tail_order else shuffle_seed(job)),
         source=f"{job.name}'s transcript",
     )
 
@@ -229,7 +304,7 @@ def train_all(
     Parameters
     ----------
     jobs : sequence of TrainingJob
-        A parent must come before what derives from it, or be in the cache.
+        What a job derives from or branches off must be among them, or in the cache.
     workers : int, optional
         Processes at a time: two on a CPU with two cores or more, one on a GPU.
     progress : bool
@@ -254,9 +329,9 @@ def train_all(
     if workers is None:
         on_gpu = any(job.device != "cpu" for job in waiting)
         workers = 1 if on_gpu else min(2, os.cpu_count() or 1)
-    running: list[tuple[TrainingJob, subprocess.Popen[bytes], Path]] = []
+    crew: list[_Worker] = []
     bar = tqdm(
-        total=sum(job.steps for job in waiting),
+        total=sum(job.end - job.first_step for job in waiting),
         initial=_steps_done(waiting),
         desc=f"training {len(waiting)} models",
         unit="step",
@@ -266,45 +341,117 @@ def train_all(
     )
     pending = list(waiting)
     try:
-        while pending or running:
-            for job in list(pending):
-                ready = job.parent is None or model_folder(job.parent).is_dir()
-                if ready and len(running) < workers:
-                    pending.remove(job)
-                    running.append(_start_worker(job))
-            if not running:
+        while pending or any(worker.job for worker in crew):
+            for job in [job for job in pending if job.ready]:
+                worker = _free_worker(crew, workers, job)
+                if worker is None:
+                    break
+                pending.remove(job)
+                worker.give(job)
+            if not any(worker.job for worker in crew):
                 raise InputError(
                     f"{pending[0].name} derives from a model that is not trained: train its parent"
                 )
             time.sleep(0.05)
             bar.update(_steps_done(waiting) - bar.n)
-            for entry in list(running):
-                job, process, log = entry
-                if process.poll() is not None:
-                    running.remove(entry)
-                    if process.returncode != 0 or not job.complete:
-                        raise _failure(job, process.returncode, log)
-                    log.unlink(missing_ok=True)
+            for worker in list(crew):
+                status = worker.process.poll()  # before the folder: it may finish in between
+                if worker.job is not None and worker.job.complete:
+                    worker.free()
+                if status is not None:
+                    crew.remove(worker)
+                    worker.close()
+                    if worker.job is not None:
+                        raise _failure(worker.job, status, worker.log)
     finally:
-        for _, process, _ in running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # saves its state
-        for _, process, _ in running:
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for _, process, log in running:
-            if process.returncode in (0, INTERRUPTED):
-                log.unlink(missing_ok=True)
+        for worker in crew:
+            worker.close()
+        for worker in crew:
+            worker.wait()
         bar.update(_steps_done(waiting) - bar.n)
         bar.close()
     return [job.folder for job in jobs]
 
 
+class _Worker:
+    """A process that trains one job after another; each job has a log of its own.
+
+    It reads jobs as lines on its standard input and leaves when that closes, so also when the
+    process that started it is killed: then after the job that it has.
+    """
+
+    def __init__(self, job: TrainingJob) -> None:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.threads = job.threads
+        self.job: TrainingJob | None = None
+        self.log = self._log_of(job)
+        environment = _child_environment()
+        environment.update(OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
+        with open(self.log, "wb") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workbench.lab.training"],
+                stdin=subprocess.PIPE,
+                stdout=sink,
+                stderr=sink,
+                env=environment,
+            )
+
+    @staticmethod
+    def _log_of(job: TrainingJob) -> Path:
+        return job.folder.with_name(f"{job.folder.name}-{os.getpid()}.log")
+
+    def give(self, job: TrainingJob) -> None:
+        """Hand over a job. The worker makes the partial folder, under its lock."""
+        self.job, self.log = job, self._log_of(job)
+        assert self.process.stdin is not None
+        line = json.dumps({"job": asdict(job), "log": str(self.log)})
+        with contextlib.suppress(BrokenPipeError):  # it died: its status says so in a moment
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def free(self) -> None:
+        """Its job is done."""
+        self.log.unlink(missing_ok=True)
+        self.job = None
+
+    def close(self) -> None:
+        """No more jobs; one in hand is interrupted, and its state saved."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if self.job is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Until it has left; the log stays only where something went wrong."""
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.returncode in (0, INTERRUPTED, -signal.SIGINT):
+            self.log.unlink(missing_ok=True)
+
+
+def _free_worker(crew: list[_Worker], workers: int, job: TrainingJob) -> _Worker | None:
+    """An idle worker, or a new one if there may be more; None if all are at work."""
+    idle = [worker for worker in crew if worker.job is None and worker.process.poll() is None]
+    for worker in idle:
+        if worker.threads == job.threads:
+            return worker
+    if len(crew) >= workers and idle:  # one that was started for another number of threads
+        idle[0].close()
+        idle[0].wait()
+        crew.remove(idle[0])
+    if len(crew) >= workers:
+        return None
+    crew.append(_Worker(job))
+    return crew[-1]
+
+
 def _failure(job: TrainingJob, status: int, log: Path) -> InputError:
-    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+    text = log.read_text(errors="replace") if log.exists() else ""
+    tail = text.strip().splitlines()[-1:]
     reason = tail[0].removeprefix("workbench.errors.InputError: ") if tail else ""
     if status < 0:
         reason = f"killed by signal {-status}"
@@ -318,31 +465,11 @@ def _steps_done(jobs: Sequence[TrainingJob]) -> int:
     done = 0
     for job in jobs:
         if job.complete:
-            done += job.steps
+            done += job.end - job.first_step
         else:
             with contextlib.suppress(OSError, ValueError):
-                done += int((job.partial / "step").read_text())
+                done += int((job.partial / "step").read_text()) - job.first_step
     return done
-
-
-def _start_worker(job: TrainingJob) -> tuple[TrainingJob, "subprocess.Popen[bytes]", Path]:
-    # The worker makes the partial folder, under its lock: here it might be finished meanwhile.
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = job.folder.with_name(f"{job.folder.name}-{os.getpid()}.log")
-    environment = _child_environment()
-    environment.update(OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
-    with open(log, "wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.lab.training"],
-            stdin=subprocess.PIPE,
-            stdout=sink,
-            stderr=sink,
-            env=environment,
-        )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(asdict(job)).encode())
-    process.stdin.close()
-    return job, process, log
 
 
 # ---------------------------------------------------------------------- one job
@@ -415,24 +542,22 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     tokens = np.load(Path(job.corpus_folder) / "tokens.npy", mmap_mode="r", allow_pickle=False)
     transcript = training_transcript(job, tokens)
     rows = training_rows(job, len(tokens))
-    in_order = np.asarray(tokens[rows[np.argsort(transcript.positions)]]).astype(np.int64)
+    in_order = np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
     data = torch.from_numpy(in_order).to(job.device)
     model = _new_model(job, recipe)
     model.to(job.device).train()
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=job.learning_rate,
-        betas=(0.9, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    optimiser = new_optimiser(model, recipe, job.learning_rate)
     job.partial.mkdir(parents=True, exist_ok=True)
     _write_json(job.partial / "job.json", asdict(job))
     resume = job.partial / "resume.safetensors"
-    losses = torch.zeros(job.steps, device=job.device)
-    step = _load_state(resume, model, optimiser, losses) if resume.exists() else 0
+    losses = torch.zeros(job.end - job.first_step, device=job.device)
+    step = job.first_step
+    if resume.exists():
+        step = _load_state(resume, model, optimiser, losses)
+    elif job.source_folder is not None:
+        _load_checkpoint(job.source_folder, model, optimiser)
     resumed_at = step
-    checkpoint_steps = {max(1, round(f * job.steps)): f for f in recipe.checkpoints}
+    checkpoint_steps = {} if job.branch else kept_steps(job)
     autocast = (
         torch.autocast(job.device, dtype=torch.bfloat16)
         if job.precision == "bfloat16"
@@ -440,24 +565,15 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     )
     saved = shown = time.monotonic()
     with _stop_flag() as stop:
-        while step < job.steps:
+        while step < job.end:
             batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(step, job.steps, job.learning_rate, recipe)
-            with autocast:
-                logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            losses[step] = loss.detach()
+            rate = learning_rate_at(step, job.steps, job.learning_rate, recipe)
+            loss = training_step(model, optimiser, batch, rate, recipe.clip_norm, autocast)
+            losses[step - job.first_step] = loss
             step += 1
             if after_step is not None:
                 after_step(step)
-            if step in checkpoint_steps and step < job.steps:
+            if step in checkpoint_steps and step < job.end:
                 _save_checkpoint(job, model, optimiser, step, checkpoint_steps[step])
             now = time.monotonic()
             if now - shown > 0.5:
@@ -492,6 +608,75 @@ def _check_inputs(job: TrainingJob) -> None:
         )
     if job.parent is not None and not model_folder(job.parent).is_dir():
         raise InputError(f"{job.name} derives from a model that is not trained: train its parent")
+    source = job.source_folder
+    if source is not None:
+        try:
+            step = json.loads((source / "checkpoint.json").read_text())["step"]
+        except (OSError, ValueError, KeyError):
+            step = None
+        if step != job.first_step or not (source / "optimiser.safetensors").is_file():
+            raise InputError(
+                f"{job.name} goes on from step {job.first_step:,} of a run, and {source} does not "
+                "hold that state with its optimiser: train that run again"
+            )
+
+
+def kept_steps(job: TrainingJob) -> dict[int, float]:
+    """Steps at which a run keeps a checkpoint, and the fraction of training that each stands for.
+
+    Examples
+    --------
+    >>> from workbench.lab.recipes import recipe
+    >>> numbers = dict.fromkeys(("order", "initialisation"), 0)
+    >>> kept_steps(TrainingJob("alice", recipe("tiny").as_dict(), "", "", 0, 16384,
+    ...     learning_rate=3e-3, parent=None, device="cpu", precision="float32", **numbers))
+    {512: 0.25, 1024: 0.5, 1536: 0.75}
+    """
+    return {max(1, round(f * job.steps)): f for f in job.recipe["checkpoints"]}
+
+
+def new_optimiser(model: Any, recipe: Recipe, learning_rate: float) -> Any:
+    """AdamW as every lab run uses it."""
+    import torch
+
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=learning_rate,
+        betas=(0.9, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def training_step(
+    model: Any,
+    optimiser: Any,
+    batch: Any,
+    rate: float,
+    clip_norm: float,
+    autocast: contextlib.AbstractContextManager[Any],
+) -> Any:
+    """One optimiser step on a batch of token ids, shape (examples, tokens).
+
+    Returns
+    -------
+    torch.Tensor
+        The loss before the step, nats per token.
+    """
+    import torch
+
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    with autocast:
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> float:
@@ -505,14 +690,21 @@ def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> floa
 
 def _new_model(job: TrainingJob, recipe: Recipe) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if job.parent is not None:
         return AutoModelForCausalLM.from_pretrained(
             model_folder(job.parent), use_safetensors=True, dtype=torch.float32
         )
     entropy = [recipe.seed, _INIT_STREAM, job.initialisation]
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+    return new_llama(recipe, int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]))
+
+
+def new_llama(recipe: Recipe, seed: int) -> Any:
+    """A Llama of the recipe's shape with random weights; the global random state is left alone."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.hidden_size,
@@ -549,21 +741,45 @@ def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) 
 
 
 def _load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
-    import torch
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt", device="cpu") as stored, torch.no_grad():
-        names = set(stored.keys())
-        for name, parameter in model.named_parameters():
-            parameter.copy_(stored.get_tensor(f"model.{name}"))
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"optimiser.{key}.{name}" in names:
-                    tensor = stored.get_tensor(f"optimiser.{key}.{name}")
-                    state[key] = tensor.to(parameter.device)
-            optimiser.state[parameter] = state
+    with safe_open(path, framework="pt", device="cpu") as stored:
+        _load_weights(stored, model, "model.")
+        _load_optimiser(stored, model, optimiser)
         losses.copy_(stored.get_tensor("losses"))
         return int(stored.metadata()["step"])
+
+
+def _load_checkpoint(folder: Path, model: Any, optimiser: Any) -> None:
+    """Weights and optimiser of a kept state, into a model that lies in memory as a fresh one does.
+
+    So the numbers that follow cannot depend on how the file was mapped.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt", device="cpu") as stored:
+        _load_weights(stored, model, "")
+    with safe_open(folder / "optimiser.safetensors", framework="pt", device="cpu") as stored:
+        _load_optimiser(stored, model, optimiser)
+
+
+def _load_weights(stored: Any, model: Any, prefix: str) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(stored.get_tensor(f"{prefix}{name}"))
+
+
+def _load_optimiser(stored: Any, model: Any, optimiser: Any) -> None:
+    names = set(stored.keys())
+    for name, parameter in model.named_parameters():
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if f"optimiser.{key}.{name}" in names:
+                tensor = stored.get_tensor(f"optimiser.{key}.{name}")
+                state[key] = tensor.to(parameter.device, copy=True)
+        optimiser.state[parameter] = state
 
 
 def _save_checkpoint(
@@ -606,11 +822,15 @@ def _finish(
     broken = ~torch.isfinite(losses)
     if bool(broken.any()):
         raise InputError(
-            f"{job.name}: the loss at step {int(broken.nonzero()[0]) + 1} is not finite, so the "
-            "training diverged: choose a lower learning rate"
+            f"{job.name}: the loss at step {job.first_step + int(broken.nonzero()[0]) + 1} is not "
+            "finite, so the training diverged: choose a lower learning rate"
         )
     _save_model(job, model, job.partial)
-    save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
+    if not job.branch or job.last_step is not None:  # nothing goes on from the end of a branch
+        save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
+    if job.last_step is not None:
+        state = {"step": job.end, "fraction": job.end / job.steps}
+        _write_json(job.partial / "checkpoint.json", state)
     transcript.write(job.partial / "transcript.parquet")
     record = {
         "name": job.name,
@@ -618,7 +838,7 @@ def _finish(
         "key": job.key,
         "steps": job.steps,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "checkpoints": list(recipe.checkpoints),
+        "checkpoints": [] if job.branch else list(recipe.checkpoints),
         "loss_nats_per_token": [round(float(v), 6) for v in losses.cpu()],
         "shuffle_seed": str(shuffle_seed(job)),
         "transcript_fingerprint": transcript.fingerprint,
@@ -629,8 +849,30 @@ def _finish(
             "transformers": transformers.__version__,
         },
     }
+    if job.branch:
+        record["branch"] = _procedure(job, model)
     _write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
     _publish(job)
+
+
+def _procedure(job: TrainingJob, model: Any) -> dict[str, Any]:
+    """How a branch was made: what it shares with its source, and what differs."""
+    batch = int(job.recipe["batch_size"])
+    seed = tail_seed(job)
+    dropout = float(getattr(model.config, "attention_dropout", 0.0))
+    return {
+        "source": job.source,
+        "checkpoint": job.checkpoint,
+        "first_step": job.first_step,
+        "last_step": job.end,
+        "steps_of_the_schedule": job.steps,
+        "optimiser_state": "of the source" if job.source else "new",
+        "tail_examples": min(job.end * batch, job.stop - job.start) - job.first_step * batch,
+        "tail_order": job.tail_order,
+        "tail_seed": None if seed is None else str(seed),
+        "differs_from_source": "order of the tail examples" if job.tail_order else "nothing",
+        "dropout": dropout,
+    }
 
 
 def _publish(job: TrainingJob) -> None:
@@ -660,12 +902,17 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
 
 
 def _main() -> None:
+    """Train the jobs that come as lines on standard input, until it closes."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    job = TrainingJob(**json.load(sys.stdin))
     with contextlib.suppress(KeyboardInterrupt):
-        run_job(job)
+        for line in sys.stdin:
+            content = json.loads(line)
+            with open(content["log"], "ab") as log:  # from here on, all output is about this job
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            run_job(TrainingJob(**content["job"]))
         sys.exit(0)
     sys.exit(INTERRUPTED)
 

@@ -227,6 +227,33 @@ class CausalLMScorer:
             return self._checkpoint.folder
         return tokenizer_folder(self.tokenizer)
 
+    def loaded_model(self) -> Any:
+        """The transformers model itself, checked and on its device; loaded once.
+
+        Raises
+        ------
+        InputError
+            As for `identity`; the weights do not fit the memory, or do not belong to the model.
+        """
+        return self._network.model
+
+    def special_token(self, kind: str) -> int:
+        """Id of the tokenizer's beginning (``bos``) or end (``eos``) of sequence.
+
+        Raises
+        ------
+        InputError
+            The tokenizer has none.
+        """
+        token = getattr(self._tokenizer, f"{kind}_token_id")
+        if token is None:
+            what = {"bos": "beginning", "eos": "end"}[kind]
+            raise InputError(
+                f"the tokenizer of {self._checkpoint.name} has no {what}-of-sequence token: leave "
+                f"out {kind}=True, or give prompts"
+            )
+        return int(token)
+
     # ------------------------------------------------------------------ token ids
 
     def encode(self, transcript: Transcript) -> Encoded:
