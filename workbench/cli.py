@@ -174,6 +174,42 @@ def lab_train(
         typer.echo(f"{name:<18} {role}")
 
 
+@lab_app.command("siblings")
+def lab_siblings(
+    recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
+    fraction: Annotated[
+        float, typer.Option(help="Share of training after which the tail begins.")
+    ] = 0.9375,
+    siblings: Annotated[
+        int, typer.Option(help="Fresh shuffles T; the rank p-value's floor is 1/(T + 1).")
+    ] = 19,
+    fine_tune_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Text on which rerun, siblings and released weights are then fine-tuned, all "
+            "alike; score other text than this."
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Retrain the last part of the owner's run: once in order, and on fresh shuffles."""
+    from workbench import lab
+
+    made = lab.open_siblings(
+        recipe,
+        fraction=fraction,
+        n_siblings=siblings,
+        fine_tune_on=None if fine_tune_on is None else _read_texts(fine_tune_on, None),
+        progress=not quiet,
+    )
+    # The lines after the first are options of 'palimpsest test reshuffle'.
+    typer.echo(f"# {made.procedure}")
+    typer.echo(f"--alice {made.rerun}")
+    for folder in made.siblings:
+        typer.echo(f"--sibling {folder}")
+    typer.echo(f"--released {made.released}")
+
+
 @lab_app.command("list")
 def lab_list() -> None:
     """List the trained models in the cache."""
@@ -202,16 +238,87 @@ def lab_clean(
 
 @lab_app.command("record")
 def lab_record(
-    out: Annotated[Path, typer.Option(help="Parquet file to write; a .json goes beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Parquet file to write, a .json goes beside it; with --observations, a folder."
+        ),
+    ],
     recipe: Annotated[str, typer.Option(help="Named size.")] = "tiny",
+    observations: Annotated[
+        bool,
+        typer.Option(
+            "--observations", help="Record n-gram counts and siblings' scores of sampled texts."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a run's scores (numbers and provenance, no text) for people without the models."""
     from workbench import lab
 
+    if observations:
+        if out.suffix:
+            raise InputError(f"--out {out} has the ending {out.suffix}: name a folder")
+        made = lab.open_observations(recipe, full=True, progress=not quiet)
+        for path in lab.record_observations(made, out, recipe):
+            typer.echo(f"wrote {path}")
+        return
     run = lab.open_run(recipe, progress=not quiet)
     lab.record_run(run, out)
     typer.echo(f"wrote {out}")
+
+
+@app.command("sample")
+def sample(
+    model: Annotated[str, typer.Option(help="Hub id or folder of a causal language model.")],
+    out: Annotated[Path, typer.Option(help="Parquet file of texts to write.")],
+    texts: Annotated[int, typer.Option(help="Documents to sample.")] = 1000,
+    tokens: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Contexts: Parquet or JSONL with a column tokens or text, or a .txt file. Without "
+            "it a document begins at the beginning-of-sequence token."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Use only so many tokens of each prompt.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0: the likeliest token; 1: the model's own distribution.")
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens of this total probability.")
+    ] = 1.0,
+    eos: Annotated[bool, typer.Option("--eos", help="End at the end-of-sequence token.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides each document, with its number.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Documents at a time.")] = 256,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace other texts at --out.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Sample text from a model, prompts and completions apart; resumes where it was stopped."""
+    from workbench import lab
+
+    made = lab.sample_texts(
+        model,
+        texts,
+        max_new_tokens=tokens,
+        prompts=None if prompts is None else _read_texts(prompts, model),
+        prompt_tokens=prompt_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        eos=eos,
+        seed=seed,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        out=out,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    typer.echo(f"{out}: {made.n:,} documents, {made.n_tokens:,} tokens")
 
 
 @app.command("score")
