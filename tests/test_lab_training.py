@@ -379,6 +379,11 @@ class TestJobs:
             "device": "cuda",
             "precision": "float16",
             "threads": 3,
+            "source": "2" * 64,
+            "checkpoint": "0.5",
+            "first_step": 8,
+            "last_step": 16,
+            "tail_order": 1,
         }
         same = {"name": "bob", "corpus_folder": "/elsewhere"}
         assert {f.name for f in fields(TrainingJob)} == set(other) | set(same)

@@ -11,7 +11,9 @@ from traitlets.config import Config
 
 from workbench import panels
 from workbench.errors import InputError
+from workbench.lab.observations import Observations, SiblingScores
 from workbench.lab.runs import Run
+from workbench.ngrams import CountSettings, NgramCounts
 from workbench.panels import BOX, FAILED, PANELS, Panel
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import Transcript
@@ -28,7 +30,10 @@ MODELS = {
 AFTER_THE_BUTTON = {
     "query": {"alternative", "permutations", "smallest_effect"},
     "report": {"alpha", "smallest_effect", "references"},
+    "partition": {"permutations", "smallest_effect"},
 }
+ON_RUNS = [name for name, (_, opened) in PANELS.items() if opened == "run"]
+ON_OBSERVATIONS = [name for name, (_, opened) in PANELS.items() if opened == "observations"]
 
 
 class SyntheticRun(Run):
@@ -60,9 +65,57 @@ def make_run(roles: dict[str, str] | None = None, kind: type[Run] = SyntheticRun
     )
 
 
+class SyntheticObservations(Observations):
+    """Counts and likelihoods from a formula: memory for the owner's texts, noise for others."""
+
+    def counts(
+        self,
+        text: str,
+        weight: str = "inverse",
+        min_n: int = 1,
+        unique: bool = False,
+        n_tokens: int | None = None,
+    ) -> NgramCounts:
+        settings, total = CountSettings(weight, min_n, unique), n_tokens or self.token_steps[-1]
+        rng = np.random.default_rng([total, min_n, len(weight), unique, *text.encode()])
+        memory = 0.0 if text == "independent" else 4.0
+        late = self.run.transcript.positions / N
+        values = rng.poisson(2 + memory * late).astype(np.float64)
+        matched = total // (1 + min_n)
+        return NgramCounts(values, settings, 8, total, matched, {"label": text}, None, "join")
+
+    def siblings(self, text: str, fine_tuned: bool = False) -> SiblingScores:
+        rng = np.random.default_rng([7, *text.encode()])
+        lengths = rng.integers(4, 9, 20)
+        shared = [rng.normal(-3, 1, n) for n in lengths]
+        memory = 0.0 if text == "independent" else 0.05
+        everyone = [
+            Scores.from_arrays(
+                loglik=[s + rng.normal(gain, 0.05, len(s)) for s in shared], name=f"m{i}"
+            )
+            for i, gain in enumerate([memory, *[0.0] * 6, memory])
+        ]
+        return SiblingScores(everyone[0], everyone[1:7], everyone[7], "simulated")
+
+
+def make_observations(names: tuple[str, ...] = ("alice", "derivative", "independent")) -> Any:
+    return SyntheticObservations(
+        run=make_run(),
+        texts=dict.fromkeys(names, "text <b>sampled</b> from a model"),
+        token_steps=[1000, 2000],
+        sibling_texts=list(names),
+        temperatures={},
+        derivatives={},
+        tail="the last part",
+        fine_tuned=False,
+        provenance={},
+    )
+
+
 def make(name: str) -> Panel:
-    maker, needs_run = PANELS[name]
-    return maker(make_run()) if needs_run else maker()
+    maker, opened = PANELS[name]
+    given = {"run": make_run, "observations": make_observations}
+    return maker(given[opened]()) if opened else maker()
 
 
 def named_controls() -> list[tuple[str, str]]:
@@ -245,7 +298,44 @@ def test_a_model_that_is_its_own_reference_is_one_sentence() -> None:
     assert panel.text.startswith("no model is chosen")
 
 
-@pytest.mark.parametrize("name", [name for name, (_, needs_run) in PANELS.items() if needs_run])
+@pytest.mark.parametrize("name", ON_OBSERVATIONS)
+def test_observations_without_texts_are_an_input_error(name: str) -> None:
+    with pytest.raises(InputError, match="have no text"):
+        PANELS[name][0](make_observations(()))
+
+
+def test_partition_panel_gives_the_public_functions_answer() -> None:
+    from workbench import partition_test
+
+    observations = make_observations()
+    panel = panels.partition_panel(observations)
+    panel.controls["text"].value = "alice"
+    panel.controls["tokens"].value = 1000
+    panel.controls["variant"].value = "only n-grams of 4 tokens and more"
+    panel.test()
+    counts = observations.counts("alice", min_n=4, n_tokens=1000)
+    expected = partition_test(observations.run.transcript, counts, n_resamples=999)
+    assert expected.summary() in panel.text
+    assert "1,000 tokens, of which 200 count" in panel.text
+
+
+def test_reshuffle_panel_gives_the_public_functions_answer() -> None:
+    from workbench import reshuffle_test
+
+    observations = make_observations()
+    panel = panels.reshuffle_panel(observations)
+    panel.controls["documents"].value = 7
+    panel.controls["siblings"].value = 4
+    found = observations.siblings("derivative")
+    rows = np.arange(7)
+    expected = reshuffle_test(
+        found.rerun.take(rows), [s.take(rows) for s in found.siblings[:4]], procedure="simulated"
+    )
+    assert f"rank p, exact | {expected.pvalue:.3f} (rank {expected.details['rank']})" in panel.text
+    assert f"model-based p, Student's t | {expected.pvalue_model:.2g}" in panel.text
+
+
+@pytest.mark.parametrize("name", ON_RUNS)
 def test_a_run_without_models_is_an_input_error(name: str) -> None:
     with pytest.raises(InputError, match="no scored model"):
         PANELS[name][0](make_run(roles={}))
@@ -271,18 +361,20 @@ def test_any_other_exception_is_raised_and_shown_as_a_failure(
 
 def test_run_of_one_model_needs_no_owner_and_no_reference() -> None:
     run = make_run(roles={"bob's model": "the only one"})
-    for maker, needs_run in PANELS.values():
-        if needs_run:
-            panel = maker(run)
-            panel.test()
-            assert "bob's model" in panel.text
+    for name in ON_RUNS:
+        panel = PANELS[name][0](run)
+        panel.test()
+        assert "bob's model" in panel.text
 
 
-@pytest.mark.parametrize("name", [name for name, (_, needs_run) in PANELS.items() if needs_run])
+@pytest.mark.parametrize("name", [*ON_RUNS, *ON_OBSERVATIONS])
 @pytest.mark.usefixtures("shell")
 def test_names_are_escaped_and_pictures_are_described(name: str) -> None:
     hostile = "<img src=x onerror=alert(1)>"
-    panel = PANELS[name][0](make_run(roles={hostile: "<script>alert(2)</script>"}))
+    if name in ON_RUNS:
+        panel = PANELS[name][0](make_run(roles={hostile: "<script>alert(2)</script>"}))
+    else:
+        panel = PANELS[name][0](make_observations((hostile,)))
     panel.test()
     (output,) = panel.output.outputs
     shown = output["data"]["text/html"]
@@ -290,5 +382,6 @@ def test_names_are_escaped_and_pictures_are_described(name: str) -> None:
     assert hostile not in shown
     assert "<script" not in shown
     if name != "report":
-        assert shown.count('<img src="data:image/png;base64,') == (2 if name == "query" else 1)
+        two = name in ("query", "partition")
+        assert shown.count('<img src="data:image/png;base64,') == (2 if two else 1)
         assert 'alt="' in shown

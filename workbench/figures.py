@@ -1,4 +1,4 @@
-"""Figures: memorisation against order, the permutation null, evidence against queries, loss.
+"""Figures: memorisation against order, nulls, siblings, evidence against its cost, calibration.
 
 Each function takes arrays or Evidence and returns a matplotlib Figure that carries a sentence with
 its numbers as ``alt_text``. Colours are safe for colour-blind readers, and every series also has a
@@ -19,7 +19,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.stats import beta, kstwo, norm
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
@@ -31,11 +31,17 @@ from workbench.transcript import Transcript
 __all__ = [
     "binned",
     "checkpoint_curves",
+    "count_curve",
+    "evidence_lines",
     "evidence_vs_queries",
     "loss_curves",
     "memorisation_curve",
     "null_histogram",
+    "power_curve",
+    "pvalue_uniformity",
+    "rejection_rates",
     "show",
+    "sibling_dots",
 ]
 
 Floats = NDArray[np.float64]
@@ -206,6 +212,54 @@ def memorisation_curve(
         figure,
         f"Mean score by training position in {bins} bins, earliest to latest bin, nats per token. "
         f"{described}.",
+    )
+
+
+def count_curve(positions: ArrayLike, series: Mapping[str, ArrayLike], bins: int = 10) -> Figure:
+    """Matched n-grams against training order, each text's relative to its own mean.
+
+    Parameters
+    ----------
+    positions : array_like, shape (n,)
+        Training positions.
+    series : mapping of name to array_like, shape (n,)
+        Counts per example of the transcript (`NgramCounts.values`).
+    bins : int
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        A text without any match.
+
+    Examples
+    --------
+    >>> figure = count_curve(np.arange(50), {"a": np.arange(50.0)}, bins=5)
+    >>> "a: -81.6 % to +81.6 %" in figure.alt_text
+    True
+    """
+    relative = {}
+    for name, values in series.items():
+        counts = np.asarray(values, dtype=np.float64)
+        if counts.mean() <= 0:
+            raise InputError(f"{name} has no matches: nothing can be drawn")
+        relative[name] = counts / counts.mean() - 1
+    figure, axes = _axes()
+    with matplotlib.style.context(STYLE):
+        ends = _draw_series(axes, positions, relative, bins)
+        axes.axhline(0, color="#777777", linewidth=1)
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("position in training (early → late)")
+        axes.set_ylabel("matched n-grams,\nagainst the text's mean")
+        _legend_outside(axes, list(relative))
+    described = "; ".join(f"{name}: {a:+.1%} to {b:+.1%}" for name, (a, b) in ends.items())
+    return _finish(
+        figure,
+        f"Matched n-grams by training position in {bins} bins, earliest to latest bin, against "
+        f"each text's mean. {described.replace('%', ' %')}.",
     )
 
 
@@ -431,3 +485,356 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], smooth: int =
         axes.set_ylabel("training loss (nats per token)")
         _legend_outside(axes, list(curves))
     return _finish(figure, f"Training loss, start to end, nats per token: {'; '.join(ends)}.")
+
+
+def sibling_dots(series: Mapping[str, Evidence]) -> Figure:
+    """Each text under the siblings, and under the rerun of the owner's order.
+
+    Parameters
+    ----------
+    series : mapping of name to Evidence
+        Of `reshuffle_test`, one line per text.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Nats per token, from the siblings' mean; the rerun is the filled diamond.
+
+    Raises
+    ------
+    InputError
+        Evidence of another test.
+    """
+    for name, evidence in series.items():
+        if evidence.test != "reshuffle":
+            raise InputError(f"{name} is evidence of a {evidence.test} test, not of a reshuffle")
+    names = list(series)
+    figure, axes = _axes(8.0, 0.62 * len(names) + 1.9)
+    palette = sns.color_palette("colorblind")
+    ranks = []
+    with matplotlib.style.context(STYLE):
+        for line, (name, evidence) in enumerate(series.items()):
+            values = np.asarray(evidence.details["siblings"], dtype=np.float64)
+            centre = values.mean()
+            axes.scatter(
+                values - centre,
+                np.full(len(values), line),
+                s=46,
+                facecolor="white",
+                edgecolor="#555555",
+                linewidth=1.3,
+                zorder=3,
+            )
+            alice = evidence.details["alice"] - centre
+            axes.scatter([alice], [line], s=110, marker="D", color=palette[3], zorder=4)
+            rank = f"rank {evidence.details['rank']} of {len(values) + 1}"
+            axes.annotate(
+                rank,
+                xy=(1.0, line),
+                xycoords=("axes fraction", "data"),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=12,
+            )
+            ranks.append(f"{name}: {rank}, {alice:+.4f} nats per token from the siblings' mean")
+        axes.axvline(0, color="#999999", linewidth=1, zorder=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("log-likelihood of the text, from the siblings' mean (nats per token)")
+        axes.legend(
+            handles=[
+                matplotlib.lines.Line2D(
+                    [], [], color=palette[3], marker="D", markersize=9, linestyle="",
+                    label="rerun of the owner's order",
+                ),
+                matplotlib.lines.Line2D(
+                    [], [], color="#555555", marker="o", markerfacecolor="white", markersize=7,
+                    linestyle="", label="siblings: fresh shuffles",
+                ),
+            ],
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2,
+            borderaxespad=0.2,
+        )  # fmt: skip
+    return _finish(figure, f"Log-likelihood of each text by model. {'; '.join(ranks)}.")
+
+
+def evidence_lines(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log_x: bool = False,
+    threshold: float | None = None,
+    threshold_label: str = "",
+) -> Figure:
+    """Evidence against what it costs or what changes it: tokens, temperature, fine-tuning.
+
+    Parameters
+    ----------
+    series : mapping of name to (x, y)
+    xlabel, ylabel : str
+        With units.
+    log_x : bool
+    threshold : float, optional
+        Drawn across, with its label.
+    threshold_label : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = evidence_lines({"a": ([1, 10], [2.0, 3.5])}, "tokens", "z", log_x=True)
+    >>> "a: 2.00 at 1 to 3.50 at 10" in figure.alt_text
+    True
+    """
+    figure, axes = _axes()
+    colours = sns.color_palette("colorblind", max(7, len(series)))
+    ends = []
+    with matplotlib.style.context(STYLE):
+        for (name, (given_x, given_y)), colour, marker, dash in zip(
+            series.items(), colours, itertools.cycle(MARKERS), itertools.cycle(DASHES), strict=False
+        ):
+            x, y = (np.asarray(v, dtype=np.float64) for v in (given_x, given_y))
+            axes.plot(x, y, label=name, color=colour, marker=marker, linestyle=dash)
+            ends.append(f"{name}: {y[0]:.2f} at {x[0]:,g} to {y[-1]:.2f} at {x[-1]:,g}")
+        if threshold is not None:
+            axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
+            _right_of(axes, threshold, threshold_label)
+        if log_x:
+            _log_ticks(axes, [x for x, _ in series.values()])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        _legend_outside(axes, list(series))
+    return _finish(figure, f"{ylabel} against {xlabel}. {'; '.join(ends)}.".replace("\n", " "))
+
+
+def _right_of(axes: Any, y: float, text: str) -> None:
+    """A word beside a line, outside the axes, where no series can cover it."""
+    axes.annotate(
+        text,
+        xy=(1.0, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=12,
+        color="#444444",
+    )
+
+
+def _log_ticks(axes: Any, xs: Sequence[ArrayLike]) -> None:
+    """A logarithmic axis with plain numbers: at the points if they are few, else at 1, 2 and 5."""
+    axes.set_xscale("log")
+    places = np.unique(np.concatenate([np.asarray(x, dtype=np.float64) for x in xs]))
+    few = len(places) <= 8 and (len(places) < 2 or np.diff(np.log10(places)).min() > 0.12)
+    axes.xaxis.set_major_locator(
+        matplotlib.ticker.FixedLocator(places.tolist())
+        if few
+        else matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+    )
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def _interval(successes: Floats, trials: Floats) -> tuple[Floats, Floats]:
+    """Clopper and Pearson's exact 95 % interval of a share."""
+    low = np.where(successes > 0, beta.ppf(0.025, successes, trials - successes + 1), 0.0)
+    high = np.where(successes < trials, beta.ppf(0.975, successes + 1, trials - successes), 1.0)
+    return low, high
+
+
+def power_curve(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike, int]],
+    xlabel: str,
+    *,
+    level: float | None = None,
+    log_x: bool = True,
+) -> Figure:
+    """Share of tests that reject, with exact 95 % intervals.
+
+    Parameters
+    ----------
+    series : mapping of name to (x, rejections, trials)
+        Rejections at each x, of so many trials each.
+    xlabel : str
+    level : float, optional
+        Of the test: drawn across.
+    log_x : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = power_curve({"a": ([100, 200], [1, 10], 10)}, "queries", level=0.05)
+    >>> "a: 10 % at 100, 100 % at 200" in figure.alt_text
+    True
+    """
+    figure, axes = _axes()
+    colours = sns.color_palette("colorblind", max(7, len(series)))
+    described = []
+    with matplotlib.style.context(STYLE):
+        for (name, (given_x, rejections, trials)), colour, marker, dash in zip(
+            series.items(), colours, itertools.cycle(MARKERS), itertools.cycle(DASHES), strict=False
+        ):
+            x, hits = (np.asarray(v, dtype=np.float64) for v in (given_x, rejections))
+            share = hits / trials
+            low, high = _interval(hits, np.full(len(hits), float(trials)))
+            axes.errorbar(
+                x,
+                share,
+                yerr=[share - low, high - share],
+                label=name,
+                color=colour,
+                marker=marker,
+                linestyle=dash,
+                capsize=3,
+            )
+            points = ", ".join(
+                f"{100 * s:.3g} % at {at:,g}" for at, s in zip(x, share, strict=True)
+            )
+            described.append(f"{name}: {points}")
+        if level is not None:
+            axes.axhline(level, color="#444444", linewidth=1.2, linestyle=":")
+            _right_of(axes, level, f"level {level:g}")
+        if log_x:
+            _log_ticks(axes, [x for x, _, _ in series.values()])
+        axes.set_ylim(-0.03, 1.05)
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("share of tests that reject")
+        _legend_outside(axes, list(series))
+    return _finish(figure, f"Power against {xlabel}. {'; '.join(described)}.")
+
+
+def pvalue_uniformity(series: Mapping[str, ArrayLike], columns: int = 3) -> Figure:
+    """P-values where there is nothing to find, against the uniform law they should follow.
+
+    Parameters
+    ----------
+    series : mapping of name to array_like
+        P-values of independent draws, one panel each.
+    columns : int
+        Panels side by side.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The line is the share of p-values at or below x; the band holds a uniform law's whole line
+        in 95 % of draws (Kolmogorov and Smirnov).
+
+    Examples
+    --------
+    >>> figure = pvalue_uniformity({"a": (np.arange(100) + 0.5) / 100})
+    >>> "a: largest distance .005" in figure.alt_text
+    True
+    """
+    columns = min(columns, len(series))
+    rows = -(-len(series) // columns)
+    described = []
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(2.75 * columns + 0.7, 2.85 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        colour = sns.color_palette("colorblind")[0]
+        for axes in grid.flat[len(series) :]:
+            axes.remove()
+        for axes in grid.flat[max(0, len(series) - columns) : len(series)]:
+            axes.tick_params(labelbottom=True)  # the last of each column, also above a gap
+        for axes, (name, values) in zip(grid.flat, series.items(), strict=False):
+            p = np.sort(np.asarray(values, dtype=np.float64))
+            n = len(p)
+            half = float(kstwo.ppf(0.95, n))
+            x = np.array([0.0, 1.0])
+            axes.fill_between(x, x - half, x + half, color="#c8c8c8", alpha=0.6, linewidth=0)
+            axes.plot(x, x, color="#444444", linewidth=1.2, linestyle="--")
+            shares = np.arange(1, n + 1) / n
+            axes.step(np.r_[0, p, 1], np.r_[0, shares, 1], where="post", color=colour, linewidth=2)
+            distance = float(max((shares - p).max(), (p - shares + 1 / n).max()))
+            axes.set_title(f"{name}\n{n:,} draws", fontsize=12)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+            inside = "inside" if distance <= half else "outside"
+            described.append(
+                f"{name}: largest distance {_short(distance)}, {inside} the band of {_short(half)}"
+            )
+        figure.supxlabel("p-value", fontsize=13)
+        figure.supylabel("share at or below", fontsize=13)
+    return _finish(figure, f"P-values against the uniform law. {'; '.join(described)}.")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def rejection_rates(
+    rates: Mapping[str, tuple[int, int]], level: float, done_right: Sequence[str] = ()
+) -> Figure:
+    """How often each way of testing rejects where there is nothing to find.
+
+    Parameters
+    ----------
+    rates : mapping of name to (rejections, trials)
+    level : float
+        Nominal.
+    done_right : sequence of str
+        Names drawn as valid: filled circles; the others are open squares.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = rejection_rates({"a": (50, 1000), "b": (900, 1000)}, 0.05, ["a"])
+    >>> "b: 90 % of 1,000" in figure.alt_text
+    True
+    """
+    names = list(rates)
+    figure, axes = _axes(8.0, 0.44 * len(names) + 1.5)
+    palette = sns.color_palette("colorblind")
+    described = []
+    with matplotlib.style.context(STYLE):
+        for line, (name, (rejections, trials)) in enumerate(rates.items()):
+            share = rejections / trials
+            low, high = (
+                float(v[0])
+                for v in _interval(np.array([float(rejections)]), np.array([float(trials)]))
+            )
+            right = name in done_right
+            colour = palette[0] if right else palette[3]
+            axes.errorbar(
+                [share],
+                [line],
+                xerr=[[share - low], [high - share]],
+                color=colour,
+                marker="o" if right else "s",
+                markerfacecolor=colour if right else "white",
+                markersize=9,
+                capsize=3,
+                linestyle="",
+            )
+            axes.annotate(
+                f"{100 * share:.3g} %",
+                xy=(1.0, line),
+                xycoords=("axes fraction", "data"),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=12,
+            )
+            described.append(f"{name}: {100 * share:.3g} % of {trials:,}")
+        axes.axvline(level, color="#444444", linewidth=1.2, linestyle=":")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(f"share of null cases rejected at level {level:g} (dotted)")
+    return _finish(figure, f"Null cases rejected at level {level:g}. {'; '.join(described)}.")
