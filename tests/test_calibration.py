@@ -1,14 +1,16 @@
-"""Fixed lab models under thousands of fresh orders: the test's p-value is uniform on real scores.
+"""Calibration: simulated nulls are uniform, faults are caught, real scores under fresh orders.
 
-The models are real and stay as they are; only the order is drawn anew, which is the null. Pairs of
-lab models are dependent, so the three suspects are reported apart and not counted as independent.
+The lab's models are real and stay as they are; only the order is drawn anew, which is the null.
+Pairs of lab models are dependent, so the three suspects are reported apart and not counted as
+independent.
 """
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from workbench import lab, query_contrast
+from workbench import InputError, lab, query_contrast
+from workbench.calibration import FAULTS, NULLS, caught_by, fault_rejections, null_pvalues
 from workbench.null import permutation_null
 from workbench.statistics import RankDesign
 
@@ -80,3 +82,50 @@ def test_the_recorded_run_shows_what_it_should():
             assert cleared.verdict == "no evidence found at this power"
             check = cleared.references_check
             assert check is None or check.smallest_corrected > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NULLS)
+def test_simulated_nulls_are_uniform(name):
+    draws = 1000
+    pvalues = null_pvalues(name, draws)
+    assert stats.kstest(pvalues, "uniform").pvalue > 0.001 / len(NULLS)
+    for level in (0.01, 0.05):
+        rejected = int((pvalues <= level).sum())
+        limit = stats.binomtest(rejected, draws, level, "greater").pvalue
+        assert limit > 0.001 / (2 * len(NULLS)), level
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_makes_false_positives_and_the_right_test_does_not(name):
+    draws = 300
+    careless, right = fault_rejections(name, draws)
+    assert stats.binomtest(careless, draws, 0.05, "greater").pvalue < 1e-9
+    assert stats.binomtest(right, draws, 0.05, "greater").pvalue > 0.001 / len(FAULTS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_meets_its_gate(name, seed):
+    gate = caught_by(name, seed)
+    # Nothing in the numbers of a file tells in what order they were measured: that is a caveat.
+    assert gate.status == ("caveat" if name == "scored in training order" else "fail")
+
+
+def test_unknown_names_and_numbers_are_one_sentence():
+    with pytest.raises(InputError, match="'nobody' is unknown: choose one of query"):
+        null_pvalues("nobody", 5)
+    with pytest.raises(InputError, match="draws is 0"):
+        null_pvalues("query", 0)
+    with pytest.raises(InputError, match="fault 'nobody' is unknown"):
+        caught_by("nobody")
+    with pytest.raises(InputError, match="fault 'nobody' is unknown"):
+        fault_rejections("nobody", 5)
+    with pytest.raises(InputError, match=r"level is 0\.001"):
+        fault_rejections("split units", 5, level=0.001)
+
+
+def test_draws_are_seeded_and_each_has_its_own_stream():
+    assert np.array_equal(null_pvalues("query", 5), null_pvalues("query", 8)[:5])
+    assert not np.array_equal(null_pvalues("query", 5), null_pvalues("query", 5, seed=1))

@@ -295,11 +295,17 @@ def test_names_are_escaped_in_html(data):
 
 def test_gates_of_the_query_test_are_printed(data):
     evidence = _test(data)
-    assert {gate.number for gate in evidence.gates} == {1, 2, 4, 6}
+    assert {gate.number for gate in evidence.gates} == {1, 2, 3, 4, 6}
     text = evidence.summary()
     for words in ("gate 1", "gate 2", "gate 4", "gate 6", "floor", "asymptotic p", "extrapolated"):
         assert words in text
     assert "who derived from whom" in text
+
+
+def test_scores_from_elsewhere_may_have_been_measured_in_training_order(data):
+    gates = {gate.number: gate for gate in _test(data).gates}
+    assert gates[3].status == "caveat"
+    assert "scored the examples is not known" in gates[3].detail
 
 
 def test_unbound_scores_and_duplicates_get_a_caveat(data):

@@ -224,6 +224,35 @@ def test_order_check_is_calibrated():
     assert flagged <= 3  # nominal rate one in a thousand
 
 
+def test_neighbours_that_moved_together_are_noticed_until_declared():
+    rng = np.random.default_rng(2)
+    document = np.repeat(np.arange(60), 5)
+    about = rng.integers(0, 100, 60)
+    rows = list(rng.integers(0, 10, (300, 8)) + about[document][:, None])
+    order = rng.permutation(60)[document] * 5 + np.tile(np.arange(5), 60)
+    pieces = Transcript.from_arrays(order, tokens=rows).describe()
+    assert pieces.looks_unshuffled
+    assert "neighbours, by mean token id" in str(pieces)
+    whole = Transcript.from_arrays(order, tokens=rows, units=document).describe()
+    assert not whole.looks_unshuffled
+
+
+def test_neighbours_are_calibrated_with_ties_and_rare_lengths():
+    rng = np.random.default_rng(3)
+    flagged, pvalues = 0, []
+    for trial in range(200):
+        lengths = np.where(rng.random(250) < 0.03, rng.integers(3, 8, 250), 8)
+        rows = [rng.integers(0, 50, k) for k in lengths]
+        # The table is sorted by length, and positions are batches: no false alarm either.
+        rows.sort(key=len)
+        made = Transcript.from_arrays(rng.permutation(250) // (1 + trial % 9), tokens=rows)
+        report = made.describe()
+        flagged += report.looks_unshuffled
+        pvalues += [10**c.log10_pvalue for c in report.order_checks if c.neighbours]
+    assert flagged <= 3
+    assert np.mean(np.array(pvalues) <= 0.01) < 0.03
+
+
 @pytest.mark.parametrize("stratify", [True, False])
 def test_subsample_is_seeded_and_covers(stratify):
     rng = np.random.default_rng(0)

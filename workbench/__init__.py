@@ -35,7 +35,16 @@ _PUBLIC = {
     "score_transcript": "workbench.scorers",
     "tokenise_texts": "workbench.scorers",
 }
-_MODULES = ("evidence", "figures", "lab", "panels", "reports", "scorers", "statistics")
+_MODULES = (
+    "calibration",
+    "evidence",
+    "figures",
+    "lab",
+    "panels",
+    "reports",
+    "scorers",
+    "statistics",
+)
 
 __all__ = [
     "CausalLMScorer",

@@ -799,7 +799,7 @@ def rejection_rates(
     names = list(rates)
     figure, axes = _axes(8.0, 0.44 * len(names) + 1.5)
     palette = sns.color_palette("colorblind")
-    described = []
+    described, reaches = [], [2 * level]
     with matplotlib.style.context(STYLE):
         for line, (name, (rejections, trials)) in enumerate(rates.items()):
             share = rejections / trials
@@ -807,6 +807,7 @@ def rejection_rates(
                 float(v[0])
                 for v in _interval(np.array([float(rejections)]), np.array([float(trials)]))
             )
+            reaches.append(high)
             right = name in done_right
             colour = palette[0] if right else palette[3]
             axes.errorbar(
@@ -833,8 +834,9 @@ def rejection_rates(
         axes.axvline(level, color="#444444", linewidth=1.2, linestyle=":")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
+        reach = min(1.02, 1.1 * max(reaches))
+        axes.set_xlim(-0.02 * reach, reach)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axes.set_xlabel(f"share of null cases rejected at level {level:g} (dotted)")
     return _finish(figure, f"Null cases rejected at level {level:g}. {'; '.join(described)}.")

@@ -64,9 +64,9 @@ def gate_shuffle(
             1,
             name,
             "fail",
-            f"the order looks unshuffled: position and {worst.feature} have the correlation "
-            f"{worst.correlation:+.3f} (log10 p {worst.log10_pvalue:.1f}); test only what was "
-            "shuffled, within its blocks",
+            f"the order looks unshuffled: {worst.relation} {worst.correlation:+.3f} (log10 p "
+            f"{worst.log10_pvalue:.1f}); declare what was shuffled as one piece (units) and within "
+            "what (blocks), and test only what was shuffled",
         )
     if claim.kind in ("unknown", "natural"):
         what = "is natural" if claim.kind == "natural" else "is of unknown origin"
@@ -94,7 +94,8 @@ def gate_shuffle(
         else "; no placebo was tested"
     )
     found = (
-        f"no relation of position to {', '.join(check.feature for check in checks)} was found"
+        f"no relation of position to {', '.join(dict.fromkeys(c.feature for c in checks))} was "
+        "found, and none between neighbours in training"
         if checks
         else "the examples are not at hand, so the order could not be compared with them"
     )
@@ -149,6 +150,22 @@ def gate_repeats(transcript: Transcript) -> Gate:
         name,
         "pass",
         "one pass over the examples is declared; repeats inside it stay separate rows",
+    )
+
+
+def gate_measurement(scores: Sequence[Scores]) -> Gate:
+    """Gate 3: scores depend on the examples alone, not on when each was measured."""
+    unknown = [s.label for s in scores if s.identity.scorer in ("arrays", "precomputed")]
+    if unknown:
+        return Gate(
+            3,
+            "scores",
+            "caveat",
+            f"In what order {', '.join(dict.fromkeys(unknown))} scored the examples is not known: "
+            "drift during a measurement in training order would look like memory.",
+        )
+    return Gate(
+        3, "scores", "pass", "measured in a seeded order that is independent of training position"
     )
 
 

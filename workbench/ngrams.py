@@ -205,8 +205,16 @@ class NgramMatches:
         credit = np.bincount(chosen, minlength=len(self.occurrences)).astype(np.float64)
         if weight == "inverse":
             credit /= np.maximum(self.occurrences, 1)
+        values = self.where.per_row(credit)
+        due, given = float(credit @ self.occurrences), float(values.sum())
+        if not math.isclose(due, given, rel_tol=1e-9, abs_tol=1e-9):
+            raise InputError(
+                f"the engine {self.engine} credits {given:,.6g} of {due:,.6g} matches: one that "
+                "leaves occurrences out, by their place or their number, makes counts depend on "
+                "the order, so use another"
+            )
         return NgramCounts(
-            self.where.per_row(credit),
+            values,
             settings,
             self.max_ngram,
             total,

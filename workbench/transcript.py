@@ -100,11 +100,30 @@ class ShuffleClaim:
 
 @dataclass(frozen=True)
 class OrderCheck:
-    """One feature of the examples against position: a random order is unrelated to all of them."""
+    """One feature of the examples against the order: a random order is unrelated to all of them.
+
+    Attributes
+    ----------
+    feature : str
+    correlation : float
+        Of the feature's rank with position; or, where `neighbours` is set, of the ranks of units
+        that were trained one right after the other.
+    log10_pvalue : float
+        Two-sided, asymptotic.
+    neighbours : bool
+    """
 
     feature: str
     correlation: float
     log10_pvalue: float
+    neighbours: bool = False
+
+    @property
+    def relation(self) -> str:
+        """What was found, as the beginning of a sentence."""
+        if self.neighbours:
+            return f"examples trained one after the other are alike in {self.feature}, correlation"
+        return f"position and {self.feature} have the correlation"
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,7 +178,7 @@ class TranscriptDescription:
         for check in self.order_checks:
             lines.append(
                 (
-                    f"· position and {check.feature}",
+                    f"· {'neighbours, by' if check.neighbours else 'position and'} {check.feature}",
                     f"correlation {check.correlation:+.3f}, log10 p {check.log10_pvalue:.1f}",
                 )
             )
@@ -184,6 +203,7 @@ class TranscriptDescription:
 # Below this (corrected for the number of features) an order is called unshuffled. A random order
 # fails the check once in a thousand transcripts.
 UNSHUFFLED_PVALUE = 1e-3
+NEIGHBOUR_DRAWS = 1999
 
 
 @dataclass(frozen=True)
@@ -742,10 +762,13 @@ class Transcript:
         return self.take(np.flatnonzero(chosen[piece_of_row]))
 
     def order_checks(self) -> tuple[OrderCheck, ...]:
-        """Correlation of position with length, alphabetical order and content features.
+        """Length and content features against position, and between neighbours in training.
 
-        A random order is unrelated to all of them; a sorted or curriculum order seldom is.
-        Computed with the same permutation moments as the tests, two-sided.
+        A random order is unrelated to all of them; a sorted or curriculum order seldom is. Where
+        documents were shuffled whole and then cut, or sources trained one after the other,
+        neighbours are alike: units or blocks that were not declared. Two-sided; against position
+        with the same permutation moments as the tests, between neighbours with those of Wald and
+        Wolfowitz (1943).
         """
         features: dict[str, NDArray[np.float64]] = {}
         lengths = self.lengths
@@ -773,7 +796,50 @@ class Transcript:
                 z = self.design.statistic(values) / sd
                 log10 = log10_normal_tail(z, "two-sided")
                 checks.append(OrderCheck(feature, self.design.correlation(values), log10))
+        for feature, values in features.items():
+            alike = self._neighbours(values)
+            if alike is not None:
+                checks.append(OrderCheck(feature, *alike, neighbours=True))
         return tuple(checks)
+
+    def _neighbours(self, values: NDArray[np.float64]) -> tuple[float, float] | None:
+        """Correlation between successive units in training order, and its log10 p; None if moot."""
+        rng = np.random.default_rng(0x5EED)
+        # Ties of position are broken by a fixed random draw: table order may know the content.
+        shuffled = rng.permutation(self.n)
+        chains = []
+        mean = variance = 0.0
+        for part in self.design.parts:
+            # Ranks, so that a few extreme examples do not decide.
+            ranks = np.unique(values[part.rows], return_inverse=True)[1].astype(np.float64)
+            unit = np.bincount(part.unit_of_row, ranks, part.n_units) / part.sizes
+            first = np.full(part.n_units, np.inf)
+            np.minimum.at(first, part.unit_of_row, self.positions[part.rows])
+            tie = np.full(part.n_units, self.n)
+            np.minimum.at(tie, part.unit_of_row, shuffled[part.rows])
+            x = (unit - unit.mean())[np.lexsort((tie, first))]
+            n, s2, s4 = len(x), float((x**2).sum()), float((x**4).sum())
+            if n < 20 or s2 <= 0:
+                continue
+            here = -s2 / (n - 1)
+            mean += here
+            variance += (s2**2 - s4) / (n - 1) + (s2**2 - 2 * s4) / ((n - 1) * (n - 2)) - here**2
+            chains.append(x)
+        if variance <= 0:
+            return None
+        found = sum(map(_serial, chains))
+        z = (found - mean) / np.sqrt(variance)
+        log10 = log10_normal_tail(float(z), "two-sided")
+        if abs(z) > 3:
+            # Where few examples differ from the rest the tail is longer than a normal one's: an
+            # alarm must hold against permutations too.
+            draws = np.array(
+                [sum(_serial(rng.permutation(x)) for x in chains) for _ in range(NEIGHBOUR_DRAWS)]
+            )
+            beyond = int((np.abs(draws - mean) >= abs(found - mean) * (1 - 1e-12)).sum())
+            if beyond:
+                log10 = max(log10, float(np.log10((1 + beyond) / (NEIGHBOUR_DRAWS + 1))))
+        return found / sum(float((x**2).sum()) for x in chains), log10
 
     def describe(self) -> TranscriptDescription:
         """Report ties, duplicates, blocks, units and whether the order looks unshuffled."""
@@ -844,6 +910,11 @@ def count_duplicates(digests: Digests) -> int:
     """How many rows repeat the content of an earlier one."""
     rows = np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")
     return len(digests) - len(np.unique(rows))
+
+
+def _serial(chain: NDArray[np.float64]) -> float:
+    """Sum of products of neighbours, in a circle, as the permutation moments need."""
+    return float(chain @ np.roll(chain, -1))
 
 
 def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:

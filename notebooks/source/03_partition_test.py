@@ -18,7 +18,8 @@
 # Alice cannot query Bob's model. She has only text that Bob published. If that text came from a
 # model derived from hers, it repeats phrases of her training data, and more of what the model saw
 # *late*. The test looks up the text's n-grams in her transcript and asks whether they lie late
-# (Kuditipudi et al. 2025, arXiv 2510.19796, observational setting). No model is run, none retrained.
+# (Kuditipudi et al. 2025, arXiv 2510.19796, observational setting). No model is run, none
+# retrained.
 
 # %% tags=["parameters"]
 source = "recorded"
@@ -45,10 +46,10 @@ for name, about in observations.texts.items():
 # %% [markdown]
 # ## A match, by hand
 #
-# For every position of the text: the longest n-gram that starts there and occurs in the transcript.
-# An n-gram never crosses from one example into the next. Each occurrence adds to its example; by
-# default, 1 divided by the n-gram's number of occurrences, so that "of the" does not drown a phrase
-# that was seen once.
+# For every position of the text: the longest n-gram that starts there and occurs in the
+# transcript. An n-gram never crosses from one example into the next. Each occurrence adds to its
+# example; by default, 1 divided by the n-gram's number of occurrences, so that "of the" does not
+# drown a phrase that was seen once.
 
 # %%
 examples = [[5, 6, 7, 8], [6, 7, 9, 9], [1, 2, 3, 4]]
@@ -62,8 +63,8 @@ print("counts per example:", np.round(matches.counts().values, 2))
 # %% [markdown]
 # ## Where a text's n-grams lie
 #
-# **Prediction.** Three texts, sampled from Alice's own model, from a light fine-tune of it, and from
-# an independent model trained on the same examples in another order. Which curves rise?
+# **Prediction.** Three texts, sampled from Alice's own model, from a light fine-tune of it, and
+# from an independent model trained on the same examples in another order. Which curves rise?
 
 # %%
 shown = list(dict.fromkeys(["alice", text, "independent"]))
@@ -117,8 +118,9 @@ print(f"smallest effect {smallest}: {cleared.verdict}")
 # ## What counts as a match
 #
 # The published statistic adds *one* per occurrence, so that the most frequent n-grams decide.
-# Dividing by the number of occurrences is the default here, chosen on the lab's models by power. All
-# variants are exact: choose one before you look, for a choice made by looking at p is one more test.
+# Dividing by the number of occurrences is the default here, chosen on the lab's models by power.
+# All variants are exact: choose one before you look, for a choice made by looking at p is one more
+# test.
 
 # %%
 variants = {
@@ -157,8 +159,8 @@ figures.show(figures.evidence_lines(lines, "tokens of text", axis, log_x=True, *
 #
 # ## Is p uniform when there is nothing to find?
 #
-# Reshuffle the order many times, count against each fresh order, and look at all p-values. The text
-# is Bob's, so it is full of matches: they just cannot know a shuffle that was drawn after it.
+# Reshuffle the order many times, count against each fresh order, and look at all p-values. The
+# text is Bob's, so it is full of matches: they just cannot know a shuffle that was drawn after it.
 
 # %%
 rng = np.random.default_rng(seed)

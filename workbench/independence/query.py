@@ -14,6 +14,7 @@ from workbench.gates import (
     QUERY_WORDS,
     REFERENCE_FAILS,
     closing_caveats,
+    gate_measurement,
     gate_references,
     gate_repeats,
     gate_seeds,
@@ -166,6 +167,7 @@ def query_test(
     gates = [
         gate_shuffle(transcript, log10, nulls[1:], [placebo.label for placebo in placebos]),
         gate_repeats(transcript),
+        gate_measurement([suspect, *references]),
         gate_seeds(transcript),
     ]
     if references_check is not None:
