@@ -16,6 +16,9 @@ EXPECTED = {
     "00_start_here",
     "01_memorisation_and_order",
     "02_query_test",
+    "03_partition_test",
+    "04_reshuffle_test",
+    "05_calibration_and_power",
     "06_bring_your_own",
     "90_report",
 }

@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -30,7 +31,11 @@ __all__ = [
     "NgramCounts",
     "NgramMatches",
     "Occurrences",
+    "TextTrie",
+    "longest_ngrams",
     "match_ngrams",
+    "row_pieces",
+    "text_trie",
 ]
 
 Floats = NDArray[np.float64]
@@ -323,7 +328,7 @@ Engine = Callable[[Transcript, Texts, int, bool], NgramMatches]
 
 
 @dataclass(frozen=True)
-class _Trie:
+class TextTrie:
     """The n-grams of the text, up to the longest, as a tree: a node's parent lacks its last token.
 
     Node 0 is the empty n-gram; nodes 1 … V-1 are the distinct tokens; then come those of two
@@ -374,7 +379,8 @@ def _hash(key: Ints, shift: np.uint64) -> Ints:
     return ((key.view(np.uint64) * _MULTIPLIER) >> shift).view(np.int64)
 
 
-def _trie(texts: Texts, max_ngram: int) -> _Trie:
+def text_trie(texts: Texts, max_ngram: int) -> TextTrie:
+    """All n-grams of the text, up to `max_ngram` tokens; none crosses a document."""
     flat = np.concatenate(texts.completions)
     codes = _Codes(flat)
     width = codes.width
@@ -418,7 +424,7 @@ def _trie(texts: Texts, max_ngram: int) -> _Trie:
             numbers_of[slot[done]] = numbers[done]
             pending = pending[~placed]
             slot[pending] += 1
-    return _Trie(
+    return TextTrie(
         codes,
         width,
         levels,
@@ -431,7 +437,7 @@ def _trie(texts: Texts, max_ngram: int) -> _Trie:
     )
 
 
-def _walk(trie: _Trie, laid: NDArray[np.int32], size: int, max_ngram: int) -> NDArray[np.int32]:
+def _walk(trie: TextTrie, laid: NDArray[np.int32], size: int, max_ngram: int) -> NDArray[np.int32]:
     """Node of the longest text n-gram that starts at each of the first `size` places of `laid`.
 
     `laid` holds codes, 0 after each row, and `max_ngram` more places than `size`: no n-gram of
@@ -522,7 +528,7 @@ class _JoinOccurrences:
     row_starts: Ints  # place of each row's first token; a separator follows each row
     n_places: int
     node_of_ngram: Ints
-    trie: _Trie
+    trie: TextTrie
     vocabulary: int  # different tokens of transcript and text, at most
 
     def per_row(self, values: Floats) -> Floats:
@@ -599,7 +605,7 @@ def join(
     tokens the matches go to a temporary file, four bytes per token. Exact for any vocabulary and
     any size: an n-gram matches when its tokens are equal, not when their hashes are.
     """
-    trie = _trie(texts, max_ngram)
+    trie = text_trie(texts, max_ngram)
     levels = trie.levels
     trail = _Trail()
     occurrences = np.zeros(len(trie.parent), dtype=np.int64)
@@ -610,7 +616,7 @@ def join(
     ) as bar:
         for flat, offsets in transcript.token_chunks():
             largest = max(largest, int(flat.max(initial=0)))
-            for low, high in _row_pieces(offsets):
+            for low, high in row_pieces(offsets):
                 piece = offsets[low : high + 1] - offsets[low]
                 laid = _lay_out(trie.codes.of(flat[offsets[low] : offsets[high]]), piece, max_ngram)
                 size = len(laid) - max_ngram
@@ -628,10 +634,7 @@ def join(
     for start, stop in zip(levels[-2:0:-1], levels[:1:-1], strict=True):
         np.add.at(occurrences, trie.parent[start:stop], occurrences[start:stop])
     occurrences[0] = 0
-    longest, node = _longest(trie, occurrences)
-    used, ngram = np.unique(node[node > 0], return_inverse=True)
-    numbers = np.full(len(node), -1, dtype=np.int64)
-    numbers[node > 0] = ngram
+    longest, numbers, used = longest_ngrams(trie, occurrences)
     largest = max(trie.codes.largest, largest)
     where = _JoinOccurrences(trail, np.concatenate(starts), places, used, trie, largest + 1)
     return NgramMatches(
@@ -646,17 +649,29 @@ def join(
     )
 
 
-def _longest(trie: _Trie, occurrences: Ints) -> tuple[Ints, Ints]:
+def longest_ngrams(trie: TextTrie, occurrences: Ints) -> tuple[Ints, Ints, Ints]:
+    """Longest n-gram of each text position by how often each node occurs.
+
+    Returns
+    -------
+    longest, ngram : ndarray of int64, shape (text tokens,)
+        As in `NgramMatches`.
+    nodes : ndarray of int64, shape (n-grams,)
+        Node of each n-gram.
+    """
     longest = np.zeros(len(trie.at_position[0]), dtype=np.int64)
     node = np.zeros(len(longest), dtype=np.int64)
     for n, here in enumerate(trie.at_position, start=1):
         found = (here > 0) & (occurrences[here] > 0)
         longest[found] = n
         node[found] = here[found]
-    return longest, node
+    nodes, ngram = np.unique(node[node > 0], return_inverse=True)
+    numbers = np.full(len(node), -1, dtype=np.int64)
+    numbers[node > 0] = ngram
+    return longest, numbers, nodes
 
 
-def _row_pieces(offsets: Ints) -> Iterator[tuple[int, int]]:
+def row_pieces(offsets: Ints) -> Iterator[tuple[int, int]]:
     """Runs of rows of at most _CHUNK tokens each (one row at least)."""
     low, n = 0, len(offsets) - 1
     while low < n:
@@ -680,6 +695,20 @@ def _lay_out(codes: NDArray[np.int32], offsets: Ints, margin: int) -> NDArray[np
     return laid
 
 
+def _indexed(name: str) -> Engine:
+    """An engine of `workbench.ngram_indexes`, imported on first use: its package is optional."""
+
+    def engine(
+        transcript: Transcript, texts: Texts, max_ngram: int, progress: bool = False
+    ) -> NgramMatches:
+        indexes: dict[str, Engine] = import_module("workbench.ngram_indexes").ENGINES
+        return indexes[name](transcript, texts, max_ngram, progress)
+
+    return engine
+
+
 ENGINES: dict[str, Engine] = {
     "join": join,
+    "tokengrams": _indexed("tokengrams"),
+    "infini-gram": _indexed("infini-gram"),
 }

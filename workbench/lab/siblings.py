@@ -7,6 +7,7 @@ Nothing in the lab's training is random but initialisation and order: there is n
 """
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -497,7 +498,9 @@ def _trained(
     optimiser = new_optimiser(model, chosen, chosen.peak_learning_rate)
     if state is not None:
         model.load_state_dict(state[0].state_dict())
-        optimiser.load_state_dict(state[1].state_dict())
+        # Copied: torch takes over the tensors as they are, and the first branch's steps would
+        # change the state that the next one starts from.
+        optimiser.load_state_dict(copy.deepcopy(state[1].state_dict()))
     in_order = examples[order]
     for step in range(start, chosen.steps if stop is None else stop):
         rate = learning_rate_at(step, chosen.steps, chosen.peak_learning_rate, chosen)
