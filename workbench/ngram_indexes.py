@@ -41,7 +41,7 @@ __all__ = ["ENGINES", "InfiniGramIndex", "TokengramsIndex"]
 FORMAT = "palimpsest n-gram index 1"
 ACCOUNT = "index.json"
 _SEPARATOR = 65535  # before or after each row, so that no n-gram is found across its end
-# First releases that serve: tokengrams' file format; infini-gram's Apache-2.0 licence.
+# First releases that serve: tokengrams' files are known; infini-gram's licence is Apache-2.0.
 _OLDEST = {"tokengrams": (0, 3, 3), "infini-gram": (2, 6, 0)}
 _CHUNK = 1 << 20  # occurrences handled at a time
 # infini-gram's indexer sorts pieces of a file and merges them; pieces overlap by this many bytes.
@@ -67,12 +67,12 @@ def _package(name: str, module: str) -> Any:
         ) from error
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < _OLDEST[name]:
         why = (
-            "whose licence forbids commercial use"
+            "may carry a licence that forbids commercial use"
             if name == "infini-gram"
-            else "whose files differ from those of later ones"
+            else "are not known to write the same files"
         )
         raise InputError(
-            f"{name} {version} is installed, a release before {need}, {why}: install "
+            f"{name} {version} is installed, and releases before {need} {why}: install "
             "palimpsest-workbench[ngrams]"
         )
     try:

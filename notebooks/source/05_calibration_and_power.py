@@ -49,8 +49,8 @@ print(f"{transcript.n:,} examples; texts: {', '.join(observations.texts)}")
 #
 # Whole experiments from scratch, each with its own examples, scores or text, and order. Nobody
 # remembers anything. A valid p-value is below x in a share x of them: the line stays on the
-# diagonal. (The grey band holds the whole line of a valid test in 95 % of such figures, so one panel
-# in twenty leaves it.)
+# diagonal. (The grey band holds the whole line of a valid test in 95 % of such figures, so one
+# panel in twenty leaves it.)
 
 # %%
 simulated = {name: calibration.null_pvalues(name, draws, seed) for name in calibration.NULLS}
@@ -62,9 +62,9 @@ for name, p in simulated.items():
 figures.show(figures.pvalue_uniformity(simulated, columns=4))
 
 # %% [markdown]
-# Five of these nulls are exact by construction: they permute what was shuffled. So is the rank. Only
-# Student's t rests on a model (Gaussian scatter), which this simulation grants it; notebook 04 shows
-# what heavier tails do to it.
+# The query and partition nulls are exact by construction: they permute what was shuffled. So is
+# the rank. Only Student's t rests on a model (Gaussian scatter), which this simulation grants it;
+# notebook 04 shows what heavier tails do to it.
 #
 # ## Real models, fresh orders
 #
@@ -105,7 +105,9 @@ figures.show(figures.pvalue_uniformity(fresh, columns=4))
 # One set of siblings proves nothing about uniformity: if each in turn plays Alice, the ranks are
 # uniform whatever the text. What has to be repeated is everything: checkpoint, text, siblings,
 # rerun. A model small enough to train in a fraction of a second makes that possible. Here each
-# experiment trains an owner, an independent author, a rerun and four siblings.
+# experiment trains an owner, an independent author, a rerun and four siblings. (It pays: this very
+# check found that the workbench's first version of it shared the optimiser's state between the
+# branches, so that the rerun was no sibling. Every single piece had looked right.)
 
 # %%
 null_draws = [reshuffle_draw(seed * 10_000 + i) for i in range(experiments)]
@@ -195,8 +197,8 @@ for name in observations.texts:
 # ## Breaking it on purpose
 #
 # Each line below is a mistake that somebody could make, in a world without memory. The careless
-# test should reject one time in twenty at .05. Count how often it does, and how often the right test
-# of the *same* experiments does.
+# test should reject one time in twenty at .05. Count how often it does, and how often the right
+# test of the *same* experiments does.
 
 # %%
 faults = {n: calibration.fault_rejections(n, draws // 2, 0.05, seed) for n in calibration.FAULTS}
@@ -227,7 +229,8 @@ for name, gate in gates.items():
 # One of them is only a caveat: nothing in a file of numbers says in what order they were measured.
 # `score_transcript` asks in a seeded order of its own, so that the drift of a server cannot follow
 # the training order. And gates have power, too: a single reference that remembers a little, asked
-# about few examples, can pass with no more than a caveat. The check prints what it would have found.
+# about few examples, can pass with no more than a caveat. The check prints what it would have
+# found.
 #
 # The same on the lab's real models: an early checkpoint of Alice's, among the references of a test
 # of the *independent* model.
@@ -255,8 +258,8 @@ print("figures written" if output_dir else "no output folder: nothing written")
 #    when they are reported?
 # 2. "Split units" rejects less often than "pooled blocks". What would make it worse?
 # 3. Which of the mistakes would help Alice's opponent instead, by hiding real memory?
-# 4. A colleague tests 20 models against one transcript and reports the smallest p. At what rate does
-#    that reject when nothing is there?
+# 4. A colleague tests 20 models against one transcript and reports the smallest p. At what rate
+#    does that reject when nothing is there?
 # 5. Add a mistake of your own to `calibration.FAULTS`. Which gate catches it?
 
 # %%

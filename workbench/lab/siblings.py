@@ -437,6 +437,25 @@ def reshuffle_draw(
     """
     import torch
 
+    # One thread: the model is so small that threads would only wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _draw(seed, n_siblings, tail_fraction, derived, text_documents, chosen)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _draw(
+    seed: int,
+    n_siblings: int,
+    tail_fraction: float,
+    derived: bool,
+    text_documents: int,
+    chosen: Recipe,
+) -> MiniatureDraw:
+    import torch
+
     streams = np.random.SeedSequence(seed).spawn(5 + n_siblings)
     examples = _markov_examples(chosen, np.random.default_rng(streams[0]))
     order = np.random.default_rng(streams[1]).permutation(chosen.examples)
