@@ -120,7 +120,7 @@ def test_unknown_options_exit_with_2():
 
 def test_help_names_every_command():
     text = palimpsest("--help", NO_COLOR="1", COLUMNS="120").stdout
-    for command in ("lab", "score", "test", "report"):
+    for command in ("lab", "sample", "score", "test", "report"):
         assert command in text
 
 
@@ -141,3 +141,97 @@ def test_lab_clean_needs_a_target():
     done = palimpsest("lab", "clean")
     assert done.returncode == 2
     assert "nothing to remove" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A transcript of token ids, and texts that repeat its last part or nothing of it."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path_factory.mktemp("texts")
+    order = rng.permutation(800)
+    rows = rng.integers(0, 300, (800, 12))
+    pq.write_table(pa.table({"position": order, "tokens": list(rows)}), folder / "t.parquet")
+    late = np.argsort(order)[500:]
+    documents = {"bob": rows[late][:, 2:10], "else": rng.integers(0, 300, (100, 8))}
+    for name, tokens in documents.items():
+        pq.write_table(pa.table({"tokens": list(tokens)}), folder / f"{name}.parquet")
+    (folder / "strings.jsonl").write_text('{"text": "some words"}\n')
+    return folder
+
+
+def test_partition_test_of_files(texts, tmp_path):
+    out = tmp_path / "e.json"
+    done = palimpsest(
+        "test", "partition", "--transcript", texts / "t.parquet", "--texts", texts / "bob.parquet",
+        "--placebo", texts / "else.parquet", "--json", out, "--quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    assert (content["test"], content["verdict"]) == ("partition", "evidence")
+    assert content["details"]["engine"] == "join"
+    undecided = palimpsest(
+        "test", "partition", "--transcript", texts / "t.parquet", "--texts",
+        texts / "else.parquet", "--statistic", "block-likelihood", "--n-blocks", "20", "--quiet",
+    )  # fmt: skip
+    assert undecided.returncode == 3, undecided.stderr
+
+
+BAD_TEXTS = {
+    "strings": (["partition", "--texts", "strings.jsonl"], "name the tokenizer|token ids"),
+    "no texts": (["partition", "--texts", "absent.parquet"], "absent.parquet"),
+    "weight": (["partition", "--texts", "bob.parquet", "--weight", "heavy"], "'heavy' is unknown"),
+    "engine": (["partition", "--texts", "bob.parquet", "--engine", "steam"], "'steam' is unknown"),
+    "too long": (["partition", "--texts", "bob.parquet", "--max-ngram", "99"], "max_ngram = 99"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_TEXTS))
+def test_bad_texts_are_one_sentence_and_exit_code_2(name, texts):
+    import re
+
+    arguments, message = BAD_TEXTS[name]
+    named = [texts / a if a.endswith((".parquet", ".jsonl")) else a for a in arguments]
+    done = palimpsest("test", *named, "--transcript", texts / "t.parquet", "--quiet")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_sampling_twice_is_answered_from_the_file(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    out = tmp_path / "bob.parquet"
+    pq.write_table(pa.table({"tokens": [[3, 4], [5, 6, 7]]}), tmp_path / "prompts.parquet")
+    arguments = [
+        "sample", "--model", tmp_path / "model", "--out", out, "--texts", "6", "--tokens", "8",
+        "--prompts", tmp_path / "prompts.parquet", "--prompt-tokens", "2", "--quiet",
+    ]  # fmt: skip
+    done = palimpsest(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "6 documents, 48 tokens" in done.stdout
+    before = out.stat().st_mtime_ns
+    assert palimpsest(*arguments).returncode == 0
+    assert out.stat().st_mtime_ns == before
+    other = palimpsest(*arguments, "--seed", "1")
+    assert other.returncode == 2
+    assert "holds other texts" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lab", "siblings", "--recipe", "smoke", "--siblings", "1"), "n_siblings is 1"),
+        (("lab", "siblings", "--recipe", "nobody"), "'nobody' is unknown"),
+        (("lab", "record", "--observations", "--out", "x.parquet"), "name a folder"),
+    ],
+    ids=str,
+)
+def test_lab_commands_refuse_bad_input(arguments, message):
+    done = palimpsest(*arguments, "--quiet")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

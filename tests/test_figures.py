@@ -6,16 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from workbench import InputError, Scores, Transcript, query_contrast, query_test
+from workbench import (
+    InputError,
+    Scores,
+    Transcript,
+    query_contrast,
+    query_test,
+    reshuffle_test,
+)
 from workbench import figures as module
 from workbench.figures import (
     binned,
     checkpoint_curves,
+    count_curve,
+    evidence_lines,
     evidence_vs_queries,
     loss_curves,
     memorisation_curve,
     null_histogram,
+    power_curve,
+    pvalue_uniformity,
+    rejection_rates,
     show,
+    sibling_dots,
 )
 
 N = 1500
@@ -100,6 +113,24 @@ def every_figure(run):
             repeats=5,
         ),
         "loss": loss_curves({"alice": (np.arange(300), 3 + np.ones(300))}),
+        "counts": count_curve(transcript.positions, {"text": np.exp(contrast)}),
+        "siblings": sibling_dots(
+            {
+                "derivative at temperature 0.7": reshuffle_test(-2.0, [-2.2, -2.3, -2.25, -2.1]),
+                "independent": reshuffle_test(-2.2, [-2.2, -2.3, -2.25, -2.1]),
+            }
+        ),
+        "lines": evidence_lines(
+            {name: ([1e3, 1e4, 1e5], [1.0, 5.0, 9.0]) for name in ("alice", "derivative-2000")},
+            "tokens of text",
+            "z (null standard deviations)",
+            log_x=True,
+            threshold=6,
+            threshold_label="p = 1e-6",
+        ),
+        "power": power_curve({"text": ([50, 500], [3, 90], 100)}, "queries", level=0.05),
+        "uniform": pvalue_uniformity({k: np.linspace(0.01, 1, 99) for k in "abcde"}, columns=3),
+        "rates": rejection_rates({"right": (5, 100), "careless way": (80, 100)}, 0.05, ["right"]),
     }
 
 
@@ -109,7 +140,8 @@ def test_figures_have_alt_text_units_and_readable_type(run):
         assert "nan" not in figure.alt_text, name
         labels = [a.get_xlabel() + a.get_ylabel() for a in figure.axes]
         words = " ".join(labels) + (figure._supylabel.get_text() if figure._supylabel else "")
-        assert any(unit in words for unit in ("nats", "standard deviations", "density")), name
+        units = ("nats", "standard deviations", "density", "text's mean", "share of", "share at")
+        assert any(unit in words for unit in units), name
         sizes = [t.get_fontsize() for a in figure.axes for t in a.get_xticklabels()]
         assert min(sizes) >= 12, name
 
@@ -145,6 +177,43 @@ def test_series_differ_in_more_than_colour(run):
 
     greys = sorted(np.dot(to_rgb(line.get_color()), [0.2126, 0.7152, 0.0722]) for line in lines)
     assert greys[-1] - greys[0] > 0.15
+
+
+def test_sibling_dots_show_every_model_from_the_siblings_mean():
+    found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25, -2.1])
+    figure = sibling_dots({"text": found})
+    drawn = np.sort(np.concatenate([c.get_offsets()[:, 0] for c in figure.axes[0].collections]))
+    mean = np.mean([-2.2, -2.3, -2.25, -2.1])
+    np.testing.assert_allclose(drawn, np.array([-2.3, -2.25, -2.2, -2.1, -2.0]) - mean)
+    assert "rank 1 of 5" in figure.alt_text
+
+
+def test_sibling_dots_refuse_other_evidence(run):
+    evidence = query_test(run[0], run[1]["suspect"], n_resamples=99)
+    with pytest.raises(InputError, match="evidence of a query test, not of a reshuffle"):
+        sibling_dots({"text": evidence})
+
+
+def test_a_text_without_matches_cannot_be_drawn():
+    with pytest.raises(InputError, match="text has no matches"):
+        count_curve(np.arange(100), {"text": np.zeros(100)})
+
+
+def test_uniformity_says_inside_or_outside():
+    rng = np.random.default_rng(4)
+    alt = pvalue_uniformity({"right": rng.random(500), "wrong": rng.random(500) ** 3}).alt_text
+    assert "right: largest distance" in alt
+    assert alt.count("outside the band") == 1
+    assert alt.index("inside the band") < alt.index("wrong")
+
+
+def test_intervals_of_shares_cover():
+    """Clopper and Pearson's interval holds the true share at least 95 % of the time."""
+    rng = np.random.default_rng(5)
+    for share in (0.01, 0.3, 1.0):
+        hits = rng.binomial(40, share, 2000).astype(float)
+        low, high = module._interval(hits, np.full(2000, 40.0))
+        assert np.mean((low <= share) & (share <= high)) >= 0.94
 
 
 def test_null_histogram_works_from_stored_evidence(run):

@@ -300,12 +300,16 @@ def sample(
 ) -> None:
     """Sample text from a model, prompts and completions apart; resumes where it was stopped."""
     from workbench import lab
+    from workbench.scorers import tokenise_texts
 
+    given = None if prompts is None else _read_texts(prompts, None)
+    if given is not None and given.kind == "text":
+        given = tokenise_texts(given, model)
     made = lab.sample_texts(
         model,
         texts,
         max_new_tokens=tokens,
-        prompts=None if prompts is None else _read_texts(prompts, model),
+        prompts=given,
         prompt_tokens=prompt_tokens,
         temperature=temperature,
         top_p=top_p,

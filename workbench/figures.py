@@ -543,7 +543,7 @@ def sibling_dots(series: Mapping[str, Evidence]) -> Figure:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("log-likelihood of the text, from the siblings' mean (nats per token)")
-        axes.legend(
+        figure.legend(
             handles=[
                 matplotlib.lines.Line2D(
                     [], [], color=palette[3], marker="D", markersize=9, linestyle="",
@@ -554,10 +554,8 @@ def sibling_dots(series: Mapping[str, Evidence]) -> Figure:
                     linestyle="", label="siblings: fresh shuffles",
                 ),
             ],
-            loc="lower left",
-            bbox_to_anchor=(0.0, 1.0),
+            loc="outside upper center",
             ncols=2,
-            borderaxespad=0.2,
         )  # fmt: skip
     return _finish(figure, f"Log-likelihood of each text by model. {'; '.join(ranks)}.")
 
