@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 report: $(READY)
-	$(BIN)/palimpsest lab train
+	$(BIN)/palimpsest lab train --observations
 	$(BIN)/palimpsest report -p source=tiny
 
 test: $(READY)

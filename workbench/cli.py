@@ -153,10 +153,19 @@ def lab_train(
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Text column of --text.")] = "text",
+    observations: Annotated[
+        bool,
+        typer.Option(
+            "--observations", help="Also siblings, and sampled texts scored under all of them."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train and score the walk-through's models (owner's, derivative, controls) if absent."""
     from workbench import lab
+
+    if observations and text is not None:
+        raise InputError("--observations is of the docstring corpus: leave out --text")
 
     chosen = lab.recipe(recipe)
     corpus = None
@@ -170,6 +179,8 @@ def lab_train(
         )
     run = lab.train_walkthrough(chosen, corpus, progress=not quiet)
     run.score_all(progress=not quiet)
+    if observations:
+        lab.open_observations(recipe, progress=not quiet)
     for name, role in run.roles.items():
         typer.echo(f"{name:<18} {role}")
 
