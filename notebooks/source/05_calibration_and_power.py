@@ -244,12 +244,10 @@ print(mistake.verdict_reason)
 
 # %%
 if output_dir:
-    folder = Path(output_dir) / "evidence"
-    folder.mkdir(parents=True, exist_ok=True)
-    mistake.write(folder / "05-checkpoint-as-reference.json")
+    mistake.write(Path(output_dir) / "evidence" / "05-checkpoint-as-reference.json")
     content = {"level": 0.05, "draws": draws // 2, "careless, right": faults}
-    (folder / "05-faults.json").write_text(json.dumps(content, indent=1))
-print("figures written" if output_dir else "no output folder: nothing written")
+    (Path(output_dir) / "05-faults.json").write_text(json.dumps(content, indent=1))
+print("evidence written" if output_dir else "no output folder: evidence not written")
 
 # %% [markdown]
 # ## Exercises for a class
