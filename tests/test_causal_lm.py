@@ -1,11 +1,13 @@
 """The transformers scorer: small random models against one-at-a-time scoring by full logits."""
 
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from functools import cache
@@ -21,9 +23,11 @@ transformers = pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from workbench.errors import InputError  # noqa: E402
-from workbench.scorers import causal_lm, open_scores, score_transcript  # noqa: E402
+from workbench.models import attention, network  # noqa: E402
+from workbench.models.batches import TokenBudget  # noqa: E402
+from workbench.scorers import open_scores, score_transcript  # noqa: E402
 from workbench.scorers.causal_lm import CausalLMScorer  # noqa: E402
-from workbench.scorers.scorer import Scorer  # noqa: E402
+from workbench.scorers.scorer import Encoded, Scorer  # noqa: E402
 from workbench.transcript import Transcript  # noqa: E402
 
 VOCABULARY = 61
@@ -67,8 +71,24 @@ KINDS = {
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "gpt2": ("GPT2Config", {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": CONTEXT}),
     "opt": ("OPTConfig", {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.5}),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 1, "sliding_window": 5}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        GROUPED | {"sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": None},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
+    "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 2}),
+    "mamba": ("MambaConfig", {"state_size": 4, "conv_kernel": 3, "expand": 2}),
 }
-OWN_LOGITS = {"gemma2", "granite", "cohere"}
+# Attention that cannot be replaced: biases by distance, states, sinks.
+PADDED = {"bloom", "mamba", "gpt_oss"}
 
 
 def save_model(folder: Path, kind: str, **changes) -> Path:
@@ -181,11 +201,12 @@ def test_every_batch_shape_equals_one_at_a_time(models, kind):
     expected = [one_at_a_time(models(kind), row) for row in rows]
     scorer = CausalLMScorer(models(kind), device="cpu")
     for budget in (1, 7, 40, 64, 10**6):
-        scorer._budget = budget  # as if memory had run out, or had not
+        scorer._budget = TokenBudget(budget)  # as if memory had run out, or had not
         values = score_all(scorer, transcript)
         for got, want in zip(values, expected, strict=True):
             np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
-        assert scorer._network.in_two_steps is (kind not in OWN_LOGITS)
+    assert scorer._network.in_two_steps
+    assert scorer._network.packs is (kind not in PADDED)
 
 
 def test_rows_come_back_in_the_order_asked_for_and_twice_if_asked_twice(llama):
@@ -198,46 +219,271 @@ def test_rows_come_back_in_the_order_asked_for_and_twice_if_asked_twice(llama):
         np.testing.assert_allclose(got, straight[row], atol=TOLERANCE)
 
 
-def test_head_is_applied_in_parts_and_never_to_the_whole_batch(llama, monkeypatch):
-    rows = [np.arange(4, 24) for _ in range(30)]
+def test_logits_exist_for_a_part_of_positions_and_vocabulary_only(llama, monkeypatch):
+    rows = [np.arange(4, 24) + i for i in range(30)]
     whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
-    monkeypatch.setattr(causal_lm, "CPU_LOGITS", 1)
-    monkeypatch.setattr(causal_lm, "FEWEST_HEAD_ROWS", 16)
+    monkeypatch.setattr(network, "CPU_HEAD_COLUMNS", 7)
+    monkeypatch.setattr(network, "CPU_HEAD_ROWS", 16)
+    scorer = CausalLMScorer(llama, device="cpu")
+    multiply, sizes = scorer._network._multiply, []
+
+    def counted(x, weight):
+        sizes.append((len(x), len(weight)))
+        return multiply(x, weight)
+
+    monkeypatch.setattr(scorer._network, "_multiply", counted)
+    parts = score_all(scorer, transcript_of(rows))
+    assert {a for a, _ in sizes} == {16, 10}  # 570 positions
+    assert {b for _, b in sizes} == {7, 5}  # 61 words
+    np.testing.assert_allclose(np.concatenate(parts), np.concatenate(whole), atol=TOLERANCE)
+
+
+def test_a_head_that_cannot_be_cut_gives_whole_rows(llama, monkeypatch):
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(mixed_rows()))
+    monkeypatch.setattr(network, "_is_plain_linear", lambda head: False)
+    monkeypatch.setattr(network, "FEWEST_HEAD_ROWS", 16)
+    monkeypatch.setattr(network, "CPU_HEAD_ROWS", 1)
     scorer = CausalLMScorer(llama, device="cpu")
     sizes = []
-    scorer._network.head.register_forward_hook(
-        lambda module, inputs, output: sizes.append(output.numel())
-    )
-    parts = score_all(scorer, transcript_of(rows))
+    scorer._network.head.register_forward_hook(lambda m, i, output: sizes.append(output.numel()))
+    parts = score_all(scorer, transcript_of(mixed_rows()))
     assert max(sizes) == 16 * VOCABULARY
     np.testing.assert_allclose(np.concatenate(parts), np.concatenate(whole), atol=TOLERANCE)
 
 
-def test_models_with_capped_logits_run_in_micro_batches(models, monkeypatch):
+def test_models_whose_logits_are_not_understood_run_in_micro_batches(models, monkeypatch):
     rows = mixed_rows()
     whole = score_all(CausalLMScorer(models("gemma2"), device="cpu"), transcript_of(rows))
-    monkeypatch.setattr(causal_lm, "CPU_FULL_LOGITS", 1)
+    monkeypatch.setattr(network, "_caps", lambda config: [None])
+    monkeypatch.setattr(network, "CPU_FULL_LOGITS", 1)
     scorer = CausalLMScorer(models("gemma2"), device="cpu")
+    assert not scorer._network.in_two_steps
     sizes = []
-    scorer._network.model.register_forward_hook(lambda m, i, output: sizes.append(len(output[0])))
+    scorer._network.model.register_forward_hook(
+        lambda m, i, output: sizes.append(output.logits.shape[:2].numel())
+    )
     alone = score_all(scorer, transcript_of(rows))
-    assert set(sizes) == {1}
+    assert sorted(sizes) == sorted(len(row) - 1 for row in rows)
     np.testing.assert_allclose(np.concatenate(alone), np.concatenate(whole), atol=TOLERANCE)
 
 
-def test_capping_is_noticed_when_the_probe_sees_small_logits(tmp_path):
+def test_capping_is_noticed_when_the_probe_sees_small_logits(tmp_path, monkeypatch):
     folder = save_model(
         tmp_path / "flat", "gemma2", initializer_range=0.001, final_logit_softcapping=30.0
     )
+    own = CausalLMScorer(folder, device="cpu")._network
+    assert own.in_two_steps
+    assert own.cap is not None
+    monkeypatch.setattr(network, "_caps", lambda config: [None])
     assert CausalLMScorer(folder, device="cpu")._network.in_two_steps is False
 
 
 def test_without_onednn_the_scores_are_the_same(llama, monkeypatch):
     transcript = transcript_of(mixed_rows())
     fast = score_all(CausalLMScorer(llama, device="cpu"), transcript)
-    monkeypatch.setattr(causal_lm, "_use_onednn", lambda model: None)
+    monkeypatch.setattr(network, "_onednn", lambda: None)
     plain = score_all(CausalLMScorer(llama, device="cpu"), transcript)
     np.testing.assert_allclose(np.concatenate(fast), np.concatenate(plain), atol=TOLERANCE)
+
+
+# ---------------------------------------------------------------- no padding, nothing twice
+
+
+def fed_tokens(scorer: CausalLMScorer) -> list[int]:
+    """Filled with the number of token ids of every later forward pass."""
+    seen: list[int] = []
+    embeddings = scorer._network.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_no_token_is_padding_where_rows_can_be_packed(models, kind):
+    rows = mixed_rows(40)
+    scorer = CausalLMScorer(models(kind), device="cpu")
+    seen = fed_tokens(scorer)
+    score_all(scorer, transcript_of(rows))
+    real = sum(len(row) - 1 for row in rows)
+    assert sum(seen) == real if kind == "llama" else sum(seen) > real
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "mistral", "gemma3"])
+def test_a_shared_prefix_is_computed_once(models, kind):
+    prefix = np.arange(4, 21)
+    rows = [np.concatenate([prefix, row]) for row in mixed_rows(12, longest=7)]
+    scorer = CausalLMScorer(models(kind), device="cpu")
+    seen = fed_tokens(scorer)
+    values = score_all(scorer, transcript_of(rows))
+    for row, got in zip(rows, values, strict=True):
+        np.testing.assert_allclose(got, one_at_a_time(models(kind), row), atol=TOLERANCE)
+    own = sum(len(row) - 1 - len(prefix) for row in rows)
+    assert seen == [len(prefix) + own]
+
+
+def test_equal_rows_are_scored_once(llama):
+    rows = mixed_rows(5)
+    scorer = CausalLMScorer(llama, device="cpu")
+    seen = fed_tokens(scorer)
+    values = score_all(scorer, transcript_of(rows * 3))
+    assert sum(seen) == sum(len(row) - 1 for row in rows)
+    for i, got in enumerate(values):
+        np.testing.assert_array_equal(got, values[i % 5])
+
+
+def test_the_same_tokens_with_another_window_are_other_rows(llama):
+    scorer = CausalLMScorer(llama, device="cpu")
+    ids = np.array([5, 6, 7, 8, 5, 6, 7, 8])
+    encoded = Encoded(ids, np.array([0, 4, 8]), np.array([1, 3]))
+    long, short = scorer.score(encoded, np.arange(2))
+    assert (long.size, short.size) == (3, 1)
+    np.testing.assert_allclose(long[2:], short, atol=TOLERANCE)
+
+
+def test_an_unknown_attention_is_padded_and_right(llama, monkeypatch):
+    """Where packed likelihoods differ from the model's own, the model is asked as it is."""
+    rows = mixed_rows()
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    before = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *a: before(*a) * 1.5)
+    scorer = CausalLMScorer(llama, device="cpu")
+    padded = score_all(scorer, transcript_of(rows))
+    assert not scorer._network.packs
+    assert scorer._network.model.config._attn_implementation == "sdpa"
+    np.testing.assert_allclose(np.concatenate(padded), np.concatenate(whole), atol=TOLERANCE)
+
+
+def test_a_variable_length_kernel_is_called_for_many_lengths(llama, monkeypatch):
+    """On a CPU in place of a GPU, whose kernel is not here: what it is given, what it gives."""
+    calls = []
+
+    def kernel(query, key, value, layout, scaling, window):
+        calls.append(len(layout.runs))
+        parts = zip(layout.offsets(), layout.offsets()[1:], strict=False)
+        rows = [slice(a, b) for a, b in parts]
+        found = [
+            attention._attend(query[:, :, r], key[:, :, r], value[:, :, r], scaling, window, None)
+            for r in rows
+        ]
+        return torch.cat(found, dim=2).transpose(1, 2)
+
+    rows = mixed_rows(30)
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    monkeypatch.setattr(attention, "_VARLEN", kernel)
+    monkeypatch.setattr(attention, "_wants_kernel", lambda query, layout: len(layout.runs) > 3)
+    got = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    assert calls[:2] == [5, 5]  # the two layers of the comparison at loading
+    assert len(calls) > 2
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(whole), atol=TOLERANCE)
+
+
+# ---------------------------------------------------------------- cores
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_on_cores_of_their_own_give_the_same(llama, three_threads):
+    rows = mixed_rows(60)
+    scorer = CausalLMScorer(llama, device="cpu", batch_tokens=50)
+    many = score_all(scorer, transcript_of(rows))
+    assert scorer.forward_passes > 6
+    assert torch.get_num_threads() == 3
+    in_another: list[int] = []
+    thread = threading.Thread(target=lambda: in_another.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert in_another == [3]
+    for row, got in zip(rows, many, strict=True):
+        np.testing.assert_allclose(got, one_at_a_time(llama, row), atol=TOLERANCE)
+
+
+def test_memory_that_ends_on_several_cores_is_found_on_one(llama, three_threads, monkeypatch):
+    rows = mixed_rows(30)
+    calm = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    true_pass, main = network.Network._pass, threading.current_thread()
+
+    def tight(self, rows):
+        if threading.current_thread() is not main:
+            raise MemoryError
+        return true_pass(self, rows)
+
+    monkeypatch.setattr(network.Network, "_pass", tight)
+    scorer = CausalLMScorer(llama, device="cpu", batch_tokens=40)
+    values = score_all(scorer, transcript_of(rows))
+    np.testing.assert_allclose(np.concatenate(values), np.concatenate(calm), atol=TOLERANCE)
+
+
+def test_an_error_on_one_core_is_raised(llama, three_threads, monkeypatch):
+    def broken(self, rows):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(network.Network, "_pass", broken)
+    scorer = CausalLMScorer(llama, device="cpu", batch_tokens=20)
+    monkeypatch.setattr(network.Network, "_probe_packing", lambda self: False)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        score_all(scorer, transcript_of(mixed_rows(30)))
+    assert torch.get_num_threads() == 3
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_mixed_precision_is_nearer_than_half(models):
+    for kind in ("llama", "gpt_neox", "gemma2"):
+        rows = mixed_rows(30)
+        exact = np.concatenate([one_at_a_time(models(kind), row) for row in rows])
+        error = {}
+        for dtype in ("mixed", "bfloat16"):
+            scorer = CausalLMScorer(models(kind), device="cpu", dtype=dtype)
+            assert scorer.identity().dtype == dtype
+            error[dtype] = np.abs(np.concatenate(score_all(scorer, transcript_of(rows))) - exact)
+        assert error["mixed"].mean() < error["bfloat16"].mean() < 0.5
+
+
+def test_rounded_weights(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    rows = mixed_rows(20)
+    # widths that the library's blocks divide
+    folder = save_model(tmp_path / "wide", "llama", hidden_size=64, intermediate_size=128)
+    exact = np.concatenate([one_at_a_time(folder, row) for row in rows])
+    error = {}
+    for dtype in ("bfloat16", "8bit", "4bit"):
+        scorer = CausalLMScorer(folder, device="cpu", dtype=dtype)
+        values = np.concatenate(score_all(scorer, transcript_of(rows)))
+        error[dtype] = float(np.abs(values - exact).mean())
+        versions = scorer.identity().library_versions
+        assert ("bitsandbytes" in versions) is (dtype != "bfloat16")
+    assert 0 < error["bfloat16"] < error["8bit"] < error["4bit"] < 2
+
+
+def test_rounding_without_its_library_is_one_sentence(llama, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name)
+    )
+    scorer = CausalLMScorer(llama, device="cpu", dtype="8bit")
+    with pytest.raises(InputError, match=r"8bit weights need bitsandbytes.*pip install"):
+        score_all(scorer, transcript_of(mixed_rows(3)))
+
+
+def test_a_model_spread_over_devices_scores_alike(llama, monkeypatch):
+    pytest.importorskip("accelerate")
+    rows = mixed_rows()
+    scorer = CausalLMScorer(llama, device_map="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    values = score_all(scorer, transcript_of(rows))
+    for row, got in zip(rows, values, strict=True):
+        np.testing.assert_allclose(got, one_at_a_time(llama, row), atol=TOLERANCE)
+    with pytest.raises(InputError, match="chooses the devices itself"):
+        CausalLMScorer(llama, device_map="auto", device="cpu")
+    with pytest.raises(InputError, match="device_map 'all' is unknown"):
+        CausalLMScorer(llama, device_map="all")
 
 
 @pytest.mark.parametrize(("prefix", "length"), [(0, None), (1, None), (3, 4), (0, 5), (2, 1)])
@@ -621,18 +867,19 @@ def test_half_precision_keeps_a_float32_softmax(llama):
 def test_the_budget_halves_itself_and_scores_stay_the_same(llama, monkeypatch, error):
     transcript = transcript_of(mixed_rows(40))
     calm = score_all(CausalLMScorer(llama, device="cpu"), transcript)
-    true_pass = causal_lm._Network._pass
+    true_pass = network.Network._pass
     shapes = []
 
-    def tight(self, encoded, rows):
-        tokens = rows.size * int(encoded.lengths[rows].max())
+    def tight(self, rows):
+        tokens = sum(row.ids.size for row in rows)
         shapes.append(tokens)
         if tokens > 100:
             raise error
-        return true_pass(self, encoded, rows)
+        return true_pass(self, rows)
 
-    monkeypatch.setattr(causal_lm._Network, "_pass", tight)
     scorer = CausalLMScorer(llama, device="cpu")
+    assert scorer._network.packs
+    monkeypatch.setattr(network.Network, "_pass", tight)
     values = score_all(scorer, transcript)
     np.testing.assert_allclose(np.concatenate(values), np.concatenate(calm), atol=TOLERANCE)
     failed = [tokens for tokens in shapes if tokens > 100]
@@ -641,19 +888,23 @@ def test_the_budget_halves_itself_and_scores_stay_the_same(llama, monkeypatch, e
 
 
 def test_memory_for_not_even_one_row_is_an_input_error(llama, monkeypatch):
-    def full(self, encoded, rows):
+    def full(self, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(causal_lm._Network, "_pass", full)
+    scorer = CausalLMScorer(llama, device="cpu")
+    assert scorer._network.packs
+    monkeypatch.setattr(network.Network, "_pass", full)
     with pytest.raises(InputError, match=r"runs out of memory on a single example of \d+ tokens"):
+        score_all(scorer, transcript_of(mixed_rows()))
+    with pytest.raises(InputError, match="llama does not fit into the memory of cpu"):
         score_all(CausalLMScorer(llama, device="cpu"), transcript_of(mixed_rows()))
 
 
 def test_other_runtime_errors_are_not_taken_for_lack_of_memory(llama, monkeypatch):
-    def broken(self, encoded, rows):
+    def broken(self, rows):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(causal_lm._Network, "_pass", broken)
+    monkeypatch.setattr(network.Network, "_pass", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         score_all(CausalLMScorer(llama, device="cpu"), transcript_of(mixed_rows()))
 
@@ -679,7 +930,7 @@ def test_finished_scores_come_back_without_loading_the_model(llama, monkeypatch,
     transcript = transcript_of(mixed_rows())
     out = tmp_path / "s.parquet"
     first = open_scores(str(llama), transcript, out=out, device="cpu", prefix=1)
-    monkeypatch.setattr(causal_lm._Network, "load", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr(network.Network, "load", lambda *a: pytest.fail("loaded"))
     again = open_scores(str(llama), transcript, out=out, device="cpu", prefix=1)
     np.testing.assert_array_equal(first.loglik_sum, again.loglik_sum)
     from_file = open_scores(out, transcript, prefix=1)

@@ -13,12 +13,8 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import InputError
-from workbench.scorers.causal_lm import (
-    CausalLMScorer,
-    quiet_transformers,
-    tokenizer_folder,
-    tokenizer_sha256_of,
-)
+from workbench.models.checkpoint import quiet_transformers, tokenizer_folder, tokenizer_sha256_of
+from workbench.scorers.causal_lm import CausalLMScorer
 from workbench.scorers.scorer import Scorer, score_transcript
 from workbench.scores import Scores
 from workbench.texts import Texts
