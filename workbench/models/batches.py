@@ -112,7 +112,7 @@ class TokenBudget:
         known = None if key is None else _remembered().get(key)
         self.key = key
         self.most = most
-        self.tokens = tokens if known is None else int(known)
+        self.tokens = tokens if known is None else known
         self.searching = search and known is None
         self._before: tuple[int, float] | None = None  # the last budget and its tokens per second
         self._timed: list[float] = []
@@ -153,4 +153,6 @@ def _remembered() -> dict[str, int]:
         known = json.loads((home() / MEMORY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # only a memory: what is not there is found again
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: n for key, n in known.items() if isinstance(n, int) and n > 0}
