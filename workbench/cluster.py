@@ -11,10 +11,12 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +113,7 @@ class Cluster:
         num_cpus: float = 1,
         num_gpus: float = 0,
         in_order: bool = True,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any]]:
         """Call a function with each tuple of arguments, some at a time.
 
         No more calls are under way than workers have in hand and wait for, so arguments are taken
@@ -182,7 +184,7 @@ class Cluster:
         workers: int | None = None,
         num_cpus: float = 1,
         num_gpus: float = 0,
-    ) -> Iterator[tuple[int, pa.Table]]:
+    ) -> Generator[tuple[int, pa.Table]]:
         """Send tables through workers that keep what they load; results come as they finish.
 
         Ray Data runs it: each table is one block, each worker an actor that calls `make` once. A
@@ -218,14 +220,14 @@ class Cluster:
         plan = (make, list(tables), min(count, len(tables)), num_cpus, num_gpus)
         left = set(range(len(tables)))
         with _in_one_sentence(), contextlib.ExitStack() as leaving:
+            results: Iterator[pa.Table]
             if self.client:
                 # Ray Data needs a process of the cluster: there it runs, and hands out results.
                 seat = ray.remote(num_cpus=0)(_Coordinator).remote(*plan)
                 leaving.callback(_dismiss, seat)
-                results: Iterator[pa.Table] = iter(lambda: ray.get(seat.next.remote()), None)
+                results = iter(lambda: ray.get(seat.next.remote()), None)
             else:
-                results = _through_ray_data(*plan)
-                leaving.callback(results.close)  # type: ignore[attr-defined]
+                results = leaving.enter_context(contextlib.closing(_through_ray_data(*plan)))
             for outcome in results:
                 number = outcome.column("number")[0].as_py()
                 kind, message = (outcome.column(name)[0].as_py() for name in ("kind", "message"))
@@ -310,7 +312,8 @@ def _connect(address: str | None) -> None:
     if where == "local":
         options["include_dashboard"] = False
     try:
-        ray.init(where, **options)
+        with _muted():
+            ray.init(where, **options)
     except Exception as error:  # ConnectionError, RuntimeError, GrpcError, …: one remedy
         what = {
             "local": "a Ray cluster could not be started on this machine",
@@ -321,6 +324,21 @@ def _connect(address: str | None) -> None:
             "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token if it asks for one, and that Python and ray "
             "are the cluster's versions"
         ) from error
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Ray's C++ part writes to the process's standard error, past Python; not while it starts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_reachable(address: str) -> None:
@@ -428,7 +446,7 @@ def _through_ray_data(
     count: int,
     num_cpus: float,
     num_gpus: float,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -440,18 +458,20 @@ def _through_ray_data(
     context.execution_options.preserve_order = False
     with ray.data.DataContext.current(context):
         blocks = ray.data.from_arrow([_wrapped(table, i) for i, table in enumerate(tables)])
-        results = blocks.map_batches(
-            _Actor,
-            fn_constructor_args=(make,),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-        )
+        with warnings.catch_warnings():  # the last two are to go in Ray 2.64, with no successor yet
+            warnings.simplefilter("ignore")
+            results = blocks.map_batches(
+                _Actor,
+                fn_constructor_args=(make,),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
@@ -465,7 +485,7 @@ class _Coordinator:
         return next(self._results, None)
 
     def close(self) -> None:
-        self._results.close()  # type: ignore[attr-defined]
+        self._results.close()
 
 
 def _dismiss(seat: Any) -> None:

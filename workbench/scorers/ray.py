@@ -7,7 +7,8 @@ hub id must mean the same files on every node. Does not know which model answers
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import cached_property, partial
 from typing import Any
 
@@ -125,7 +126,7 @@ class RayScorer:
 
     def score_parts(
         self, encoded: Encoded, parts: Sequence[Ints]
-    ) -> Iterator[tuple[int, list[Floats]]]:
+    ) -> Generator[tuple[int, list[Floats]]]:
         """Score parts of the rows on the workers; each comes as soon as it is finished.
 
         Parameters
@@ -152,14 +153,16 @@ class RayScorer:
         make = partial(_worker, self._build, self.identity().as_dict())
         tables = [_table_of(encoded, rows) for rows in parts]
         with join_cluster(self.address) as cluster:
-            for number, table in cluster.stream(
+            results = cluster.stream(
                 make,
                 tables,
                 workers=self.workers,
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
-            ):
-                yield number, _ragged(table.column("logliks"), np.float32)
+            )
+            with closing(results):
+                for number, table in results:
+                    yield number, _ragged(table.column("logliks"), np.float32)
 
 
 def _builder(scorer: Scorer) -> Callable[[], Scorer]:
@@ -170,8 +173,8 @@ def _builder(scorer: Scorer) -> Callable[[], Scorer]:
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if not named or not hasattr(scorer, name):
             raise InputError(
-                f"{type(scorer).__name__} does not keep its argument {name!r} as an attribute, so a worker "
-                "cannot build it again: keep it, or score in this process"
+                f"{type(scorer).__name__} does not keep its argument {name!r} as an attribute, so "
+                "a worker cannot build it again: keep it, or score in this process"
             )
         arguments[name] = getattr(scorer, name)
     return partial(kind, **arguments)
