@@ -14,18 +14,18 @@ from workbench.scores import ScorerIdentity
 class LoggingScorer:
     """Minus the token id over ten; each call leaves a line with its process and its rows."""
 
-    def __init__(self, log, model="fake", seconds=0.0, fail=None, differ=False):
+    def __init__(self, log, model="fake", seconds=0.0, fail=None, company=1):
         self.log = log
         self.model = model
         self.seconds = seconds
         self.fail = fail
-        self.differ = differ
-        self.made_by = os.getpid()
+        self.company = company
 
     def identity(self):
-        other = self.differ and "CLUSTER_TEST_DRIVER" not in os.environ
+        # With fail="version" every process has libraries of its own.
+        version = str(os.getpid()) if self.fail == "version" else "1"
         return ScorerIdentity(
-            "fake", self.model, weights_sha256="0" * 64, library_versions={"fake": str(1 + other)}
+            "fake", self.model, weights_sha256="0" * 64, library_versions={"fake": version}
         )
 
     def encode(self, transcript):
@@ -36,6 +36,8 @@ class LoggingScorer:
     def score(self, encoded, rows):
         names = [int(encoded.row(int(r))[0]) for r in rows]
         self._note("begin", names)
+        while len({pid for pid, _ in lines(self.log, "begin")}) < self.company:
+            time.sleep(0.02)  # until all the others are at work too
         time.sleep(self.seconds)
         if self.fail == "input":
             raise InputError("row 3 of t.parquet is bad: take it out")
@@ -64,11 +66,17 @@ def lines(log, what="done"):
     return [(int(pid), rows.split(",")) for kind, pid, rows in found if kind == what]
 
 
-def square(number, log=None, seconds=0.0):
-    if log is not None:
-        with open(log, "a") as file:
-            file.write(f"{number} {os.getpid()}\n")
-    time.sleep(seconds)
+def square(number):
+    return number * number
+
+
+def kill_first_time(number, folder):
+    """A process that squares numbers, but dies over the third one when it first sees it."""
+    path = Path(folder) / str(number)
+    first = not path.exists()
+    path.touch()
+    if number == 3 and first:
+        os.kill(os.getpid(), 9)
     return number * number
 
 

@@ -1,30 +1,36 @@
-"""Scoring and calls on real clusters of Ray: equal to one process, whatever dies on the way."""
+"""Work on real clusters of Ray: equal to one process, whatever dies on the way."""
 
 import importlib.util
-import json
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
-from workbench import InputError, Scores, Texts, Transcript, match_ngrams, ngrams
+from workbench import InputError, Texts, Transcript, match_ngrams, ngrams
 from workbench.cluster import WorkerFailure, join_cluster
+from workbench.ngrams import ClusterJoin
 from workbench.scorers import RayScorer, Scorer, score_transcript
 from workbench.scorers.scorer import StreamingScorer
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))  # the workers of a cluster look where this process looks
-from cluster_workers import Forgetful, LoggingScorer, lines, refuse, square  # noqa: E402
+from cluster_workers import (  # noqa: E402
+    Forgetful,
+    LoggingScorer,
+    kill_first_time,
+    lines,
+    refuse,
+    square,
+)
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra 'ray')"
@@ -42,15 +48,33 @@ def same_scores(one, two):
     np.testing.assert_array_equal(one.loglik_sum, two.loglik_sum)
     np.testing.assert_array_equal(one.n_tokens, two.n_tokens)
     assert one.key == two.key
+    assert (one.token_logliks is None) == (two.token_logliks is None)
     for a, b in zip(one.token_logliks or [], two.token_logliks or [], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=90):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.05)
+
+
+def in_a_thread(action):
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def program(text, *arguments):
+    """Another process that runs a program, its folder of imports and its output at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
+    )
 
 
 def free_port():
@@ -67,19 +91,12 @@ def cluster():
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
         from ray.cluster_utils import Cluster
 
         port = free_port()
-        made = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1,
-                "include_dashboard": False,
-                "ray_client_server_port": port,
-            },
-        )
+        head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
+        made = Cluster(initialize_head=True, head_node_args=head)
         made.second = made.add_node(num_cpus=1)
         made.outside = f"ray://{made.address.split(':')[0]}:{port}"
         yield made
@@ -94,37 +111,33 @@ class TestTwoNodes:
     """In the order of the file: the last test takes one of the nodes away."""
 
     def test_equal_to_one_process_row_by_row(self, cluster, tmp_path):
-        t, log = transcript_of(1000), tmp_path / "log"
-        here = score_transcript(
-            t, LoggingScorer(str(log)), tmp_path / "a.parquet", keep_tokens=True
-        )
-        parts_here = sorted(sorted(rows) for _, rows in lines(log))
+        t, log = transcript_of(), tmp_path / "log"
+        plain = LoggingScorer(str(log))
+        here = score_transcript(t, plain, tmp_path / "a", chunk=50, keep_tokens=True)
+        parts_here = sorted(rows for _, rows in lines(log))
         log.unlink()
-        scorer = RayScorer(LoggingScorer(str(log), seconds=0.3), cluster.address)
-        there = score_transcript(t, scorer, tmp_path / "b.parquet", keep_tokens=True)
+        scorer = RayScorer(LoggingScorer(str(log), company=2), cluster.address)
+        there = score_transcript(t, scorer, tmp_path / "b", chunk=50, keep_tokens=True)
         same_scores(here, there)
-        assert sorted(sorted(rows) for _, rows in lines(log)) == parts_here
+        assert sorted(rows for _, rows in lines(log)) == parts_here
         assert len({pid for pid, _ in lines(log)}) == 2
 
     def test_a_killed_worker_loses_and_doubles_nothing(self, cluster, tmp_path):
-        t, log = transcript_of(), tmp_path / "log"
-        killed = []
+        t, log, killed = transcript_of(), tmp_path / "log", []
 
         def kill():
             wait_for(lambda: log.exists() and len(lines(log)) >= 3)
             killed.append(lines(log, "begin")[-1][0])
             os.kill(killed[0], signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
-        killer.start()
+        killer = in_a_thread(kill)
         scorer = RayScorer(LoggingScorer(str(log), seconds=0.3), cluster.address)
         scores = score_transcript(t, scorer, chunk=20)
         killer.join()
-        log.touch()
-        same_scores(scores, score_transcript(t, LoggingScorer(str(log), "fake"), tmp_path / "a"))
         begun = {tuple(rows) for pid, rows in lines(log, "begin") if pid == killed[0]}
         done = {tuple(rows) for pid, rows in lines(log) if pid == killed[0]}
         assert begun - done  # it was in the middle of a part
+        same_scores(scores, score_transcript(t, LoggingScorer(str(log)), tmp_path / "a"))
 
     def test_from_outside(self, cluster, tmp_path):
         t, log = transcript_of(), str(tmp_path / "log")
@@ -132,9 +145,169 @@ class TestTwoNodes:
         scores = score_transcript(t, scorer, chunk=50)
         same_scores(scores, score_transcript(t, LoggingScorer(log), tmp_path / "a"))
         with join_cluster(cluster.outside) as joined:
-            assert dict(joined.calls(square, [(i,) for i in range(5)])) == {
-                i: i * i for i in range(5)
-            }
+            assert joined.client
+            found = dict(joined.calls(square, [(i,) for i in range(5)]))
+            assert found == {i: i * i for i in range(5)}
+
+    def test_one_connection_for_several_runs_stays_until_its_block_ends(self, cluster, tmp_path):
+        import ray
+
+        with join_cluster(cluster.address) as joined:
+            assert joined.workers() == 2
+            with join_cluster() as again:
+                assert again == joined
+            assert ray.is_initialized()
+            rows = np.array([5, 3, 9])
+            encoded = LoggingScorer("").encode(transcript_of())
+            plain = LoggingScorer(str(tmp_path / "log"))
+            values = RayScorer(plain).score(encoded, rows)
+            for one, two in zip(values, plain.score(encoded, rows), strict=True):
+                np.testing.assert_array_equal(one, two)
+            with (
+                pytest.raises(InputError, match="connected to a cluster already"),
+                join_cluster("127.0.0.1:1"),
+            ):
+                pass  # fmt: skip
+        assert not ray.is_initialized()
+
+    def test_calls_come_in_order_or_as_they_finish_and_survive_a_death(self, cluster, tmp_path):
+        taken = []
+
+        def arguments():
+            for number in range(30):
+                taken.append(number)
+                yield number, str(tmp_path)
+
+        with join_cluster(cluster.address) as joined:
+            results = joined.calls(kill_first_time, arguments())
+            assert next(results) == (0, 0)
+            assert len(taken) < 10  # the others wait
+            assert list(results) == [(i, i * i) for i in range(1, 30)]
+            found = list(joined.calls(square, [(i,) for i in range(9)], in_order=False, workers=1))
+            assert sorted(found) == [(i, i * i) for i in range(9)]
+            with pytest.raises(InputError, match=r"^number 1 is bad: give another$"):
+                list(joined.calls(refuse, [(1,)]))
+
+    def test_what_cannot_be_is_one_sentence(self, cluster, tmp_path, monkeypatch):
+        t, log = transcript_of(40), str(tmp_path / "log")
+
+        def score(**options):
+            workers = {k: options.pop(k) for k in ("workers", "num_cpus") if k in options}
+            score_transcript(t, RayScorer(LoggingScorer(log, **options), **workers))
+
+        with join_cluster(cluster.address):
+            with pytest.raises(InputError, match=r"^row 3 of t.parquet is bad: take it out$"):
+                score(fail="input")
+            with pytest.raises(WorkerFailure, match="(?s)Traceback.*KeyError: 'a bug'"):
+                score(fail="bug")
+            with pytest.raises(InputError, match="another model than was asked for .*versions"):
+                score(fail="version")
+            with pytest.raises(InputError, match="3 worker.*do not fit .* 2 CPUs .* room for 2"):
+                score(workers=3)
+            with pytest.raises(InputError, match="2 CPUs and 0 GPUs do not fit .* room for 0"):
+                score(num_cpus=2)
+            with pytest.raises(InputError, match="workers is 0"):
+                score(workers=0)
+            monkeypatch.setattr("workbench.cluster.RETRIES", 1)
+            with pytest.raises(InputError, match="lost with its worker 2 times .* continues"):
+                score(fail="die")
+
+    def test_join_is_the_join(self, cluster, monkeypatch):
+        rng = np.random.default_rng(0)
+        rows = [rng.integers(0, 30, size) for size in rng.integers(0, 20, 500)]
+        transcript = Transcript.from_arrays(np.arange(500), tokens=rows)
+        texts = Texts.from_tokens([np.concatenate(rows[:30]), rng.integers(0, 35, 300)])
+        here = match_ngrams(transcript, texts, 5)
+        monkeypatch.setattr(ngrams, "_RUN", 300)
+        there = match_ngrams(transcript, texts, 5, engine=ClusterJoin(cluster.address))
+        for name in ("longest", "ngram", "occurrences"):
+            np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
+        for weight in ngrams.WEIGHTS:
+            np.testing.assert_array_equal(here.counts(weight).values, there.counts(weight).values)
+        blocks = np.arange(500) % 7
+        np.testing.assert_array_equal(here.block_logliks(blocks), there.block_logliks(blocks))
+        assert here.engine == there.engine
+
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+    def test_a_stopped_driver_goes_on_where_it_was(self, cluster, tmp_path, how):
+        log, out = tmp_path / "log", tmp_path / "s.parquet"
+        driver = program(
+            """
+            import sys
+            from cluster_workers import LoggingScorer
+            from test_ray import transcript_of
+            from workbench.scorers import RayScorer, score_transcript
+            scorer = RayScorer(LoggingScorer(sys.argv[1], seconds=0.2), sys.argv[3])
+            score_transcript(transcript_of(), scorer, sys.argv[2], chunk=20)
+            """,
+            log,
+            out,
+            cluster.address,
+        )
+        wait_for(lambda: len(list(tmp_path.glob("s.parquet.parts-*/part-*"))) >= 4)
+        driver.send_signal(how)
+        driver.communicate(timeout=60)
+        assert driver.returncode != 0
+        kept = len(list(tmp_path.glob("s.parquet.parts-*/part-*")))
+        assert 4 <= kept < 20
+        again = tmp_path / "again"
+        scorer = RayScorer(LoggingScorer(str(again)), cluster.address)
+        scores = score_transcript(transcript_of(), scorer, out, chunk=20)
+        assert len(lines(again)) == 20 - kept
+        plain = LoggingScorer(str(tmp_path / "plain"))
+        same_scores(scores, score_transcript(transcript_of(), plain, tmp_path / "a"))
+
+    def test_a_model_s_scores_are_the_same_bit_for_bit(self, cluster, tmp_path):
+        torch = pytest.importorskip("torch")
+        from workbench.lab.recipes import Recipe
+        from workbench.lab.training import new_llama
+        from workbench.scorers import CausalLMScorer
+
+        shape = Recipe("small", hidden_size=32, layers=2, heads=2, intermediate_size=64,
+                       vocab_size=512, example_tokens=16, examples=1)  # fmt: skip
+        new_llama(shape, 0).save_pretrained(tmp_path / "model")
+        t = transcript_of()
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            inner = CausalLMScorer(tmp_path / "model", device="cpu")
+            here = score_transcript(t, inner, tmp_path / "a", chunk=50, keep_tokens=True)
+        finally:
+            torch.set_num_threads(before)
+        scorer = RayScorer(CausalLMScorer(tmp_path / "model", device="cpu"), cluster.address)
+        there = score_transcript(t, scorer, tmp_path / "b", chunk=50, keep_tokens=True)
+        same_scores(here, there)
+
+    def test_siblings_are_the_same_bit_for_bit(self, cluster, tmp_path, monkeypatch):
+        pytest.importorskip("torch")
+        from test_lab_siblings import TINY, same, weights
+
+        from workbench.lab.corpus import text_corpus
+        from workbench.lab.derivatives import pretrain
+        from workbench.lab.siblings import train_siblings
+
+        words = np.random.default_rng(0).integers(0, 200, (120, 60))
+        (tmp_path / "text.txt").write_text("\n".join(" ".join(map(str, w)) for w in words))
+
+        def made(name, **options):
+            monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / name))
+            corpus = text_corpus(tmp_path / "text.txt", vocab_size=300, example_tokens=16)
+            text = Texts.from_tokens([np.arange(3, 40)])
+            alice = pretrain(TINY, corpus)
+            return train_siblings(alice, fraction=0.75, n_siblings=2, fine_tune_on=text, **options)
+
+        here = made("here", workers=1)
+        there = made("there", cluster=cluster.address)
+        assert there.procedure == here.procedure != ""
+        pairs = zip([here.rerun, *here.siblings], [there.rerun, *there.siblings], strict=True)
+        for one, two in pairs:
+            assert one.name == two.name
+            assert same(weights(one), weights(two))
+            names = [sorted(p.name for p in folder.iterdir()) for folder in (one, two)]
+            assert names[0] == names[1]
+        stamps = [f.stat().st_mtime_ns for f in there.siblings]
+        assert made("there", cluster="127.0.0.1:1") == there  # nothing is left to train
+        assert [f.stat().st_mtime_ns for f in there.siblings] == stamps
 
     def test_a_lost_node_loses_and_doubles_nothing(self, cluster, tmp_path):
         t, log = transcript_of(), tmp_path / "log"
@@ -143,9 +316,147 @@ class TestTwoNodes:
             wait_for(lambda: log.exists() and len({pid for pid, _ in lines(log)}) == 2)
             cluster.remove_node(cluster.second, allow_graceful=False)
 
-        remover = threading.Thread(target=remove)
-        remover.start()
-        scorer = RayScorer(LoggingScorer(str(log), seconds=0.5), cluster.address)
+        remover = in_a_thread(remove)
+        scorer = RayScorer(LoggingScorer(str(log), seconds=0.2, company=2), cluster.address)
         scores = score_transcript(t, scorer, chunk=20)
         remover.join()
+        assert len({pid for pid, _ in lines(log)}) >= 2
         same_scores(scores, score_transcript(t, LoggingScorer(str(log)), tmp_path / "a"))
+
+
+# ---------------------------------------------------------------- this machine
+
+
+@needs_ray
+def test_a_local_cluster_is_quiet_takes_every_cpu_and_leaves_nothing_behind(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    done = program(
+        """
+        import os, signal, sys
+        import psutil
+        from cluster_workers import LoggingScorer
+        from test_ray import transcript_of
+        from workbench.cluster import join_cluster
+        from workbench.scorers import RayScorer, score_transcript
+        before = dict(os.environ), signal.getsignal(signal.SIGTERM)
+        with join_cluster("local") as cluster:
+            print(cluster.workers(), os.cpu_count())
+            scorer = RayScorer(LoggingScorer(sys.argv[1]))  # as many workers as there are CPUs
+            score_transcript(transcript_of(), scorer, sys.argv[2], chunk=100)
+        assert (dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
+        print(len(psutil.Process().children(recursive=True)))
+        """,
+        tmp_path / "log",
+        tmp_path / "s.parquet",
+    )
+    out, err = done.communicate(timeout=200)
+    assert done.returncode == 0, err
+    workers, cpus, children = out.split()
+    assert workers == cpus
+    assert children == "0"
+    assert err == ""
+    assert len(lines(tmp_path / "log")) == 4
+    assert psutil.pid_exists(os.getpid())
+
+
+@needs_ray
+def test_a_killed_driver_takes_its_local_cluster_with_it(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    driver = program(
+        """
+        import sys, time
+        from pathlib import Path
+        from workbench.cluster import join_cluster
+        with join_cluster("local"):
+            Path(sys.argv[1]).touch()
+            time.sleep(300)
+        """,
+        tmp_path / "up",
+    )
+    wait_for((tmp_path / "up").exists)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+# ---------------------------------------------------------------- no cluster needed
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    scorer = RayScorer(LoggingScorer("log"))
+    with pytest.raises(InputError, match=r"pip install 'palimpsest-workbench\[ray\]'"):
+        score_transcript(transcript_of(), scorer)
+
+
+@needs_ray
+def test_addresses_without_a_cluster():
+    for address in (f"ray://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"):
+        with (
+            pytest.raises(InputError, match=f"no Ray cluster answers at {address} .*check"),
+            join_cluster(address),
+        ):
+            pass  # fmt: skip
+    for address in ("somewhere", "ray://head", "ray://:99"):
+        with (
+            pytest.raises(InputError, match="is not an address: write local, auto"),
+            join_cluster(address),
+        ):
+            pass  # fmt: skip
+
+
+def test_a_scorer_that_cannot_be_built_again_is_refused_at_once():
+    with pytest.raises(InputError, match="Forgetful does not keep its argument 'path'"):
+        RayScorer(Forgetful("log"))
+
+
+def test_identity_and_encoding_are_the_inner_scorer_s():
+    inner = LoggingScorer("log")
+    scorer = RayScorer(inner, "auto")
+    assert isinstance(scorer, Scorer)
+    assert isinstance(scorer, StreamingScorer)
+    assert not isinstance(inner, StreamingScorer)
+    assert scorer.identity() == inner.identity()
+    np.testing.assert_array_equal(
+        scorer.encode(transcript_of()).token_ids, inner.encode(transcript_of()).token_ids
+    )
+
+
+@pytest.mark.parametrize("command", ["score", "partition", "siblings"])
+def test_the_command_line_passes_the_address_on(command, tmp_path):
+    """An address that answers nobody: the one sentence of the cluster, not of anything else."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.array([[1, 2, 3, 4, 5, 6, 7, 8, 9]] * 4)
+    pq.write_table(pa.table({"index": range(4), "tokens": rows}), tmp_path / "t.parquet")
+    arguments = {
+        "score": ["score", "--model", "m", "--transcript", "t.parquet", "--out", "s.parquet"],
+        "partition": ["test", "partition", "--transcript", "t.parquet", "--texts", "t.parquet"],
+        "siblings": ["lab", "siblings"],
+    }[command]
+
+    def run(*more):
+        done = subprocess.run(
+            [sys.executable, "-m", "workbench.cli", *arguments, *more],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    status, message = run("--workers", "2")
+    assert status == 2
+    assert "--workers are a cluster's: add --cluster" in message
+    if command == "partition":
+        if importlib.util.find_spec("ray") is not None:
+            assert "'nowhere' is not an address" in run("--cluster", "nowhere")[1]
+        assert (
+            "runs the join, not tokengrams"
+            in run("--cluster", "local", "--engine", "tokengrams")[1]
+        )

@@ -50,6 +50,7 @@ __all__ = [
     "CausalLMScorer",
     "Evidence",
     "InputError",
+    "RayScorer",
     "ScorerIdentity",
     "Scores",
     "ShuffleClaim",
