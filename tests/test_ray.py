@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench import InputError, Texts, Transcript, match_ngrams, ngrams
+from workbench import InputError, Scores, Texts, Transcript, match_ngrams, ngrams
 from workbench.cluster import WorkerFailure, join_cluster
 from workbench.ngrams import ClusterJoin
 from workbench.scorers import RayScorer, Scorer, score_transcript
@@ -83,9 +83,9 @@ def free_port():
         return taken.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def cluster():
-    """Two nodes on this machine, with a token of their own, one CPU each."""
+    """Two nodes on this machine, with a token of their own, one CPU each; this process joined."""
     with pytest.MonkeyPatch.context() as patch:
         # Before Ray is imported: it reads them once.
         patch.setenv("RAY_AUTH_MODE", "token")
@@ -99,7 +99,8 @@ def cluster():
         made = Cluster(initialize_head=True, head_node_args=head)
         made.second = made.add_node(num_cpus=1)
         made.outside = f"ray://{made.address.split(':')[0]}:{port}"
-        yield made
+        with join_cluster(made.address):  # joining for each test again would take longer than they
+            yield made
         made.shutdown()
 
 
@@ -139,36 +140,51 @@ class TestTwoNodes:
         assert begun - done  # it was in the middle of a part
         same_scores(scores, score_transcript(t, LoggingScorer(str(log)), tmp_path / "a"))
 
-    def test_from_outside(self, cluster, tmp_path):
-        t, log = transcript_of(), str(tmp_path / "log")
-        scorer = RayScorer(LoggingScorer(log), cluster.outside)
-        scores = score_transcript(t, scorer, chunk=50)
-        same_scores(scores, score_transcript(t, LoggingScorer(log), tmp_path / "a"))
-        with join_cluster(cluster.outside) as joined:
-            assert joined.client
-            found = dict(joined.calls(square, [(i,) for i in range(5)]))
-            assert found == {i: i * i for i in range(5)}
+    def test_from_outside_and_back(self, cluster, tmp_path):
+        done = program(
+            """
+            import sys
+            import ray
+            from cluster_workers import LoggingScorer, square
+            from test_ray import transcript_of
+            from workbench.cluster import join_cluster
+            from workbench.scorers import RayScorer, score_transcript
+            with join_cluster(sys.argv[3]) as joined:
+                assert joined.client
+                assert list(joined.calls(square, [(2,), (3,)])) == [(0, 4), (1, 9)]
+                scorer = RayScorer(LoggingScorer(sys.argv[1]), sys.argv[3])
+                score_transcript(transcript_of(), scorer, sys.argv[2], chunk=100)
+            assert not ray.is_initialized()
+            """,
+            tmp_path / "log",
+            tmp_path / "s.parquet",
+            cluster.outside,
+        )
+        _, err = done.communicate(timeout=200)
+        assert done.returncode == 0, err
+        assert len(lines(tmp_path / "log")) == 4
+        plain = LoggingScorer(str(tmp_path / "plain"))
+        scores = Scores.read(tmp_path / "s.parquet")
+        same_scores(scores, score_transcript(transcript_of(), plain, tmp_path / "a"))
 
-    def test_one_connection_for_several_runs_stays_until_its_block_ends(self, cluster, tmp_path):
+    def test_a_connection_that_was_there_is_used_and_stays(self, cluster, tmp_path):
         import ray
 
-        with join_cluster(cluster.address) as joined:
-            assert joined.workers() == 2
-            with join_cluster() as again:
-                assert again == joined
-            assert ray.is_initialized()
-            rows = np.array([5, 3, 9])
-            encoded = LoggingScorer("").encode(transcript_of())
-            plain = LoggingScorer(str(tmp_path / "log"))
-            values = RayScorer(plain).score(encoded, rows)
-            for one, two in zip(values, plain.score(encoded, rows), strict=True):
-                np.testing.assert_array_equal(one, two)
-            with (
-                pytest.raises(InputError, match="connected to a cluster already"),
-                join_cluster("127.0.0.1:1"),
-            ):
-                pass  # fmt: skip
-        assert not ray.is_initialized()
+        with join_cluster() as one, join_cluster("auto") as two:
+            assert one == two
+            assert one.workers() == 2
+        assert ray.is_initialized()
+        with (
+            pytest.raises(InputError, match="connected to a cluster already"),
+            join_cluster("127.0.0.1:1"),
+        ):
+            pass  # fmt: skip
+        rows = np.array([5, 3, 9])
+        plain = LoggingScorer(str(tmp_path / "log"))
+        encoded = plain.encode(transcript_of())
+        values = RayScorer(plain).score(encoded, rows)
+        for mine, theirs in zip(values, plain.score(encoded, rows), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
     def test_calls_come_in_order_or_as_they_finish_and_survive_a_death(self, cluster, tmp_path):
         taken = []
@@ -195,22 +211,21 @@ class TestTwoNodes:
             workers = {k: options.pop(k) for k in ("workers", "num_cpus") if k in options}
             score_transcript(t, RayScorer(LoggingScorer(log, **options), **workers))
 
-        with join_cluster(cluster.address):
-            with pytest.raises(InputError, match=r"^row 3 of t.parquet is bad: take it out$"):
-                score(fail="input")
-            with pytest.raises(WorkerFailure, match="(?s)Traceback.*KeyError: 'a bug'"):
-                score(fail="bug")
-            with pytest.raises(InputError, match="another model than was asked for .*versions"):
-                score(fail="version")
-            with pytest.raises(InputError, match="3 worker.*do not fit .* 2 CPUs .* room for 2"):
-                score(workers=3)
-            with pytest.raises(InputError, match="2 CPUs and 0 GPUs do not fit .* room for 0"):
-                score(num_cpus=2)
-            with pytest.raises(InputError, match="workers is 0"):
-                score(workers=0)
-            monkeypatch.setattr("workbench.cluster.RETRIES", 1)
-            with pytest.raises(InputError, match="lost with its worker 2 times .* continues"):
-                score(fail="die")
+        with pytest.raises(InputError, match=r"^row 3 of t.parquet is bad: take it out$"):
+            score(fail="input")
+        with pytest.raises(WorkerFailure, match=r"(?s)Traceback.*KeyError: 'a bug'"):
+            score(fail="bug")
+        with pytest.raises(InputError, match=r"another model than was asked for .*versions"):
+            score(fail="version")
+        with pytest.raises(InputError, match=r"3 worker.*do not fit .* 2 CPUs .* room for 2"):
+            score(workers=3)
+        with pytest.raises(InputError, match=r"2 CPUs and 0 GPUs do not fit .* room for 0"):
+            score(num_cpus=2)
+        with pytest.raises(InputError, match="workers is 0"):
+            score(workers=0)
+        monkeypatch.setattr("workbench.cluster.RETRIES", 1)
+        with pytest.raises(InputError, match=r"lost with its worker 2 times: .* continues"):
+            score(fail="die")
 
     def test_join_is_the_join(self, cluster, monkeypatch):
         rng = np.random.default_rng(0)
@@ -228,8 +243,7 @@ class TestTwoNodes:
         np.testing.assert_array_equal(here.block_logliks(blocks), there.block_logliks(blocks))
         assert here.engine == there.engine
 
-    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-    def test_a_stopped_driver_goes_on_where_it_was(self, cluster, tmp_path, how):
+    def test_a_killed_driver_goes_on_where_it_was(self, cluster, tmp_path):
         log, out = tmp_path / "log", tmp_path / "s.parquet"
         driver = program(
             """
@@ -244,18 +258,38 @@ class TestTwoNodes:
             out,
             cluster.address,
         )
-        wait_for(lambda: len(list(tmp_path.glob("s.parquet.parts-*/part-*"))) >= 4)
-        driver.send_signal(how)
+        wait_for(lambda: self.stored(tmp_path) >= 4)
+        driver.kill()
         driver.communicate(timeout=60)
-        assert driver.returncode != 0
-        kept = len(list(tmp_path.glob("s.parquet.parts-*/part-*")))
+        self.resume(out, tmp_path)
+
+    def test_ctrl_c_and_on_where_it_was(self, cluster, tmp_path):
+        log, out = tmp_path / "log", tmp_path / "s.parquet"
+
+        def interrupt():
+            wait_for(lambda: self.stored(tmp_path) >= 4)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupter = in_a_thread(interrupt)
+        scorer = RayScorer(LoggingScorer(str(log), seconds=0.3))
+        with pytest.raises(KeyboardInterrupt):
+            score_transcript(transcript_of(), scorer, out, chunk=20)
+        interrupter.join()
+        self.resume(out, tmp_path)
+
+    @staticmethod
+    def stored(folder):
+        return len(list(folder.glob("s.parquet.parts-*/part-*")))
+
+    def resume(self, out, folder):
+        kept = self.stored(folder)
         assert 4 <= kept < 20
-        again = tmp_path / "again"
-        scorer = RayScorer(LoggingScorer(str(again)), cluster.address)
+        log = folder / "again"
+        scorer = RayScorer(LoggingScorer(str(log)))
         scores = score_transcript(transcript_of(), scorer, out, chunk=20)
-        assert len(lines(again)) == 20 - kept
-        plain = LoggingScorer(str(tmp_path / "plain"))
-        same_scores(scores, score_transcript(transcript_of(), plain, tmp_path / "a"))
+        assert len(lines(log)) == 20 - kept
+        plain = LoggingScorer(str(folder / "plain"))
+        same_scores(scores, score_transcript(transcript_of(), plain, folder / "a"))
 
     def test_a_model_s_scores_are_the_same_bit_for_bit(self, cluster, tmp_path):
         torch = pytest.importorskip("torch")
@@ -287,11 +321,13 @@ class TestTwoNodes:
         from workbench.lab.siblings import train_siblings
 
         words = np.random.default_rng(0).integers(0, 200, (120, 60))
-        (tmp_path / "text.txt").write_text("\n".join(" ".join(map(str, w)) for w in words))
+        (tmp_path / "text").mkdir()
+        lines_of_text = [" ".join(map(str, line)) for line in words]
+        (tmp_path / "text" / "text.txt").write_text("\n".join(lines_of_text))
 
         def made(name, **options):
             monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / name))
-            corpus = text_corpus(tmp_path / "text.txt", vocab_size=300, example_tokens=16)
+            corpus = text_corpus(tmp_path / "text", vocab_size=300, example_tokens=16)
             text = Texts.from_tokens([np.arange(3, 40)])
             alice = pretrain(TINY, corpus)
             return train_siblings(alice, fraction=0.75, n_siblings=2, fine_tune_on=text, **options)
@@ -306,7 +342,7 @@ class TestTwoNodes:
             names = [sorted(p.name for p in folder.iterdir()) for folder in (one, two)]
             assert names[0] == names[1]
         stamps = [f.stat().st_mtime_ns for f in there.siblings]
-        assert made("there", cluster="127.0.0.1:1") == there  # nothing is left to train
+        assert made("there", cluster="nowhere") == there  # nothing is left to train
         assert [f.stat().st_mtime_ns for f in there.siblings] == stamps
 
     def test_a_lost_node_loses_and_doubles_nothing(self, cluster, tmp_path):
@@ -396,7 +432,7 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
 def test_addresses_without_a_cluster():
     for address in (f"ray://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"):
         with (
-            pytest.raises(InputError, match=f"no Ray cluster answers at {address} .*check"),
+            pytest.raises(InputError, match=rf"no Ray cluster answers at {address} .*check"),
             join_cluster(address),
         ):
             pass  # fmt: skip

@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -217,7 +216,7 @@ class Cluster:
         if not tables:
             return
         count = self.workers(workers, num_cpus=num_cpus, num_gpus=num_gpus)
-        plan = (make, list(tables), min(count, len(tables)), num_cpus, num_gpus)
+        plan = (make, list(tables), min(count, len(tables)), num_cpus, num_gpus, RETRIES + 1)
         left = set(range(len(tables)))
         with _in_one_sentence(), contextlib.ExitStack() as leaving:
             results: Iterator[pa.Table]
@@ -372,11 +371,14 @@ def _in_one_sentence() -> Iterator[None]:
             f"{_SAME_EVERYWHERE}"
         ) from error
     except ray.exceptions.RayError as error:
-        raise InputError(
-            f"a part was lost with its worker {RETRIES + 1} times ({type(error).__name__}): give a "
-            "worker more memory, or use fewer of them; finished parts are kept, and the same call "
-            "continues"
-        ) from error
+        raise InputError(f"{_lost(RETRIES + 1)} ({type(error).__name__})") from error
+
+
+def _lost(times: int) -> str:
+    return (
+        f"a part was lost with its worker {times} times: give a worker more memory, or use fewer "
+        "of them; finished parts are kept, and the same call continues"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -409,12 +411,23 @@ def _value(outcome: _Outcome) -> Any:
 class _Actor:
     """What Ray Data keeps in a worker: made by the first table, used for all."""
 
-    def __init__(self, make: Callable[[], Callable[[pa.Table], pa.Table]]) -> None:
+    def __init__(
+        self, make: Callable[[], Callable[[pa.Table], pa.Table]], attempts: Any, most: int
+    ) -> None:
         self._make = make
+        self._attempts = attempts
+        self._most = most
         self._call: Callable[[pa.Table], pa.Table] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        import ray
+
         number = table.column("number")[0].as_py()
+        before = 0
+        with contextlib.suppress(ray.exceptions.RayError):  # then nobody counts
+            before = ray.get(self._attempts.begun.remote(number))
+        if before >= self._most:
+            return _wrapped(pa.table({"nothing": pa.nulls(1)}), number, "input", _lost(self._most))
         kind, value = _guarded(self._result, _unwrapped(table))
         if kind == "value":
             return _wrapped(value, number, kind, None)
@@ -424,6 +437,22 @@ class _Actor:
         if self._call is None:
             self._call = self._make()
         return self._call(table)
+
+
+class _Attempts:
+    """How often each table was begun: Ray Data would give one that kills its worker out for ever.
+
+    Ray can count retries itself, but takes a lost node for so many of them that none is left.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[int, int] = {}
+
+    def begun(self, number: int) -> int:
+        """How often it was begun before now."""
+        times = self._begun.get(number, 0)
+        self._begun[number] = times + 1
+        return times
 
 
 def _wrapped(table: pa.Table, number: int, kind: str = "value", message: Any = None) -> pa.Table:
@@ -446,6 +475,7 @@ def _through_ray_data(
     count: int,
     num_cpus: float,
     num_gpus: float,
+    most: int,
 ) -> Generator[pa.Table]:
     import ray.data
 
@@ -456,22 +486,23 @@ def _through_ray_data(
     # One table is one block on its way in and out: none is joined to another, none is cut.
     context.target_max_block_size = None
     context.execution_options.preserve_order = False
+    # Where this runs: if that node is lost, so is the run.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    attempts = ray.remote(num_cpus=0, scheduling_strategy=here)(_Attempts).remote()
     with ray.data.DataContext.current(context):
         blocks = ray.data.from_arrow([_wrapped(table, i) for i, table in enumerate(tables)])
-        with warnings.catch_warnings():  # the last two are to go in Ray 2.64, with no successor yet
-            warnings.simplefilter("ignore")
-            results = blocks.map_batches(
-                _Actor,
-                fn_constructor_args=(make,),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
+        results = blocks.map_batches(
+            _Actor,
+            fn_constructor_args=(make, attempts, most),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+        )
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
