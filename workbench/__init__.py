@@ -17,6 +17,7 @@ _PUBLIC = {
     "CausalLMScorer": "workbench.scorers",
     "Evidence": "workbench.evidence",
     "InputError": "workbench.errors",
+    "RayScorer": "workbench.scorers",
     "ScorerIdentity": "workbench.scores",
     "Scores": "workbench.scores",
     "ShuffleClaim": "workbench.transcript",
