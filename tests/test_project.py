@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-HEAVY = ("torch", "transformers", "matplotlib", "ipywidgets", "papermill", "datasets")
+HEAVY = ("torch", "transformers", "matplotlib", "ipywidgets", "papermill", "datasets", "ray")
 
 
 def _pins() -> dict[str, str]:
@@ -124,7 +124,15 @@ def test_import_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["workbench.lab", "workbench.scorers", "workbench.cli", "workbench.evidence"]
+    "module",
+    [
+        "workbench.lab",
+        "workbench.scorers",
+        "workbench.cli",
+        "workbench.evidence",
+        "workbench.cluster",
+        "workbench.scorers.ray",
+    ],
 )
 def test_modules_import_torch_only_when_used(module: str) -> None:
     code = f"import sys, {module}; print(*[n for n in {HEAVY!r} if n in sys.modules])"

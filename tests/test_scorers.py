@@ -282,6 +282,37 @@ def test_two_processes_that_want_the_same_scores_compute_them_once(tmp_path):
     )
 
 
+# ---------------------------------------------------------------- many parts at a time
+
+
+class Streaming(FakeScorer):
+    """Gives the last part first, as a cluster might."""
+
+    def score_parts(self, encoded, parts):
+        for number in reversed(range(len(parts))):
+            yield number, self.score(encoded, parts[number])
+
+
+def test_parts_may_be_finished_in_any_order(tmp_path):
+    t, plain, streaming = transcript_of(), FakeScorer(), Streaming()
+    one = score_transcript(t, plain, tmp_path / "a.parquet", chunk=7, keep_tokens=True)
+    two = score_transcript(t, streaming, tmp_path / "b.parquet", chunk=7, keep_tokens=True)
+    np.testing.assert_array_equal(one.loglik_sum, two.loglik_sum)
+    assert one.key == two.key
+    asked = [[call.tolist() for call in scorer.calls] for scorer in (plain, streaming)]
+    assert asked[0] == asked[1][::-1]  # the parts themselves are the same
+
+
+def test_what_streaming_began_one_at_a_time_goes_on(tmp_path):
+    t, out = transcript_of(), tmp_path / "s.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        score_transcript(t, Streaming(stop_at=4), out, chunk=10)
+    scorer = FakeScorer()
+    scores = score_transcript(t, scorer, out, chunk=10)
+    assert len(scorer.calls) == 6
+    np.testing.assert_allclose(scores.loglik_sum, expected(t), rtol=1e-6)
+
+
 # ---------------------------------------------------------------- the package
 
 
@@ -301,7 +332,7 @@ def test_importing_the_package_imports_no_model_library():
         """
         import sys
         from workbench.scorers import SCORERS, open_scores, precomputed_scores, score_transcript
-        heavy = {"torch", "transformers", "tokenizers", "datasets"} & set(sys.modules)
+        heavy = {"torch", "transformers", "tokenizers", "datasets", "ray"} & set(sys.modules)
         assert not heavy, heavy
         """
     )

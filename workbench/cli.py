@@ -13,7 +13,7 @@ import typer
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import partition_test, query_test, reshuffle_test
-from workbench.ngrams import ENGINES, WEIGHTS
+from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
 from workbench.statistics import PARTITION_STATISTICS, STATISTICS
 from workbench.texts import Texts
@@ -62,6 +62,14 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 BosOption = Annotated[bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Work on a Ray cluster: local, auto, ray://host:port."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="Workers of --cluster (default: all that fit).")
+]
 
 TextsOption = Annotated[
     str,
@@ -122,6 +130,11 @@ def _read_transcript(
 
 def _claim(kind: str, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
     return ShuffleClaim(cast(Any, kind), seed=seed, seed_bits=seed_bits)
+
+
+def _check_workers(cluster: str | None, workers: int | None) -> None:
+    if workers is not None and cluster is None:
+        raise InputError("--workers are a cluster's: add --cluster local, or leave them out")
 
 
 def _read_texts(source: str, tokenizer: str | None) -> Texts:
@@ -201,16 +214,22 @@ def lab_siblings(
             "alike; score other text than this."
         ),
     ] = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Retrain the last part of the owner's run: once in order, and on fresh shuffles."""
     from workbench import lab
+
+    _check_workers(cluster, workers)
 
     made = lab.open_siblings(
         recipe,
         fraction=fraction,
         n_siblings=siblings,
         fine_tune_on=None if fine_tune_on is None else _read_texts(fine_tune_on, None),
+        workers=workers,
+        cluster=cluster,
         progress=not quiet,
     )
     # The lines after the first are options of 'palimpsest test reshuffle'.
@@ -350,15 +369,21 @@ def score(
     keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    gpus: Annotated[
+        float, typer.Option(help="GPUs of each worker of --cluster; may be a share.")
+    ] = 0,
     column: ColumnOption = None,
     split: SplitOption = "train",
     quiet: QuietOption = False,
 ) -> None:
     """Score a transcript's examples under a model; resumes where it was stopped."""
-    from workbench.scorers import CausalLMScorer, score_transcript
+    from workbench.scorers import CausalLMScorer, RayScorer, Scorer, score_transcript
 
+    _check_workers(cluster, workers)
     examples = _read_transcript(transcript, column, split)
-    scorer = CausalLMScorer(
+    scorer: Scorer = CausalLMScorer(
         model,
         revision=revision,
         dtype=dtype,
@@ -367,6 +392,8 @@ def score(
         prefix=prefix,
         length=length,
     )
+    if cluster is not None:
+        scorer = RayScorer(scorer, cluster, workers=workers, num_gpus=gpus)
     scores = score_transcript(
         examples,
         scorer,
@@ -470,6 +497,8 @@ def test_partition(
     min_n: Annotated[int, typer.Option(help="Shorter longest n-grams do not count.")] = 1,
     unique: Annotated[bool, typer.Option(help="Only n-grams that occur once.")] = False,
     engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")] = "join",
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     n_blocks: Annotated[int, typer.Option(help="Blocks of block-likelihood.")] = 50,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
@@ -484,6 +513,9 @@ def test_partition(
     quiet: QuietOption = False,
 ) -> None:
     """Do a text's n-grams lie later in the transcript than chance would put them?"""
+    _check_workers(cluster, workers)
+    if cluster is not None and engine != "join":
+        raise InputError(f"--cluster runs the join, not {engine}: leave out --engine or --cluster")
     examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     if examples.kind == "text":
         examples = _tokenised_transcript(examples, tokenizer)
@@ -495,7 +527,7 @@ def test_partition(
         weight=weight,
         min_n=min_n,
         unique=unique,
-        engine=engine,
+        engine=engine if cluster is None else ClusterJoin(cluster, workers),
         n_blocks=n_blocks,
         n_resamples=n_resamples,
         alternative=cast(Any, alternative),

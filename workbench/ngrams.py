@@ -8,7 +8,9 @@ a document of the text.
 
 import math
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from workbench.cluster import join_cluster
 from workbench.errors import InputError
 from workbench.statistics.partition import interpolated_loglik
 from workbench.texts import Texts
@@ -26,6 +29,7 @@ from workbench.transcript import Transcript
 __all__ = [
     "ENGINES",
     "WEIGHTS",
+    "ClusterJoin",
     "CountSettings",
     "Engine",
     "NgramCounts",
@@ -45,6 +49,8 @@ WEIGHTS = ("inverse", "occurrences")
 
 # Tokens of the transcript handled at a time: what numpy's temporaries of it need fits the cache.
 _CHUNK = 1 << 17
+# Tokens that a worker of a cluster handles at a time.
+_RUN = 1 << 22
 # Matches are kept in memory up to this many transcript tokens, then in a temporary file.
 _IN_MEMORY = 1 << 24
 # Bigrams are looked up in a table of all pairs when it has at most this many entries (64 MB).
@@ -277,7 +283,7 @@ def match_ngrams(
     max_ngram : int
         Longest n-gram, in tokens.
     engine : str or Engine
-        A name in `ENGINES`, or an opened index.
+        A name in `ENGINES`, an opened index, or a `ClusterJoin`.
     progress : bool
 
     Returns
@@ -605,29 +611,95 @@ def join(
     tokens the matches go to a temporary file, four bytes per token. Exact for any vocabulary and
     any size: an n-gram matches when its tokens are equal, not when their hashes are.
     """
+    return _joined(transcript, texts, max_ngram, progress, _walked_here)
+
+
+@dataclass(frozen=True)
+class ClusterJoin:
+    """The streaming join on the workers of a Ray cluster; what it finds is the join's, exactly.
+
+    The text's n-grams go to every node once, runs of the transcript's rows to one worker each;
+    what they find comes back in the order of the rows. The transcript is read here, so the cluster
+    needs no access to its file. It pays for long transcripts and several machines: tokens must
+    travel to a worker faster than this machine would look them up.
+
+    Attributes
+    ----------
+    address : str or None
+        As for `workbench.cluster.join_cluster`.
+    workers : int or None
+        Runs of rows at a time; as many as fit the cluster by default.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+
+    def __call__(
+        self, transcript: Transcript, texts: Texts, max_ngram: int, progress: bool = False
+    ) -> NgramMatches:
+        """Find n-grams; see `match_ngrams`.
+
+        Raises
+        ------
+        InputError
+            Ray is not installed; no cluster there, or no room in it; a worker died too often.
+        """
+        with join_cluster(self.address) as cluster:
+
+            def walked(trie: TextTrie, runs: Iterator[_Run], max_ngram: int) -> Iterator[_Walked]:
+                shared = cluster.put(trie)
+                sizes: deque[Ints] = deque()
+
+                def arguments() -> Iterator[tuple[Any, ...]]:
+                    for flat, offsets in runs:
+                        sizes.append(offsets)
+                        yield shared, flat, offsets, max_ngram
+
+                results = cluster.calls(_nodes_of_run, arguments(), workers=self.workers)
+                with closing(results):
+                    for _, nodes in results:
+                        yield sizes.popleft(), nodes
+
+            return _joined(transcript, texts, max_ngram, progress, walked, _RUN)
+
+
+# Rows as flat token ids and offsets; the same rows' offsets, and the node of each of their places.
+_Run = tuple[NDArray[Any], Ints]
+_Walked = tuple[Ints, NDArray[np.int32]]
+
+
+def _joined(
+    transcript: Transcript,
+    texts: Texts,
+    max_ngram: int,
+    progress: bool,
+    walk: "Callable[[TextTrie, Iterator[_Run], int], Iterator[_Walked]]",
+    run_tokens: int | None = None,
+) -> NgramMatches:
+    """The join, whoever walks the transcript's rows; results come in the order of the rows."""
     trie = text_trie(texts, max_ngram)
     levels = trie.levels
     trail = _Trail()
     occurrences = np.zeros(len(trie.parent), dtype=np.int64)
     starts: list[Ints] = []
     places = largest = 0
+
+    def runs() -> Iterator[_Run]:
+        nonlocal largest
+        for flat, offsets in transcript.token_chunks():
+            largest = max(largest, int(flat.max(initial=0)))
+            for low, high in row_pieces(offsets, run_tokens):
+                yield flat[offsets[low] : offsets[high]], offsets[low : high + 1] - offsets[low]
+
     with tqdm(
         total=transcript.n, desc="n-grams", unit="row", unit_scale=True, disable=not progress
     ) as bar:
-        for flat, offsets in transcript.token_chunks():
-            largest = max(largest, int(flat.max(initial=0)))
-            for low, high in row_pieces(offsets):
-                piece = offsets[low : high + 1] - offsets[low]
-                laid = _lay_out(trie.codes.of(flat[offsets[low] : offsets[high]]), piece, max_ngram)
-                size = len(laid) - max_ngram
-                nodes = np.empty(size, dtype=np.int32)
-                for at in range(0, size, 2 * _CHUNK):  # one step, but for a very long row
-                    stop = min(size, at + 2 * _CHUNK)
-                    nodes[at:stop] = _walk(trie, laid[at : stop + max_ngram], stop - at, max_ngram)
-                trail.append(nodes)
-                starts.append(places + piece[:-1] + np.arange(high - low))
-                places += size
-                bar.update(high - low)
+        for piece, nodes in walk(trie, runs(), max_ngram):
+            rows = len(piece) - 1
+            trail.append(nodes)
+            starts.append(places + piece[:-1] + np.arange(rows))
+            places += len(nodes)
+            bar.update(rows)
     for nodes in trail:
         occurrences += np.bincount(nodes, minlength=len(occurrences))
     # A node occurs where its descendants do.
@@ -647,6 +719,41 @@ def join(
         transcript,
         "join",
     )
+
+
+def _walked_here(trie: TextTrie, runs: Iterator[_Run], max_ngram: int) -> Iterator[_Walked]:
+    for flat, offsets in runs:
+        yield offsets, _nodes_of_piece(trie, flat, offsets, max_ngram)
+
+
+def _nodes_of_run(
+    trie: TextTrie, flat: NDArray[Any], offsets: Ints, max_ngram: int
+) -> NDArray[np.int32]:
+    """Nodes of many pieces' places, for a worker: a piece alone would not pay for its journey."""
+    return np.concatenate(
+        [
+            _nodes_of_piece(
+                trie,
+                flat[offsets[low] : offsets[high]],
+                offsets[low : high + 1] - offsets[low],
+                max_ngram,
+            )
+            for low, high in row_pieces(offsets)
+        ]
+    )
+
+
+def _nodes_of_piece(
+    trie: TextTrie, flat: NDArray[Any], offsets: Ints, max_ngram: int
+) -> NDArray[np.int32]:
+    """Node of every place of a few rows, a separator after each row."""
+    laid = _lay_out(trie.codes.of(flat), offsets, max_ngram)
+    size = len(laid) - max_ngram
+    nodes = np.empty(size, dtype=np.int32)
+    for at in range(0, size, 2 * _CHUNK):  # one step, but for a very long row
+        stop = min(size, at + 2 * _CHUNK)
+        nodes[at:stop] = _walk(trie, laid[at : stop + max_ngram], stop - at, max_ngram)
+    return nodes
 
 
 def longest_ngrams(trie: TextTrie, occurrences: Ints) -> tuple[Ints, Ints, Ints]:
@@ -671,11 +778,12 @@ def longest_ngrams(trie: TextTrie, occurrences: Ints) -> tuple[Ints, Ints, Ints]
     return longest, numbers, nodes
 
 
-def row_pieces(offsets: Ints) -> Iterator[tuple[int, int]]:
-    """Runs of rows of at most _CHUNK tokens each (one row at least)."""
+def row_pieces(offsets: Ints, tokens: int | None = None) -> Iterator[tuple[int, int]]:
+    """Runs of rows of at most so many tokens each (one row at least); _CHUNK by default."""
+    limit = _CHUNK if tokens is None else tokens
     low, n = 0, len(offsets) - 1
     while low < n:
-        high = int(np.searchsorted(offsets, offsets[low] + _CHUNK, side="right")) - 1
+        high = int(np.searchsorted(offsets, offsets[low] + limit, side="right")) - 1
         high = min(n, max(low + 1, high))
         yield low, high
         low = high

@@ -32,6 +32,7 @@ from workbench.lab.training import (
     new_llama,
     new_optimiser,
     train_all,
+    train_on_cluster,
     training_step,
 )
 from workbench.texts import Texts
@@ -153,6 +154,7 @@ def train_siblings(
     fine_tune_on: Texts | None = None,
     learning_rate: float | None = None,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Siblings:
     """Rewind the owner's run and retrain its tail: once in order, and on fresh shuffles.
@@ -171,7 +173,11 @@ def train_siblings(
     learning_rate : float, optional
         Peak of that fine-tuning; the recipe's share of its pre-training peak by default.
     workers : int, optional
-        Processes at a time, as for `train_all`.
+        Processes at a time, as for `train_all`; with a cluster, models at a time.
+    cluster : str, optional
+        Address of a Ray cluster, as for `workbench.cluster.join_cluster`: rerun and siblings are
+        trained there, one task each, and come back into this machine's cache
+        (`workbench.lab.training.train_on_cluster`). Up to the tail the run is trained here.
     progress : bool
         One bar over all models.
 
@@ -182,19 +188,25 @@ def train_siblings(
     Raises
     ------
     InputError
-        Fewer than two siblings, a fraction out of range, a text too short to fine-tune on.
+        Fewer than two siblings, a fraction out of range, a text too short to fine-tune on; as for
+        `train_on_cluster`.
     """
     if n_siblings < 2:
         raise InputError(f"n_siblings is {n_siblings}: two at least, nineteen for a floor of .05")
     replayed = rewind(alice, fraction)
     branches = [sibling(alice, fraction, number) for number in range(n_siblings + 1)]
-    jobs = [alice, *([replayed] if replayed else []), *branches]
+    head = [alice, *([replayed] if replayed else [])]
     finals = [alice, *branches]
+    tuned: list[TrainingJob] = []
     if fine_tune_on is not None:
         corpus = _corpus_of(fine_tune_on, alice)
-        finals = [_fine_tuned(job, corpus, learning_rate) for job in finals]
-        jobs += finals
-    train_all(jobs, workers=workers, progress=progress)
+        tuned = finals = [_fine_tuned(job, corpus, learning_rate) for job in finals]
+    if cluster is None:
+        train_all([*head, *branches, *tuned], workers=workers, progress=progress)
+    else:
+        train_all(head, progress=progress)
+        for wave in (branches, tuned):  # each starts from what the one before it left
+            train_on_cluster(wave, cluster, workers=workers, progress=progress)
     folders = [job.folder for job in finals]
     step = _step_at(alice, fraction)
     return Siblings(
@@ -213,6 +225,8 @@ def open_siblings(
     fraction: float = 0.9375,
     n_siblings: int = 19,
     fine_tune_on: Texts | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Siblings:
     """Siblings of a recipe's owner, trained here if they are not in the cache.
@@ -237,6 +251,8 @@ def open_siblings(
         fraction=fraction,
         n_siblings=n_siblings,
         fine_tune_on=fine_tune_on,
+        workers=workers,
+        cluster=cluster,
         progress=progress,
     )
 

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,21 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from workbench.cluster import join_cluster
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key, home
 from workbench.lab.corpus import Corpus, _child_environment
 from workbench.lab.recipes import Recipe
 from workbench.transcript import ShuffleClaim, Transcript
 
-__all__ = ["TrainingJob", "model_folder", "train", "train_all", "training_transcript"]
+__all__ = [
+    "TrainingJob",
+    "model_folder",
+    "train",
+    "train_all",
+    "train_on_cluster",
+    "training_transcript",
+]
 
 FORMAT = 1
 SAVE_EVERY_SECONDS = 15.0
@@ -470,6 +479,178 @@ def _steps_done(jobs: Sequence[TrainingJob]) -> int:
             with contextlib.suppress(OSError, ValueError):
                 done += int((job.partial / "step").read_text()) - job.first_step
     return done
+
+
+# ---------------------------------------------------------------------- many machines
+
+
+def train_on_cluster(
+    jobs: Sequence[TrainingJob],
+    address: str | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[Path]:
+    """Train what is not in the cache on a Ray cluster, one task per job.
+
+    Corpus and starting point travel to the workers and the finished models back, so that no file
+    system is shared; they land in this machine's cache as if they had been trained here. A job
+    whose worker dies is trained again from its start. Weights are bit for bit those of training
+    here where the processors are of one kind: compare siblings only with siblings that were
+    trained on the same kind.
+
+    Parameters
+    ----------
+    jobs : sequence of TrainingJob
+        What they start from must be in the cache.
+    address : str, optional
+        As for `workbench.cluster.join_cluster`.
+    workers : int, optional
+        Jobs at a time; as many as fit by default.
+    progress : bool
+        Show models done, with an estimate.
+
+    Returns
+    -------
+    list of Path
+        Model folders, in the order of `jobs`.
+
+    Raises
+    ------
+    InputError
+        No cluster there, or no room in it; a worker's device, precision or library versions are
+        not this machine's; training diverged; a parent is not in the cache.
+    """
+    with contextlib.ExitStack() as held:
+        waiting: list[TrainingJob] = []
+        for job in sorted({j.key: j for j in jobs}.values(), key=lambda j: j.key):
+            if not job.complete:
+                job.folder.parent.mkdir(parents=True, exist_ok=True)
+                # Always in the same order: two such runs wait for each other's models, not for ever
+                held.enter_context(FileLock(f"{job.folder}.lock"))
+                if not job.complete:
+                    _check_inputs(job)
+                    waiting.append(job)
+        if waiting:
+            _train_there(waiting, address, workers, progress)
+    return [job.folder for job in jobs]
+
+
+def _train_there(
+    jobs: Sequence[TrainingJob], address: str | None, workers: int | None, progress: bool
+) -> None:
+    versions = _versions()
+    threads = max(job.threads for job in jobs)
+    gpus = int(any(job.device != "cpu" for job in jobs))
+    with join_cluster(address) as cluster:
+        laid: dict[Path, Any] = {}
+
+        def contents(folder: Path | None) -> Any:
+            """What a folder holds, laid in the cluster once for all jobs that start there."""
+            if folder is None:
+                return None
+            if folder not in laid:
+                laid[folder] = cluster.put(_files(folder))
+            return laid[folder]
+
+        arguments = [
+            (
+                asdict(job),
+                versions,
+                contents(Path(job.corpus_folder)),
+                contents(None if job.parent is None else model_folder(job.parent)),
+                contents(job.source_folder),
+            )
+            for job in jobs
+        ]
+        results = cluster.calls(
+            _train_here,
+            arguments,
+            workers=workers,
+            num_cpus=threads,
+            num_gpus=gpus,
+            in_order=False,
+        )
+        with (
+            contextlib.closing(results),
+            tqdm(
+                total=len(jobs),
+                desc=f"training {len(jobs)} models",
+                unit="model",
+                disable=not progress,
+            ) as bar,
+        ):
+            for number, files in results:
+                _land(jobs[number], files)
+                bar.update(1)
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in ("torch", "transformers")}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Contents of the files of a model or corpus, by path; not of its checkpoints."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "checkpoints" not in path.relative_to(folder).parts
+    }
+
+
+def _lay_down(files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _train_here(
+    content: dict[str, Any],
+    versions: dict[str, str],
+    corpus: dict[str, bytes],
+    parent: dict[str, bytes] | None,
+    source: dict[str, bytes] | None,
+) -> dict[str, bytes]:
+    """Train a job on a worker, in a cache of its own that goes when it is done."""
+    found = _versions()
+    own = {"device and precision": " ".join(_device_and_precision()), **found}
+    asked = {"device and precision": f"{content['device']} {content['precision']}", **versions}
+    different = [f"{k} {own[k]} in place of {asked[k]}" for k in asked if own[k] != asked[k]]
+    if different:
+        raise InputError(
+            f"a worker of the cluster would train {content['name']} with {'; '.join(different)}: "
+            "siblings may differ in nothing but the order, so give every node the same versions "
+            "and kind of processor"
+        )
+    before = os.environ.get("PALIMPSEST_HOME")
+    with tempfile.TemporaryDirectory(prefix="palimpsest-") as name:
+        os.environ["PALIMPSEST_HOME"] = name
+        try:
+            _lay_down(corpus, Path(name) / "corpus")
+            job = TrainingJob(**(content | {"corpus_folder": f"{name}/corpus"}))
+            if parent is not None and job.parent is not None:
+                _lay_down(parent, model_folder(job.parent))
+            if source is not None and job.source_folder is not None:
+                _lay_down(source, job.source_folder)
+            return _files(run_job(job))
+        finally:
+            if before is None:
+                del os.environ["PALIMPSEST_HOME"]
+            else:
+                os.environ["PALIMPSEST_HOME"] = before
+
+
+def _land(job: TrainingJob, files: dict[str, bytes]) -> None:
+    """Publish a model that came from a worker; whoever calls this holds its lock."""
+    shutil.rmtree(job.partial, ignore_errors=True)
+    _lay_down(files, job.partial)
+    record = json.loads(files["training.json"])
+    record["job"]["corpus_folder"] = job.corpus_folder  # the worker's own is gone
+    _write_json(job.partial / "training.json", record)
+    _publish(job)
 
 
 # ---------------------------------------------------------------------- one job

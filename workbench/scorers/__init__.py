@@ -15,6 +15,7 @@ from workbench.transcript import Transcript
 if TYPE_CHECKING:
     from workbench.scorers.causal_lm import CausalLMScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
+    from workbench.scorers.ray import RayScorer
     from workbench.scorers.scorer import Encoded, Scorer, score_transcript
     from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
@@ -23,6 +24,7 @@ __all__ = [
     "CausalLMScorer",
     "Encoded",
     "PrecomputedScores",
+    "RayScorer",
     "Scorer",
     "ScorerKind",
     "open_scores",
@@ -37,6 +39,7 @@ _HOMES = {
     "CausalLMScorer": "causal_lm",
     "Encoded": "scorer",
     "PrecomputedScores": "precomputed",
+    "RayScorer": "ray",
     "Scorer": "scorer",
     "precomputed_scores": "precomputed",
     "score_texts": "tokenise",
@@ -79,6 +82,11 @@ SCORERS: dict[str, ScorerKind] = {
         "precomputed",
         "a column of losses or log-likelihoods in the transcript's own table",
         "PrecomputedScores",
+    ),
+    "ray": ScorerKind(
+        "ray",
+        "any of the others on the workers of a Ray cluster, here or elsewhere",
+        "RayScorer",
     ),
 }
 

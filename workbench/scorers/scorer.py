@@ -5,8 +5,8 @@ learns where the example stood in training. Does not know which model answers, o
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,7 @@ from workbench.scores import (
 )
 from workbench.transcript import Transcript
 
-__all__ = ["Encoded", "Scorer", "check_window", "score_transcript"]
+__all__ = ["Encoded", "Scorer", "StreamingScorer", "check_window", "score_transcript"]
 
 Ints = NDArray[np.int64]
 
@@ -116,6 +116,21 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingScorer(Scorer, Protocol):
+    """A scorer that works on many parts at a time, such as a cluster; optional.
+
+    `score_transcript` gives it all parts at once and stores each as it comes. Apart from that the
+    contract is the same, and so are the parts: what a part holds does not depend on who scores it.
+    """
+
+    def score_parts(
+        self, encoded: Encoded, parts: Sequence[Ints]
+    ) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+        """Number of each part, once, as it is finished, and what `score` gives for its rows."""
+        ...
+
+
 def score_transcript(
     transcript: Transcript,
     scorer: Scorer,
@@ -190,16 +205,28 @@ def score_transcript(
             unit="tok",
             unit_scale=True,
         ) as bar:
-            for start in range(0, transcript.n, size):
-                rows = order[start : start + size]
-                rows = rows[~store.done[rows]]
-                if rows.size:
-                    values = scorer.score(encoded, rows)
+            pieces = [order[start : start + size] for start in range(0, transcript.n, size)]
+            parts = [rows[~store.done[rows]] for rows in pieces]
+            parts = [rows for rows in parts if rows.size]
+            with closing(_scored(scorer, encoded, parts)) as scored:
+                for number, values in scored:
+                    rows = parts[number]
                     _check_values(values, rows, encoded, transcript, identity)
                     sums = [float(v.sum(dtype=np.float64)) for v in values]
                     store.add(rows, [v.size for v in values], sums, values if keep_tokens else None)
                     bar.update(int(lengths[rows].sum()))
         return store.finish(identity, transcript.row_digests)
+
+
+def _scored(
+    scorer: Scorer, encoded: Encoded, parts: Sequence[Ints]
+) -> Generator[tuple[int, list[NDArray[np.float32]]]]:
+    """Number and values of each part, as they are finished."""
+    if isinstance(scorer, StreamingScorer):
+        yield from scorer.score_parts(encoded, parts)
+        return
+    for number, rows in enumerate(parts):
+        yield number, scorer.score(encoded, rows)
 
 
 def check_window(prefix: int, length: int | None) -> None:
