@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from workbench.errors import InputError  # noqa: E402
 from workbench.models import attention, network  # noqa: E402
 from workbench.models.batches import TokenBudget  # noqa: E402
-from workbench.scorers import open_scores, score_transcript  # noqa: E402
+from workbench.scorers import open_scores, score_models, score_transcript  # noqa: E402
 from workbench.scorers.causal_lm import CausalLMScorer  # noqa: E402
 from workbench.scorers.scorer import Encoded, Scorer  # noqa: E402
 from workbench.transcript import Transcript  # noqa: E402
@@ -596,6 +596,25 @@ def test_tokenizer_may_come_from_another_folder(llama, tmp_path):
     scorer = CausalLMScorer(llama, device="cpu", tokenizer=other)
     assert scorer.encode(transcript).n == 2
     assert scorer.identity().tokenizer_sha256 is not None
+
+
+def test_models_that_cut_alike_say_so(llama, models, tmp_path):
+    folders = [
+        add_tokenizer(Path(shutil.copytree(models(kind), tmp_path / kind)), bos)
+        for kind, bos in (("llama", True), ("olmo2", True), ("qwen2", False))
+    ]
+    one, alike, other = (CausalLMScorer(f, device="cpu").encoding_key() for f in folders)
+    assert one == alike != other
+    assert CausalLMScorer(folders[0], device="cpu", prefix=1).encoding_key() != one
+    texts = Transcript.from_arrays([0, 1], texts=["abc", "def"])
+    scorers = [CausalLMScorer(f, device="cpu") for f in folders]
+    together = score_models(texts, scorers)
+    for folder, scores in zip(folders, together, strict=True):
+        alone = CausalLMScorer(folder, device="cpu")
+        np.testing.assert_allclose(
+            [v.sum() for v in score_all(alone, texts)], scores.loglik_sum, atol=TOLERANCE
+        )
+    assert all("_network" not in vars(s) for s in scorers)  # one at a time in memory
 
 
 # ---------------------------------------------------------------- bad examples

@@ -11,7 +11,14 @@ import pytest
 
 import workbench.scorers as scorers
 from workbench.errors import InputError
-from workbench.scorers import SCORERS, Encoded, Scorer, open_scores, score_transcript
+from workbench.scorers import (
+    SCORERS,
+    Encoded,
+    Scorer,
+    open_scores,
+    score_models,
+    score_transcript,
+)
 from workbench.scorers.scorer import SMALLEST_PART
 from workbench.scores import ScorerIdentity, Scores, ScoreStore
 from workbench.transcript import Transcript
@@ -57,6 +64,39 @@ def expected(transcript: Transcript) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- the loop
+
+
+class Keyed(FakeScorer):
+    """Says how it cuts examples; `FakeScorer` does not."""
+
+    def __init__(self, model, key):
+        super().__init__(model)
+        self.key = key
+        self.released = 0
+
+    def encoding_key(self):
+        return self.key
+
+    def release(self):
+        self.released += 1
+
+
+def test_several_models_cut_the_examples_once_if_they_cut_them_alike(tmp_path):
+    t = transcript_of()
+    scorers = [Keyed("a", "one"), Keyed("b", "one"), Keyed("c", "two"), FakeScorer("d")]
+    outs = [None, tmp_path / "b.parquet", None, None]
+    found = score_models(t, scorers, outs)
+    assert [len(s.encoded) for s in scorers] == [1, 0, 1, 1]
+    assert [s.identity.model for s in found] == ["a", "b", "c", "d"]
+    assert [s.released for s in scorers[:3]] == [1, 1, 1]
+    assert Scores.read(tmp_path / "b.parquet").identity.model == "b"
+    for s in found:
+        np.testing.assert_allclose(s.loglik_sum, expected(t), rtol=1e-6)
+    again = [Keyed("a", "one"), Keyed("b", "one"), Keyed("c", "two"), FakeScorer("d")]
+    score_models(t, again, outs)
+    assert [s.encoded + s.calls for s in again] == [[], [], [], []]
+    with pytest.raises(InputError, match="1 files for the scores of 2 models"):
+        score_models(t, scorers[:2], [None])
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 10_000])

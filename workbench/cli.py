@@ -61,7 +61,13 @@ LengthOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 BosOption = Annotated[bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16, mixed, 8bit, 4bit.")
+]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(help="Spread the model over all devices: auto, balanced, sequential."),
+]
 
 ClusterOption = Annotated[
     str | None,
@@ -366,6 +372,7 @@ def score(
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
     keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
@@ -388,6 +395,7 @@ def score(
         revision=revision,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         bos=bos,
         prefix=prefix,
         length=length,
@@ -452,10 +460,13 @@ def test_query(
     if subsample is not None:
         examples = examples.subsample(subsample, seed)
 
+    encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
+
     def scores_of(spec: str) -> Any:
         return open_scores(
             spec,
             examples,
+            encodings=encodings,
             prefix=prefix,
             length=length,
             bos=bos,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.scorers.causal_lm import CausalLMScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.ray import RayScorer
-    from workbench.scorers.scorer import Encoded, Scorer, score_transcript
+    from workbench.scorers.scorer import Encoded, Scorer, score_models, score_transcript
     from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ScorerKind",
     "open_scores",
     "precomputed_scores",
+    "score_models",
     "score_texts",
     "score_transcript",
     "tokenise_texts",
@@ -42,6 +43,7 @@ _HOMES = {
     "RayScorer": "ray",
     "Scorer": "scorer",
     "precomputed_scores": "precomputed",
+    "score_models": "scorer",
     "score_texts": "tokenise",
     "score_transcript": "scorer",
     "tokenise_texts": "tokenise",
@@ -113,6 +115,7 @@ def open_scores(
     dtype: str = "auto",
     device: str = "auto",
     progress: bool = False,
+    encodings: "dict[str, Encoded] | None" = None,
 ) -> Scores:
     """Scores of a transcript from whatever names them: a column, a file of scores, or a model.
 
@@ -137,6 +140,9 @@ def open_scores(
         As for `CausalLMScorer`; `dtype` and `device` mean nothing to columns and files.
     progress : bool
         Show a progress bar while a model scores.
+    encodings : dict of str to Encoded, optional
+        As for `score_transcript`: give several calls the same dict, and examples are cut into
+        tokens once.
 
     Returns
     -------
@@ -175,7 +181,7 @@ def open_scores(
     scorer = CausalLMScorer(
         spec, revision=revision, dtype=dtype, device=device, bos=bos, prefix=prefix, length=length
     )
-    return score_transcript(transcript, scorer, out, progress=progress)
+    return score_transcript(transcript, scorer, out, progress=progress, encodings=encodings)
 
 
 def _meaning(spec: str | Path, transcript: Transcript) -> str:

@@ -296,6 +296,17 @@ class CausalLMScorer:
         self._check_vocabulary(flat, offsets, transcript)
         return Encoded(flat.astype(np.int64), offsets, starts)
 
+    def encoding_key(self) -> str:
+        """Two scorers with the same key check and cut examples alike."""
+        return content_key(
+            {
+                "tokenizer": tokenizer_sha256_of(self._tokenizer_folder),
+                "window": [self.bos, self.prefix, self.length],
+                "vocabulary": int(self._config.vocab_size),
+                "context": context_length(self._config),
+            }
+        )
+
     def _tokenise(self, transcript: Transcript) -> list[Ints]:
         texts = transcript.texts()
         empty = next((i for i, text in enumerate(texts) if not text), None)

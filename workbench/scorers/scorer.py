@@ -27,7 +27,14 @@ from workbench.scores import (
 )
 from workbench.transcript import Transcript
 
-__all__ = ["Encoded", "Scorer", "StreamingScorer", "check_window", "score_transcript"]
+__all__ = [
+    "Encoded",
+    "Scorer",
+    "StreamingScorer",
+    "check_window",
+    "score_models",
+    "score_transcript",
+]
 
 Ints = NDArray[np.int64]
 
@@ -141,6 +148,7 @@ def score_transcript(
     keep_tokens: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    encodings: dict[str, Encoded] | None = None,
 ) -> Scores:
     """Score every example of a transcript once, and keep the result.
 
@@ -168,6 +176,9 @@ def score_transcript(
         Replace a file at `out` that holds other scores, or something else.
     progress : bool
         Show a progress bar with tokens per second and the time left.
+    encodings : dict of str to Encoded, optional
+        Token ids of this transcript that an earlier call left under the scorer's
+        ``encoding_key()``; what is not there is added. See `score_models`.
 
     Returns
     -------
@@ -191,7 +202,7 @@ def score_transcript(
         finished = _finished(path, key, identity, transcript, keep_tokens, overwrite)
         if finished is not None:
             return finished
-        encoded = scorer.encode(_without_order(transcript))
+        encoded = _encoded(scorer, transcript, encodings)
         store = ScoreStore(path, key, transcript.n, keep_tokens)
         _make_folder(store.folder, path)
         order = np.random.default_rng(seed).permutation(transcript.n)
@@ -216,6 +227,82 @@ def score_transcript(
                     store.add(rows, [v.size for v in values], sums, values if keep_tokens else None)
                     bar.update(int(lengths[rows].sum()))
         return store.finish(identity, transcript.row_digests)
+
+
+def score_models(
+    transcript: Transcript,
+    scorers: Sequence[Scorer],
+    outs: Sequence[str | Path | None] | None = None,
+    *,
+    seed: int = 0,
+    chunk: int = 2048,
+    keep_tokens: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> list[Scores]:
+    """Score the same examples under several models, suspect and references for instance.
+
+    Examples are read once, and cut into tokens once for all models that cut them alike (a suite,
+    or a model and its fine-tunes). Models are in memory one at a time, so that the largest alone
+    must fit; each one's scores are stored and resumed as by `score_transcript`.
+
+    Parameters
+    ----------
+    transcript : Transcript
+    scorers : sequence of Scorer
+    outs : sequence of str, Path or None, optional
+        One file per scorer; by default files in the cache folder.
+    seed, chunk, keep_tokens, overwrite, progress :
+        As for `score_transcript`.
+
+    Returns
+    -------
+    list of Scores
+        In the order of the scorers.
+
+    Raises
+    ------
+    InputError
+        As for `score_transcript`; `outs` has another length; scores finished before are kept.
+    """
+    files = [None] * len(scorers) if outs is None else list(outs)
+    if len(files) != len(scorers):
+        raise InputError(
+            f"{len(files)} files for the scores of {len(scorers)} models: name one each, or none"
+        )
+    encodings: dict[str, Encoded] = {}
+    found = []
+    for scorer, out in zip(scorers, files, strict=True):
+        found.append(
+            score_transcript(
+                transcript,
+                scorer,
+                out,
+                seed=seed,
+                chunk=chunk,
+                keep_tokens=keep_tokens,
+                overwrite=overwrite,
+                progress=progress,
+                encodings=encodings,
+            )
+        )
+        release = getattr(scorer, "release", None)
+        if release is not None:
+            release()
+    return found
+
+
+def _encoded(
+    scorer: Scorer, transcript: Transcript, encodings: dict[str, Encoded] | None
+) -> Encoded:
+    """The examples as token ids; from an earlier scorer, if it would check and cut them alike."""
+    key = getattr(scorer, "encoding_key", None)
+    if encodings is None or key is None:
+        return scorer.encode(_without_order(transcript))
+    name = str(key())
+    if name not in encodings:
+        encodings[name] = scorer.encode(_without_order(transcript))
+    return encodings[name]
 
 
 def _scored(
