@@ -84,13 +84,12 @@ def ours(data: Data, resamples: int) -> float:
     return null.pvalue()
 
 
-def shuffle(data: Data, resamples: int) -> float:
+def shuffle(data: Data, resamples: int) -> None:
     rng = np.random.default_rng(0)
     parts = [np.arange(part.n_units, dtype=float) for part in data.design.parts]
     for _ in range(resamples):
         for part in parts:
             rng.shuffle(part)
-    return float(parts[0][0])
 
 
 def scipy(data: Data, resamples: int, ranked: bool = False) -> float:
@@ -143,7 +142,7 @@ def resident_mib() -> float:
 
 def worker(task: dict[str, Any]) -> dict[str, Any]:
     data = Data(task["kind"], task["n"])
-    run: Callable[[int], float] = {
+    run: Callable[[int], float | None] = {
         "ours": lambda m: ours(data, m),
         "shuffle": lambda m: shuffle(data, m),
         "scipy": lambda m: scipy(data, m),
@@ -237,7 +236,8 @@ def one_row(
     }
     for key in ("seconds", "peak_mib", "resamples_run", "pvalue"):
         row[key] = {
-            t: statistics.median(r[key] for r in rs) if rs else None for t, rs in found.items()
+            t: statistics.median(r[key] for r in rs) if rs and rs[0][key] is not None else None
+            for t, rs in found.items()
         }
     row["seconds_each"] = {t: [r["seconds"] for r in rs] for t, rs in found.items()}
     row["scaled_linearly"] = [
