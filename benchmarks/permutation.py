@@ -9,8 +9,10 @@ ceiling is shuffling every block alone, one thread.
 
 Each measurement is a process of its own, so that its memory can be told: the highest resident
 memory less that with the data made and the libraries loaded. SciPy is given as many resamples as
-fit its limit of time, and its seconds are scaled linearly to the full number: the table marks such
-figures with ~, the JSON says how many ran. Ours and the ceiling are never scaled.
+fit its limit of time (three at least), and its seconds are scaled linearly to the full number: the
+table marks such figures with ~, the JSON says how many ran. Ours and the ceiling are never scaled.
+Three columns "cpu" give the three ratios before them in processor time, which a busy machine
+distorts less.
 
     python benchmarks/permutation.py
     python benchmarks/permutation.py --smoke      # a few hundred examples, seconds
@@ -154,7 +156,7 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         run(2)
         each = (time.perf_counter() - start) / 3  # the observed value is one more
-        resamples = int(max(2, min(resamples, task["seconds"] / each)))
+        resamples = int(max(3, min(resamples, task["seconds"] / each)))
     before, highest, done = resident_mib(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -163,13 +165,14 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     pvalue = run(resamples)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     done.set()
     watcher.join()
     return {
         "seconds": seconds * task["resamples"] / resamples,
+        "cpu_seconds": cpu * task["resamples"] / resamples,
         "resamples_run": resamples,
         "pvalue": pvalue,
         "peak_mib": max(highest[0], resident_mib()) - before,
@@ -234,7 +237,7 @@ def one_row(
         "rounds": rounds,
         "not_run": reasons,
     }
-    for key in ("seconds", "peak_mib", "resamples_run", "pvalue"):
+    for key in ("seconds", "cpu_seconds", "peak_mib", "resamples_run", "pvalue"):
         row[key] = {
             t: statistics.median(r[key] for r in rs) if rs and rs[0][key] is not None else None
             for t, rs in found.items()
@@ -243,9 +246,15 @@ def one_row(
     row["scaled_linearly"] = [
         t for t in TASKS if (row["resamples_run"][t] or resamples) < resamples
     ]
-    s = row["seconds"]
+    s, cpu = row["seconds"], row["cpu_seconds"]
     for key, peer in (("scipy", "scipy"), ("scipy_ranked_before", "scipy, ranked before")):
         row[f"times_faster_than_{key}"] = s[peer] / s["ours"] if s[peer] and s["ours"] else None
+        row[f"times_less_processor_time_than_{key}"] = (
+            cpu[peer] / cpu["ours"] if cpu[peer] and cpu["ours"] else None
+        )
+    row["times_the_processor_time_of_shuffling"] = (
+        cpu["ours"] / cpu["shuffle"] if cpu["ours"] and cpu["shuffle"] else None
+    )
     row["times_slower_than_shuffling_on_one_core"] = (
         s["ours"] / s["shuffle"] if s["ours"] and s["shuffle"] else None
     )
@@ -270,7 +279,10 @@ def show(row: dict[str, Any]) -> None:
         f"{cell('scipy'):>9} {cell('scipy, ranked before'):>9} {cell('shuffle'):>8} "
         f"{ratio('times_faster_than_scipy'):>7} "
         f"{ratio('times_faster_than_scipy_ranked_before'):>8} "
-        f"{ratio('times_slower_than_shuffling_on_one_core'):>9} {memory('ours'):>8} "
+        f"{ratio('times_slower_than_shuffling_on_one_core'):>9} "
+        f"{ratio('times_less_processor_time_than_scipy'):>7} "
+        f"{ratio('times_less_processor_time_than_scipy_ranked_before'):>8} "
+        f"{ratio('times_the_processor_time_of_shuffling'):>9} {memory('ours'):>8} "
         f"{memory('scipy'):>9}",
         flush=True,
     )
@@ -301,7 +313,8 @@ def main() -> None:
         asked.rounds, asked.scipy_seconds = 1, 0.1
     print(
         f"{'':>15} {'n':>9} {'m':>6} {'ours s':>8} {'scipy s':>9} {'ranked s':>9} {'shuffle':>8} "
-        f"{'× scipy':>7} {'× ranked':>8} {'÷ shuffle':>9} {'ours MiB':>8} {'scipy MiB':>9}"
+        f"{'× scipy':>7} {'× ranked':>8} {'÷ shuffle':>9} {'cpu':>7} {'cpu':>8} {'cpu':>9} "
+        f"{'ours MiB':>8} {'scipy MiB':>9}"
     )
     rows = []
     for kind, n, resamples in SMOKE_ROWS if asked.smoke else ROWS:

@@ -25,6 +25,10 @@ and also given apart; fixed batch sizes are chosen beforehand, outside the time.
   in float64 for small models and float32 otherwise; the rank correlation is Spearman's, of
   per-sequence means.
 
+On a machine that others use, ``--clock cpu --threads 1`` counts the seconds of processor time that
+a process was given, in every figure and in the ceiling alike; wall time is the default, and the
+JSON says which.
+
 Weights are random, scaled so that predictions differ from token to token (logits have a standard
 deviation of 3). Peers: ``pip install -c constraints.txt -r benchmarks/requirements.txt``. The
 metric's script is fetched from a hub by ``evaluate.load``; without network pass a local copy of
@@ -304,10 +308,11 @@ def evaluate_metric(task: dict[str, Any]) -> Score:
     kept: list[Any] = []
 
     def timed(*given: Any, **options: Any) -> Any:
-        start = time.perf_counter()
+        task["loading"] = 0.0
         if not kept:
-            kept.append(load(*given, **options).to(task["device"]))
-        task["loading"] = time.perf_counter() - start
+            task["loading"] = seconds_of(
+                lambda: kept.append(load(*given, **options).to(task["device"])), task
+            )
         return kept[0]
 
     def score(rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -343,9 +348,10 @@ def lm_eval(task: dict[str, Any]) -> Score:
         search = model._detect_batch_size
 
         def timed(*given: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            task["found_batch"] = search(*given, **options)
-            task["search_seconds"] = time.perf_counter() - start
+            def find() -> None:
+                task["found_batch"] = search(*given, **options)
+
+            task["search_seconds"] = seconds_of(find, task)
             return task["found_batch"]
 
         model._detect_batch_size = timed
@@ -413,28 +419,22 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
     quiet()
     torch.set_num_threads(task["threads"])
     if task["name"] == "ceiling":
-        return ceiling(task["dtypes"], task["device"], task["smoke"])
+        return ceiling(task)
     folder = Path(task["folder"])
     rows = rows_of(folder)
     os.environ["PALIMPSEST_HOME"] = str(folder / "home")
     before = resident()
     score = COMPETITORS[task["name"]](task)
-    short = sorted(rows, key=len)[:2]
     if task.get("tune"):
         longest_first = sorted(rows, key=len)[:: -max(1, len(rows) // TUNING_ROWS)]
         some = longest_first if task["name"] == "lm_eval" else rows[:TUNING_ROWS]
         return {"seconds_of_batch": tuned(task, score, some)}
-    score(short)
+    score(sorted(rows, key=len)[:2])
     gc.collect()
-    if "cuda" in task["device"]:
-        torch.cuda.synchronize()
     loaded = resident() - before
+    values: list[np.ndarray] = []
     with peak_memory(task["device"]) as peak:
-        start = time.perf_counter()
-        values = score(rows)
-        if "cuda" in task["device"]:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = seconds_of(lambda: values.extend(score(rows)), task)
     np.savez(
         folder / f"{task['key']}.npz",
         flat=np.concatenate(values).astype(np.float64),
@@ -458,9 +458,7 @@ def tuned(task: dict[str, Any], score: Score, rows: list[np.ndarray]) -> dict[in
         attempt = COMPETITORS[task["name"]](task) if task["name"] == "lm_eval" else score
         try:
             attempt(rows[:2])
-            start = time.perf_counter()
-            attempt(rows)
-            found[batch] = time.perf_counter() - start
+            found[batch] = seconds_of(lambda attempt=attempt: attempt(rows), task)
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error):
                 raise
@@ -520,10 +518,26 @@ def peak_memory(device: str) -> Iterator[dict[str, float]]:
         result["mib"] = max(highest[0], resident()) - start
 
 
-def ceiling(dtypes: list[str], device: str, smoke: bool) -> dict[str, Any]:
+def seconds_of(call: Callable[[], Any], task: dict[str, Any]) -> float:
+    """Of one call: wall time, or processor time shared by the threads."""
+    cpu, cuda = task["clock"] == "cpu", "cuda" in task["device"]
+    clock = time.process_time if cpu else time.perf_counter
+    if cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    start = clock()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return (clock() - start) / (task["threads"] if cpu else 1)
+
+
+def ceiling(task: dict[str, Any]) -> dict[str, Any]:
     """FLOP/s of the fastest matrix product of each dtype: several large shapes, two libraries."""
     import torch
 
+    dtypes, device, smoke = task["dtypes"], task["device"], task["smoke"]
     sides = [(64, 64, 64)] if smoke else [(1024, 1024, 1024), (2048, 512, 2048), (2048, 2048, 2048)]
     if "cuda" in device and not smoke:
         sides = [(4096, 4096, 4096), (8192, 8192, 8192), (16_384, 4096, 16_384)]
@@ -544,24 +558,12 @@ def ceiling(dtypes: list[str], device: str, smoke: bool) -> dict[str, Any]:
                 try:
                     with torch.inference_mode():
                         product()
-                        seconds = min(timed_call(product, device) for _ in range(5))
+                        seconds = min(seconds_of(product, task) for _ in range(5))
                 except (RuntimeError, AttributeError):
                     continue
                 rates[f"{way} {m}x{k}x{n}"] = 2.0 * m * k * n / seconds
         found[name] = rates
     return {"flops_per_second": found}
-
-
-def timed_call(call: Callable[[], Any], device: str) -> float:
-    import torch
-
-    if "cuda" in device:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if "cuda" in device:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 # ------------------------------------------------------------------ the whole
@@ -586,6 +588,7 @@ class Run:
             **task,
             "device": self.asked.device,
             "threads": self.asked.threads,
+            "clock": self.asked.clock,
             "smoke": self.asked.smoke,
         }
         if self.asked.smoke and name != "ceiling":
@@ -869,6 +872,7 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": asked.threads,
+        "clock": asked.clock,
         "python": platform.python_version(),
         **versions,
         "limit_seconds": asked.limit,
@@ -890,6 +894,7 @@ def main() -> int:
     parser.add_argument("--evaluate-script", type=Path, help="local copy of perplexity.py")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one process")
     parser.add_argument("--total", type=float, default=3600, help="seconds for the whole")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/scoring-DEVICE")
@@ -916,6 +921,8 @@ def main() -> int:
         asked.rounds, asked.peer_dtypes, asked.threads = 1, ["float32"], 1
     if asked.sequences:
         cases = {n: replace(c, sequences=asked.sequences) for n, c in cases.items()}
+    if asked.clock == "cpu" and kind != "cpu":
+        parser.error("--clock cpu measures nothing of a GPU: leave it out")
     run, results = Run(asked), []
     for name, case in cases.items():
         with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
