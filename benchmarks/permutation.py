@@ -9,8 +9,9 @@ ceiling is shuffling every block alone, one thread.
 
 Each measurement is a process of its own, so that its memory can be told: the highest resident
 memory less that with the data made and the libraries loaded. SciPy is given as many resamples as
-fit its limit of time (three at least), and its seconds are scaled linearly to the full number: the
-table marks such figures with ~, the JSON says how many ran. Ours and the ceiling are never scaled.
+fit about half its limit of processor time (three at least), and the seconds of those after the
+first are scaled linearly to the full number: the table marks such figures with ~, the JSON says how
+many ran. Ours and the ceiling are never scaled.
 Three columns "cpu" give the three ratios before them in processor time, which a busy machine
 distorts less.
 
@@ -32,6 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,13 @@ def resident_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
+def spent(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds of a call."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
 def worker(task: dict[str, Any]) -> dict[str, Any]:
     data = Data(task["kind"], task["n"])
     run: Callable[[int], float | None] = {
@@ -151,12 +160,15 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
         "scipy, ranked before": lambda m: scipy(data, m, ranked=True),
     }[task["task"]]
     run(2)  # imports, threads, first touch
-    resamples = task["resamples"]
+    resamples, first = task["resamples"], None
     if task["task"].startswith("scipy"):
-        start = time.perf_counter()
-        run(2)
-        each = (time.perf_counter() - start) / 3  # the observed value is one more
-        resamples = int(max(3, min(resamples, task["seconds"] / each)))
+        # as many as fit the limit; ranking and checking the data, which is done once, is told apart
+        first = spent(lambda: run(1))
+        resamples = 3
+        while resamples < task["resamples"]:
+            if spent(partial(run, resamples))[1] > task["seconds"] / 8:
+                break
+            resamples = min(4 * resamples, task["resamples"])
     before, highest, done = resident_mib(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -165,16 +177,19 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    start, start_cpu = time.perf_counter(), time.process_time()
-    pvalue = run(resamples)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    results: list[float | None] = []
+    seconds, cpu = spent(lambda: results.append(run(resamples)))
     done.set()
     watcher.join()
+    if first is not None and resamples < task["resamples"]:
+        more = (task["resamples"] - 1) / (resamples - 1)
+        seconds = first[0] + max(0.0, seconds - first[0]) * more
+        cpu = first[1] + max(0.0, cpu - first[1]) * more
     return {
-        "seconds": seconds * task["resamples"] / resamples,
-        "cpu_seconds": cpu * task["resamples"] / resamples,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
         "resamples_run": resamples,
-        "pvalue": pvalue,
+        "pvalue": results[0],
         "peak_mib": max(highest[0], resident_mib()) - before,
     }
 
