@@ -1,17 +1,19 @@
 # make report   train the lab's models if they are not cached, run the notebooks, write reports/
 # make test     every check of this project
 # make lab      JupyterLab on the first notebook
-# make bench    speed and power against peers
+# make bench    speed and power against peers; BENCH=--smoke runs each on tiny inputs only
 # make notebooks  execute notebooks/source/*.py into notebooks/*.ipynb, outputs included
 # make clean    remove what the commands above wrote here (not the cache of trained models)
 #
 # PYTHON       the interpreter that makes the environment   (python3)
 # VENV         where it is made                             (.venv)
+# BENCH        arguments of every benchmark
 # TORCH_INDEX  the package index that torch is taken from, for instance that of its CPU builds
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -46,7 +48,7 @@ lab: $(READY)
 
 bench: $(READY)
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script; \
+		echo "== $$script"; $(BIN)/python $$script $(BENCH); \
 	done
 
 notebooks: $(READY)
