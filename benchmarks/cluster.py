@@ -93,15 +93,16 @@ def worker(folder: Path, workers: int, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000, help="examples of 64 tokens")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "cluster.json"
-    )
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/cluster.json")
+    parser.add_argument("--smoke", action="store_true", help="few rows, nothing written")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.task:
         worker(asked.folder, TASKS[asked.task], asked.rows)
         return
+    if asked.smoke:
+        asked.rows = 80
     rows = []
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as name:
         make(Path(name))
@@ -141,8 +142,11 @@ def main() -> None:
         "tokens_per_example": ROW,
         "rows": rows,
     }
-    asked.out.parent.mkdir(exist_ok=True)
-    asked.out.write_text(json.dumps(content, indent=1) + "\n")
+    if asked.smoke and asked.out is None:
+        return
+    out = asked.out or Path(__file__).parent / "results" / "cluster.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

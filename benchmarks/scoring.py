@@ -135,7 +135,7 @@ CASES = {
 def shrunk(case: Case) -> Case:
     """The same kind of case, small enough for a test."""
     shape = replace(
-        case.shape, hidden=32, layers=2, heads=4, intermediate=64, groups=min(case.shape.groups, 2)
+        case.shape, hidden=64, layers=2, heads=4, intermediate=128, groups=min(case.shape.groups, 2)
     )
     shape = replace(shape, vocabulary=case.shape.vocabulary // 256, context=64)
     short = max(4, case.shortest // 32)
@@ -708,7 +708,8 @@ def compare(name: str, case: Case, run: Run, modes: list[str], folder: Path) -> 
 
 def multiplied(mode: str) -> str | None:
     """Dtype whose matrix products a mode can be measured against; None if it names none."""
-    return mode if mode in ("float32", "bfloat16", "float16") else None
+    known = ("float32", "bfloat16", "float16")
+    return "bfloat16" if mode == "mixed" else mode if mode in known else None
 
 
 def summary(

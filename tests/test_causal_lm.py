@@ -445,7 +445,7 @@ def test_mixed_precision_is_nearer_than_half(models):
         assert error["mixed"].mean() < error["bfloat16"].mean() < 0.5
 
 
-def test_rounded_weights(tmp_path):
+def test_rounded_weights(tmp_path, capfd):
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("accelerate")
     rows = mixed_rows(20)
@@ -460,6 +460,16 @@ def test_rounded_weights(tmp_path):
         versions = scorer.identity().library_versions
         assert ("bitsandbytes" in versions) is (dtype != "bfloat16")
     assert 0 < error["bfloat16"] < error["8bit"] < error["4bit"] < 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rounding_that_its_library_cannot_do_is_one_sentence(models):
+    pytest.importorskip("bitsandbytes")
+    scorer = CausalLMScorer(models("llama"), device="cpu", dtype="4bit")  # 16 wide
+    with pytest.raises(
+        InputError, match=r"bitsandbytes cannot multiply 4bit weights of this model"
+    ):
+        score_all(scorer, transcript_of(mixed_rows(3)))
 
 
 def test_rounding_without_its_library_is_one_sentence(llama, monkeypatch):

@@ -10,6 +10,7 @@ On a CPU each core takes batches of its own: matrix products of one batch spread
 for the slowest of them a hundred times per batch. Does not know transcripts or scores.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -276,10 +277,15 @@ class Network:
             raise InputError(
                 f"{checkpoint.name} cannot be scored: {error}; give a causal model"
             ) from error
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+        except Exception as error:
+            if out_of_memory(error):
+                raise _does_not_fit(checkpoint.name, device) from error
+            if precision.bits is None:
                 raise
-            raise _does_not_fit(checkpoint.name, device) from error
+            raise InputError(
+                f"{checkpoint.name}: bitsandbytes cannot multiply {precision.name} weights of this "
+                f"model on {device} ({first_line(error)}): choose another dtype or device"
+            ) from error
 
     # ------------------------------------------------------------------ many batches
 
@@ -702,6 +708,8 @@ def _quantisation(bits: int, device: torch.device, name: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     _need("bitsandbytes", f"{bits}bit weights", name)
+    # it logs every product whose inputs it rounds
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
