@@ -352,6 +352,18 @@ def test_an_unknown_attention_is_padded_and_right(llama, monkeypatch):
     np.testing.assert_allclose(np.concatenate(padded), np.concatenate(whole), atol=TOLERANCE)
 
 
+def test_the_loaded_model_is_its_own_and_scores_stay(llama):
+    rows = mixed_rows()
+    scorer = CausalLMScorer(llama, device="cpu")
+    packed = score_all(scorer, transcript_of(rows))
+    model = scorer.loaded_model()
+    ids = torch.as_tensor(np.stack([rows[0][:2], rows[1][:2]]))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain_model(llama)(ids).logits)
+    padded = score_all(scorer, transcript_of(rows))
+    np.testing.assert_allclose(np.concatenate(padded), np.concatenate(packed), atol=TOLERANCE)
+
+
 def test_a_variable_length_kernel_is_called_for_many_lengths(llama, monkeypatch):
     """On a CPU in place of a GPU, whose kernel is not here: what it is given, what it gives."""
     calls = []

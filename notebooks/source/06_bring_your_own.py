@@ -172,6 +172,36 @@ else:
 # interrupted.
 
 # %% [markdown]
+# ## From a laptop to a cluster
+#
+# Scoring is where the hours go. Three lines move a run from this machine to many: install
+# `palimpsest-workbench[ray]` on every node, wrap the scorer, and run the same call.
+#
+# ```
+# from workbench import CausalLMScorer, RayScorer, score_transcript
+# scorer = RayScorer(CausalLMScorer("bob/model"), "ray://head:10001")
+# scores = score_transcript(transcript, scorer, progress=True)
+# ```
+#
+# What would an audit of ten million examples under a model of 12 billion parameters cost? A
+# forward pass takes two operations per parameter and token, so the bill is that, divided by what
+# the chip does per second and by the share of it that a program uses. The published code states
+# three A100-hours for 100,000 examples of 127 tokens under 6.9 billion parameters.
+
+# %%
+published = 100_000 * 127 * 2 * 6.9e9 / (3 * 3600 * 312e12)
+operations = 10_000_000 * 127 * 2 * 12e9
+chips = {"A100, 312 TFLOP/s": 312e12, "H100, 989 TFLOP/s": 989e12}
+for chip, per_second in chips.items():
+    hours = [operations / (per_second * share) / 3600 for share in (published, 0.5)]
+    print(f"{chip}: {hours[0]:4.0f} GPU-hours at {published:.1%} of it, {hours[1]:3.0f} at 50 %")
+print("rarely needed: a derivative is often found with 1,000 to 5,000 examples (notebook 02)")
+
+# %% [markdown]
+# Which precision to score in, and what it does to a verdict, is measured in `docs/scaling.md`.
+# Float32 is the default on a CPU; a GPU takes the checkpoint's own.
+
+# %% [markdown]
 # ## Windows
 #
 # A prefix gives the model context that is not scored; published work excludes a 32-token prefix and

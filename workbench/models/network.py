@@ -190,6 +190,7 @@ class Network:
         self.body, self.head = _body_and_head(model)
         self.passes = 0
         self.packs = False
+        self._attention: str | None = None  # the model's own, while another is in its place
         self.cap: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.in_two_steps = self._probe_head()
         self._sliced = self.in_two_steps and _is_plain_linear(self.head)
@@ -523,7 +524,7 @@ class Network:
         ends = ((0, 10), (10, 17), (17, 24), (24, 29), (29, 33), (33, 36))
         rows = [Row(ids[a:b], 1) for a, b in ends]
         alone = torch.cat([self._values([row]) for row in rows])
-        inner = self.model.config._attn_implementation
+        self._attention = self.model.config._attn_implementation
         register_packed_attention()
         try:
             with quiet_transformers():
@@ -534,10 +535,17 @@ class Network:
                 return True
         except Exception:  # a model of another form is padded: slower, never wrong
             pass
-        self.packs = False
-        with quiet_transformers():
-            self.model.set_attn_implementation(inner)
+        self.plain_model()
         return False
+
+    def plain_model(self) -> Any:
+        """The model with its own attention, for other uses; from now on rows are padded."""
+        self.packs = False
+        if self._attention is not None:
+            with quiet_transformers():
+                self.model.set_attn_implementation(self._attention)
+            self._attention = None
+        return self.model
 
     def _equal(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         return bool((one - other).abs().max() <= self._tolerance(one))

@@ -228,7 +228,7 @@ class CausalLMScorer:
         InputError
             As for `identity`; the weights do not fit the memory, or do not belong to the model.
         """
-        return self._network.model
+        return self._network.plain_model()
 
     def special_token(self, kind: str) -> int:
         """Id of the tokenizer's beginning (``bos``) or end (``eos``) of sequence.
