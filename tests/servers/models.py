@@ -112,3 +112,55 @@ class CausalModel:
 
     def following(self, ids: list[int]) -> np.ndarray:
         return self._all(ids)[-1].numpy()
+
+
+def train_small(folder, steps: int = 150) -> None:
+    """A small Llama with a byte-level tokenizer, trained for seconds on `training_text`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    from workbench.scorers.causal_lm import quiet_transformers
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model this small is fastest on one, above all on a busy machine
+    text = training_text()
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>"],
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    ids = torch.tensor(tokenizer.encode(text).ids)
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(
+                vocab_size=600,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=256,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+        rows = ids[: ids.numel() // 64 * 64].reshape(-1, 64)
+        rate = 5e-3
+        optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * min(1, step / 20) * (1 - step / steps)
+            batch = rows[torch.randint(len(rows), (16,))]
+            model(batch, labels=batch).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        model.save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    torch.set_num_threads(threads)

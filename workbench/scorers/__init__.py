@@ -13,14 +13,18 @@ from workbench.scores import Scores, check_aligned
 from workbench.transcript import Transcript
 
 if TYPE_CHECKING:
+    from workbench.scorers.answers import Budget
     from workbench.scorers.causal_lm import CausalLMScorer
+    from workbench.scorers.completions import CompletionsScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.scorer import Encoded, Scorer, score_transcript
     from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
 __all__ = [
     "SCORERS",
+    "Budget",
     "CausalLMScorer",
+    "CompletionsScorer",
     "Encoded",
     "PrecomputedScores",
     "Scorer",
@@ -34,7 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Budget": "answers",
     "CausalLMScorer": "causal_lm",
+    "CompletionsScorer": "completions",
     "Encoded": "scorer",
     "PrecomputedScores": "precomputed",
     "Scorer": "scorer",
@@ -74,6 +80,11 @@ SCORERS: dict[str, ScorerKind] = {
         "causal_lm",
         "a causal language model in the format of transformers, from a folder or the hub",
         "CausalLMScorer",
+    ),
+    "completions": ScorerKind(
+        "completions",
+        "a model behind an endpoint that gives the likelihoods of prompts",
+        "CompletionsScorer",
     ),
     "precomputed": ScorerKind(
         "precomputed",
