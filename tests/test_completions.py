@@ -425,8 +425,7 @@ def test_the_documented_shapes_of_vllm_are_understood():
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    pytest.importorskip("torch")
+def small(tmp_path_factory, one_thread) -> Path:
     from servers.models import train_small
 
     folder = tmp_path_factory.mktemp("small")

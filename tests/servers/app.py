@@ -221,7 +221,8 @@ class Server:
 
     def _talk(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["messages"][-1]["content"]
-        ids = model.encode(prompt)
+        # an assistant begins its answer with a word: the space at the seam is understood
+        ids = model.encode(prompt + " ")
         new = self._generate(model, ids, body, 0)
         choice: dict[str, Any] = {
             "index": 0,
@@ -305,7 +306,7 @@ class Server:
             tokens += model.shown(ids)
             values += self._values(model, ids)
             listed += [
-                None if at == 0 else self._top(model, ids[:at], ids[at], top)
+                None if at == 0 else self._prompt_top(model, ids[:at], ids[at], top)
                 for at in range(len(ids))
             ]
         for number, token in enumerate(new):
@@ -320,9 +321,12 @@ class Server:
             "text_offset": list(np.cumsum([0, *map(len, tokens[:-1])]).tolist()),
         }
 
-    def _top(self, model: Any, before: list[int], token: int, top: int) -> dict[str, float]:
+    def _prompt_top(self, model: Any, before: list[int], token: int, top: int) -> dict[str, float]:
         if top <= 1 and self.lie != "base 10":
             return {}  # as some servers do; it would be slow to work out for every place
+        return self._top(model, before, token, top)
+
+    def _top(self, model: Any, before: list[int], token: int, top: int) -> dict[str, float]:
         following = model.following(before)
         best = [token, *np.argsort(-following)[: max(top, 1)].tolist()]
         scale = math.log(10) if self.lie == "base 10" else 1.0

@@ -123,8 +123,6 @@ def train_small(folder, steps: int = 150) -> None:
 
     from workbench.scorers.causal_lm import quiet_transformers
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a model this small is fastest on one, above all on a busy machine
     text = training_text()
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -163,4 +161,3 @@ def train_small(folder, steps: int = 150) -> None:
             optimiser.zero_grad()
         model.save_pretrained(folder)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
-    torch.set_num_threads(threads)

@@ -15,8 +15,10 @@ from workbench.transcript import Transcript
 if TYPE_CHECKING:
     from workbench.scorers.answers import Budget
     from workbench.scorers.causal_lm import CausalLMScorer
+    from workbench.scorers.chat import ChatScorer
     from workbench.scorers.completions import CompletionsScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
+    from workbench.scorers.sampled import SampledScorer
     from workbench.scorers.scorer import Encoded, Scorer, score_transcript
     from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
@@ -24,9 +26,11 @@ __all__ = [
     "SCORERS",
     "Budget",
     "CausalLMScorer",
+    "ChatScorer",
     "CompletionsScorer",
     "Encoded",
     "PrecomputedScores",
+    "SampledScorer",
     "Scorer",
     "ScorerKind",
     "open_scores",
@@ -40,9 +44,11 @@ __all__ = [
 _HOMES = {
     "Budget": "answers",
     "CausalLMScorer": "causal_lm",
+    "ChatScorer": "chat",
     "CompletionsScorer": "completions",
     "Encoded": "scorer",
     "PrecomputedScores": "precomputed",
+    "SampledScorer": "sampled",
     "Scorer": "scorer",
     "precomputed_scores": "precomputed",
     "score_texts": "tokenise",
@@ -81,6 +87,11 @@ SCORERS: dict[str, ScorerKind] = {
         "a causal language model in the format of transformers, from a folder or the hub",
         "CausalLMScorer",
     ),
+    "chat": ScorerKind(
+        "chat",
+        "a model behind an endpoint that lists the likeliest next tokens",
+        "ChatScorer",
+    ),
     "completions": ScorerKind(
         "completions",
         "a model behind an endpoint that gives the likelihoods of prompts",
@@ -90,6 +101,11 @@ SCORERS: dict[str, ScorerKind] = {
         "precomputed",
         "a column of losses or log-likelihoods in the transcript's own table",
         "PrecomputedScores",
+    ),
+    "sampled": ScorerKind(
+        "sampled",
+        "a model behind an endpoint that gives text and nothing more",
+        "SampledScorer",
     ),
 }
 
