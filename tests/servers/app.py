@@ -139,8 +139,9 @@ class Server:
             status, content = self.refusal
             return JSONResponse(content, status)
         rng = np.random.default_rng([self.seed, number])
-        fault = str(rng.choice(self.faults)) if rng.random() < self.fault_rate else None
-        if fault is not None:
+        fault = None
+        if rng.random() < self.fault_rate:  # each kind in turn
+            fault = self.faults[self.happened.total() % len(self.faults)]
             self.happened[fault] += 1
         if fault in ("429", "429 date"):
             after = f"{self.retry_after}"
