@@ -256,7 +256,9 @@ def test_tokens_of_many_makers_are_found_in_the_text():
     assert token_starts("x中y", ["x", "�", "�", "�", "y"]).tolist() == [0, 1, 1, 1, 2]
     assert token_starts("x中", ["x", "�", "�", "�", "z"], generated=1).tolist() == [0, 1, 1, 1]
     assert token_starts("a▁b", ["a", "▁b"]).tolist() == [0, 1]  # the mark itself, in the text
-    for tokens in (["to"], ["to", " bee"], ["a", "to", "x"], [], ["to", " be", ".", "."]):
+    many = ["<a>", "<b>", "<c>", "to", " be"]
+    assert token_starts("to be", many[1:]).tolist() == [-1, -1, 0, 2]
+    for tokens in (many, ["to"], ["to", " bee"], ["a", "to", "x"], [], ["to", " be", ".", "."]):
         with pytest.raises(ValueError, match="text"):
             token_starts("to be", tokens, generated=1)
 
@@ -325,6 +327,26 @@ def test_answers_that_are_not_about_this_text_are_bad():
             _window(FORMS[2], choice, "one two", None, 0)
     with pytest.raises(BadAnswerError, match="no log-probabilities"):
         _window(FORMS[2], {"index": 0, "text": "one two"}, "one two", None, 0)
+
+
+@pytest.mark.parametrize("begin", [False, True])
+@pytest.mark.parametrize("text", ["H wo: 中!", "the the the the", "中文 é", "Hello world: 中!"])
+def test_prompt_logprobs_do_not_name_their_first_token_and_are_aligned(text, begin):
+    """As vLLM shows pieces of characters: nothing, until the character is complete."""
+    pieces, rest = [], text
+    while rest:
+        size = 1 if not rest[0].isspace() else 2
+        pieces.append(rest[:size])
+        rest = rest[size:]
+    shown = [[p] if p.isascii() else ["", "", p] for p in pieces]
+    tokens = (["<s>"] if begin else []) + [token for one in shown for token in one]
+    entries = [
+        {str(i): {"logprob": -float(i + 1), "rank": 1, "decoded_token": token}}
+        for i, token in enumerate(tokens)
+    ]
+    choice = {"index": 0, "prompt_logprobs": [None, *entries[1:]]}
+    values = _window(FORMS[3], choice, text, None, 0).tolist()
+    assert values == [-float(i + 1) for i in range(1, len(tokens))]
 
 
 def test_impossible_text_is_refused_by_row():

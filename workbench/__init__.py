@@ -14,9 +14,13 @@ __version__ = "0.1.0"
 
 # Public names and the modules that hold them, resolved on first use.
 _PUBLIC = {
+    "Budget": "workbench.scorers",
     "CausalLMScorer": "workbench.scorers",
+    "ChatScorer": "workbench.scorers",
+    "CompletionsScorer": "workbench.scorers",
     "Evidence": "workbench.evidence",
     "InputError": "workbench.errors",
+    "SampledScorer": "workbench.scorers",
     "ScorerIdentity": "workbench.scores",
     "Scores": "workbench.scores",
     "ShuffleClaim": "workbench.transcript",
@@ -47,9 +51,13 @@ _MODULES = (
 )
 
 __all__ = [
+    "Budget",
     "CausalLMScorer",
+    "ChatScorer",
+    "CompletionsScorer",
     "Evidence",
     "InputError",
+    "SampledScorer",
     "ScorerIdentity",
     "Scores",
     "ShuffleClaim",

@@ -8,6 +8,7 @@ beyond what a probe can find.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -35,6 +36,7 @@ WHOLE = 1.02
 NOISE = 0.25
 ROUNDING = 1e-4
 PROBE_ROUNDS = 3
+NOT_A_LETTER = re.compile("[^A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -356,25 +358,27 @@ def _places(form: Form, text: str, tokens: Sequence[str | None]) -> Ints:
     """Characters at which the server's tokens of the prompt begin."""
     if form.echo:
         return token_starts(text, [token or "" for token in tokens], generated=1)
-    # The first entry is null and does not name its token: the rest must be the end of the text.
+    # The first entry is null and does not name its token, which may be a mark of beginning: the
+    # rest must be the end of the text.
     rest = [token or "" for token in tokens[1:]]
     for at in range(min(len(text), 64)):
         try:
-            return np.concatenate([[-1 if at == 0 else 0], at + token_starts(text[at:], rest)])
+            starts = token_starts(text[at:], rest, marks=0)
         except ValueError:
             continue
+        return np.concatenate([[-1 if at == 0 else 0], starts + at])
     raise ValueError("its tokens are not those of the text")
 
 
 def _check_same_text(text: str, tokens: Sequence[str | None]) -> None:
     """Raise unless tokens that are shown as text are those of the text asked about."""
-    shown = "".join(token for token in tokens[1:] if token)
-    plain = shown.replace("▁", " ").replace("Ġ", " ")
-    if not shown or shown.startswith("token_id:") or "\ufffd" in shown + text:
+    shown = [token for token in tokens[1:] if token]
+    if any(token.startswith("token_id:") for token in shown):
         return
-    # the last token may be a generated one, marks may be shown otherwise: a long match is enough
-    size = min(len(plain), len(text)) // 2
-    if size and plain[: max(8, size)][:size] not in text:
+    # Letters only, because marks and bytes are shown in many ways; half of them, because a
+    # generated token may follow.
+    given, about = (NOT_A_LETTER.sub("", part) for part in ("".join(shown), text))
+    if given[: len(given) // 2] not in about:
         raise BadAnswerError("its tokens are not those of the text asked about")
 
 

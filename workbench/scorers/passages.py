@@ -29,6 +29,7 @@ BYTES_FORM = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 ONE_BYTE = re.compile(r"<0x([0-9a-fA-F]{2})>")
 LONGEST_CHARACTER = 4  # bytes of UTF-8
 UNREADABLE = "\ufffd"
+MOST_MARKS = 2  # of beginning, before a text's first token
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def ids_of(texts: Sequence[str], tokenizer: str | Path) -> list[Ints]:
     return _cut(_tokenizer(tokenizer), texts)[0]
 
 
-def token_starts(text: str, tokens: Sequence[str], generated: int = 0) -> Ints:
+def token_starts(
+    text: str, tokens: Sequence[str], generated: int = 0, marks: int = MOST_MARKS
+) -> Ints:
     r"""Where a server's tokens begin in the text that it was sent.
 
     Tokens are matched one after another against the text itself, because the offsets that servers
@@ -177,6 +180,8 @@ def token_starts(text: str, tokens: Sequence[str], generated: int = 0) -> Ints:
         As answered; what was generated may follow.
     generated : int
         Most tokens that were generated.
+    marks : int
+        Most tokens before the text begins.
 
     Returns
     -------
@@ -201,7 +206,7 @@ def token_starts(text: str, tokens: Sequence[str], generated: int = 0) -> Ints:
     for token in tokens:
         if at == len(data) and begun and not pieces:
             break
-        forms = _forms(token, first=not begun)
+        forms = _forms(token, first=not begun and marks > 0)
         found = next((form for form in forms if data.startswith(form, at)), None)
         if found is None and pieces:
             limit = at + LONGEST_CHARACTER * pieces + len(token.encode())
@@ -217,7 +222,7 @@ def token_starts(text: str, tokens: Sequence[str], generated: int = 0) -> Ints:
             at, pieces, begun = at + len(found), 0, True
         elif token == "" or UNREADABLE in token:
             pieces += 1
-        elif not begun:
+        elif not begun and len(starts) + pieces < marks:
             starts.extend([-1] * (pieces + 1))
             pieces = 0
         else:
