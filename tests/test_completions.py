@@ -261,6 +261,8 @@ def test_tokens_of_many_makers_are_found_in_the_text():
     for tokens in (many, ["to"], ["to", " bee"], ["a", "to", "x"], [], ["to", " be", ".", "."]):
         with pytest.raises(ValueError, match="text"):
             token_starts("to be", tokens, generated=1)
+    with pytest.raises(ValueError, match="of the text"):  # no piece of a character is so long
+        token_starts("to be or not", ["t", "\ufffd"])
 
 
 LETTER_OF_BYTE = {byte: letter for letter, byte in _byte_letters().items()}

@@ -227,7 +227,7 @@ def token_starts(
             pieces = 0
         else:
             break
-    if pieces:
+    if pieces and len(data) - at <= LONGEST_CHARACTER * pieces:
         # the text ends in pieces of a character, and what was generated may be among them
         starts.extend(_spread(at, len(data), max(1, pieces)))
         at = len(data)
