@@ -345,7 +345,7 @@ def test_tokens_and_money_are_never_overrun(server):
             "price_per_million_prompt_tokens": 1e6,
             "price_per_million_completion_tokens": 2e6,
         }
-        with pytest.raises(BudgetSpentError, match=r"budget of 200 money.*cost 1\d\d\.0000/200"):
+        with pytest.raises(BudgetSpentError, match=r"budget of 200 in money.*cost 1\d\d\.0000/200"):
             endpoint(url, budget=Budget(money=200, **prices)).ask("completions", items(99))
         assert before < server.tokens <= 150
 

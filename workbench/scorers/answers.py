@@ -313,8 +313,9 @@ class AnswerStore:
             if broken is None:
                 self._add_spend(most)
         if broken is not None:
+            limit = f"{getattr(budget, broken):,} {'in ' if broken == 'money' else ''}{broken}"
             raise BudgetSpentError(
-                f"the budget of {getattr(budget, broken):,} {broken} does not allow the next "
+                f"the budget of {limit} does not allow the next "
                 f"request (so far {budget.words(spent)}; it may take {most.tokens:,} tokens): "
                 f"raise the budget and run the same again, all answers are kept in {self.path}"
             )
