@@ -14,10 +14,14 @@ __version__ = "0.1.0"
 
 # Public names and the modules that hold them, resolved on first use.
 _PUBLIC = {
+    "Budget": "workbench.scorers",
     "CausalLMScorer": "workbench.scorers",
+    "ChatScorer": "workbench.scorers",
+    "CompletionsScorer": "workbench.scorers",
     "Evidence": "workbench.evidence",
     "InputError": "workbench.errors",
     "RayScorer": "workbench.scorers",
+    "SampledScorer": "workbench.scorers",
     "ScorerIdentity": "workbench.scores",
     "Scores": "workbench.scores",
     "ShuffleClaim": "workbench.transcript",
@@ -49,10 +53,14 @@ _MODULES = (
 )
 
 __all__ = [
+    "Budget",
     "CausalLMScorer",
+    "ChatScorer",
+    "CompletionsScorer",
     "Evidence",
     "InputError",
     "RayScorer",
+    "SampledScorer",
     "ScorerIdentity",
     "Scores",
     "ShuffleClaim",

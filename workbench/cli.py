@@ -89,6 +89,14 @@ TokenizerOption = Annotated[
     str | None,
     typer.Option("--tokenizer", help="Folder or hub id whose tokenizer cuts strings."),
 ]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="Address of an OpenAI-compatible server that serves the model, such as "
+        "http://localhost:8000/v1.",
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the evidence as JSON.")]
 ResamplesOption = Annotated[int, typer.Option("--n-resamples", help="Permutations.")]
 AlternativeOption = Annotated[
@@ -363,7 +371,12 @@ def sample(
 
 @app.command("score")
 def score(
-    model: Annotated[str, typer.Option(help="Hub id or folder of a causal language model.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Hub id or folder of a causal language model; with --endpoint, its name there."
+        ),
+    ],
     transcript: TranscriptOption,
     out: Annotated[Path, typer.Option(help="Parquet file of scores to write.")],
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
@@ -373,6 +386,42 @@ def score(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
+    endpoint: EndpointOption = None,
+    access: Annotated[
+        str,
+        typer.Option(
+            help="With --endpoint: completions (likelihoods of prompts), chat (likeliest next "
+            "tokens) or sampled (text only)."
+        ),
+    ] = "completions",
+    through: Annotated[
+        str | None,
+        typer.Option(help="Where chat and sampled access ask: chat or completions."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help="Of completions: auto, echo, prompt_logprobs, token_ids.")
+    ] = "auto",
+    tokenizer: TokenizerOption = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Name of the environment variable that holds the endpoint's key."),
+    ] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Hard limit, failures included.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Hard limit.")] = None,
+    max_money: Annotated[float | None, typer.Option(help="Hard limit; needs the prices.")] = None,
+    prompt_price: Annotated[float | None, typer.Option(help="Per million prompt tokens.")] = None,
+    completion_price: Annotated[
+        float | None, typer.Option(help="Per million completion tokens.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at a time.")] = 4,
+    bundle: Annotated[int, typer.Option(help="Prompts per request.")] = 16,
+    places: Annotated[int, typer.Option(help="Of chat and sampled access, per example.")] = 8,
+    top: Annotated[int, typer.Option(help="Likeliest tokens that chat access asks for.")] = 20,
+    draws: Annotated[int, typer.Option(help="Samples per place.")] = 4,
+    temperature: Annotated[float, typer.Option(help="Of sampled access.")] = 1.0,
+    on_change: Annotated[
+        str, typer.Option(help="If the model behind the endpoint changes: warn or stop.")
+    ] = "warn",
     keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
@@ -386,22 +435,59 @@ def score(
     quiet: QuietOption = False,
 ) -> None:
     """Score a transcript's examples under a model; resumes where it was stopped."""
-    from workbench.scorers import CausalLMScorer, RayScorer, Scorer, score_transcript
+    from workbench.scorers import Budget, CausalLMScorer, RayScorer, score_transcript
 
     _check_workers(cluster, workers)
     examples = _read_transcript(transcript, column, split)
-    scorer: Scorer = CausalLMScorer(
-        model,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        bos=bos,
-        prefix=prefix,
-        length=length,
-    )
-    if cluster is not None:
-        scorer = RayScorer(scorer, cluster, workers=workers, num_gpus=gpus)
+    scorer: Any
+    if endpoint is None:
+        scorer = CausalLMScorer(
+            model,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            bos=bos,
+            prefix=prefix,
+            length=length,
+        )
+        if cluster is not None:
+            scorer = RayScorer(scorer, cluster, workers=workers, num_gpus=gpus)
+    else:
+        if cluster is not None or device_map is not None:
+            raise InputError(
+                "a model behind an endpoint is not loaded here: leave out --cluster and "
+                "--device-map"
+            )
+        if revision is not None or bos or (dtype, device) != ("auto", "auto"):
+            raise InputError(
+                "revision, bos, dtype and device are the server's business: leave them out with "
+                "--endpoint"
+            )
+        asked: dict[str, Any] = {
+            "completions": {"form": form},
+            "chat": {"top": top, "places": places},
+            "sampled": {"draws": draws, "temperature": temperature, "places": places},
+        }
+        if access not in asked:
+            raise InputError(f"access {access!r} is unknown: use one of {', '.join(asked)}")
+        if through is not None:
+            if access == "completions":
+                raise InputError("--through is of chat and sampled access: leave it out")
+            asked[access]["access"] = through
+        scorer = _scorer_of(access)(
+            endpoint,
+            model,
+            tokenizer=tokenizer,
+            prefix=prefix,
+            length=length,
+            bundle=bundle,
+            concurrency=concurrency,
+            on_change=on_change,
+            api_key_env=api_key_env,
+            budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
+            **asked[access],
+        )
     scores = score_transcript(
         examples,
         scorer,
@@ -412,9 +498,22 @@ def score(
         progress=not quiet,
     )
     typer.echo(
-        f"{out}: {scores.n:,} examples, mean {scores.loglik_mean.mean():.4f} nats per token, "
-        f"{int(scores.n_tokens.sum()):,} tokens"
+        f"{out}: {scores.n:,} examples, mean {scores.loglik_mean.mean():.4f} {scores.units}, "
+        f"{int(scores.n_tokens.sum()):,} {'tokens' if endpoint is None else 'values'}"
     )
+    for caveat in scores.caveats:
+        typer.echo(f"note: {caveat}")
+
+
+def _scorer_of(access: str) -> Any:
+    from workbench.scorers import SCORERS
+
+    try:
+        return SCORERS[access].load()
+    except ImportError as error:
+        raise InputError(
+            "an endpoint needs the libraries that ask it: pip install 'palimpsest-workbench[api]'"
+        ) from error
 
 
 @test_app.command("query")

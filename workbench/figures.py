@@ -178,7 +178,8 @@ def memorisation_curve(
     positions: ArrayLike,
     series: Mapping[str, ArrayLike],
     bins: int = 10,
-    ylabel: str = "log-likelihood contrast\n(nats per token)",
+    ylabel: str | None = None,
+    units: str = "nats per token",
 ) -> Figure:
     """Memorisation against training order: binned means with 95 % intervals.
 
@@ -187,9 +188,12 @@ def memorisation_curve(
     positions : array_like, shape (n,)
         Training positions.
     series : mapping of name to array_like, shape (n,)
-        Suspect and controls on one axis, nats per token.
+        Suspect and controls on one axis, in `units`.
     bins : int
-    ylabel : str
+    ylabel : str, optional
+        "log-likelihood contrast" with its unit by default, or "contrast" in another unit.
+    units : str
+        Of the values (`Scores.units`).
 
     Returns
     -------
@@ -201,6 +205,9 @@ def memorisation_curve(
     >>> "a: +4.5000 to +44.5000" in figure.alt_text
     True
     """
+    if ylabel is None:
+        what = "log-likelihood contrast" if units.startswith("nats") else "contrast"
+        ylabel = f"{what}\n({units})"
     figure, axes = _axes()
     with matplotlib.style.context(STYLE):
         ends = _draw_series(axes, positions, series, bins)
@@ -210,7 +217,7 @@ def memorisation_curve(
     described = "; ".join(f"{name}: {a:+.4f} to {b:+.4f}" for name, (a, b) in ends.items())
     return _finish(
         figure,
-        f"Mean score by training position in {bins} bins, earliest to latest bin, nats per token. "
+        f"Mean score by training position in {bins} bins, earliest to latest bin, {units}. "
         f"{described}.",
     )
 

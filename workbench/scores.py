@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 METADATA_KEY = b"palimpsest"
 FORMAT = "palimpsest scores 1"
+NATS = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class ScorerIdentity:
         Versions that computed the scores.
     architecture : str, optional
         Kind and shape of the network; follows from the weights and is not part of the key.
+    endpoint : str, optional
+        Address of a server that was asked instead of weights.
+    settings : dict of str
+        Further settings that change the values of such a scorer.
+    units : str
+        What a value is: nats per token, unless the scorer measures something else.
     """
 
     scorer: str
@@ -72,10 +79,18 @@ class ScorerIdentity:
     length: int | None = None
     library_versions: dict[str, str] = field(default_factory=dict)
     architecture: str | None = None
+    endpoint: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    units: str = NATS
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
+        """JSON-ready form; `endpoint`, `settings` and `units` only where they say something."""
+        content = asdict(self)
+        # left out, so that keys and files of scores from before they existed stay as they were
+        for name, silent in (("endpoint", None), ("settings", {}), ("units", NATS)):
+            if content[name] == silent:
+                del content[name]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ScorerIdentity":
@@ -128,6 +143,8 @@ class Scores:
         Content digests of the scored examples; None if not bound to a transcript.
     token_logliks : list of ndarray of float32, optional
         Nats per token, where they were kept.
+    caveats : tuple of str
+        What the scorer found out on the way and must be said wherever the scores are used.
 
     Examples
     --------
@@ -141,6 +158,7 @@ class Scores:
     identity: ScorerIdentity
     digests: Digests | None = field(default=None, repr=False)
     token_logliks: list[NDArray[np.float32]] | None = field(default=None, repr=False)
+    caveats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.loglik_sum)
@@ -169,9 +187,14 @@ class Scores:
         """Short name for figures and tables."""
         return self.identity.label
 
+    @property
+    def units(self) -> str:
+        """What a mean value is: nats per token, unless the scorer measures something else."""
+        return self.identity.units
+
     @cached_property
     def loglik_mean(self) -> Floats:
-        """Nats per token, float64 of shape (n,): the published score."""
+        """Mean value per example, float64 of shape (n,), in `units`: the published score."""
         return self.loglik_sum / self.n_tokens
 
     @cached_property
@@ -272,6 +295,7 @@ class Scores:
             self.identity,
             None if self.digests is None else self.digests[chosen],
             None if kept is None else [kept[i] for i in chosen],
+            self.caveats,
         )
 
     def window(self, prefix: int = 0, length: int | None = None) -> "Scores":
@@ -298,6 +322,11 @@ class Scores:
         >>> kept.window(2).loglik_mean
         array([-2.5])
         """
+        if self.identity.endpoint is not None:
+            raise InputError(
+                f"{self.label}: its values are of a server's own tokens, in which no window of "
+                "yours can be cut: score the window"
+            )
         if self.token_logliks is None or self.identity.prefix or self.identity.length is not None:
             raise InputError(
                 f"{self.label}: per-token scores of whole examples were not kept, so no window can "
@@ -320,6 +349,7 @@ class Scores:
             replace(self.identity, prefix=prefix, length=length),
             self.digests,
             rows,
+            self.caveats,
         )
 
     def write(self, path: str | Path) -> Path:
@@ -330,13 +360,15 @@ class Scores:
         InputError
             The file cannot be written.
         """
-        metadata = {
+        metadata: dict[str, Any] = {
             "format": FORMAT,
             "key": self.key,
             "identity": self.identity.as_dict(),
             "examples_fingerprint": self.examples_fingerprint,
-            "units": "nats; higher = likelier",
+            "units": "nats; higher = likelier" if self.units == NATS else self.units,
         }
+        if self.caveats:
+            metadata["caveats"] = list(self.caveats)
         table = _score_table(
             self.loglik_sum, self.n_tokens, self.digests, self.token_logliks
         ).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
@@ -367,6 +399,7 @@ class Scores:
             ScorerIdentity.from_dict(metadata["identity"]),
             digests,
             kept,
+            tuple(metadata.get("caveats", ())),
         )
         if scores.key != metadata["key"]:
             raise InputError(
@@ -504,7 +537,9 @@ class ScoreStore:
         atomic_write(self.folder / name, lambda p: pq.write_table(table, p))
         self._fill(chosen, counts, totals, kept)
 
-    def finish(self, identity: ScorerIdentity, digests: Digests | None) -> Scores:
+    def finish(
+        self, identity: ScorerIdentity, digests: Digests | None, caveats: tuple[str, ...] = ()
+    ) -> Scores:
         """Merge the parts into `out` and remove them.
 
         Raises
@@ -517,7 +552,7 @@ class ScoreStore:
                 f"{self.out}: {int((~self.done).sum())} of {self.n} rows are not scored yet"
             )
         kept = [k for k in self._kept if k is not None] if self.keep_tokens else None
-        scores = Scores(self._sums, self._counts, identity, digests, kept)
+        scores = Scores(self._sums, self._counts, identity, digests, kept, caveats)
         scores.write(self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
         return scores

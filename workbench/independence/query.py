@@ -32,7 +32,7 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.null import Alternative, permutation_null
-from workbench.scores import Scores, check_aligned
+from workbench.scores import NATS, Scores, check_aligned
 from workbench.statistics import STATISTICS
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
@@ -57,7 +57,7 @@ def query_contrast(
     Returns
     -------
     ndarray of float64, shape (n,)
-        Nats per token.
+        In the scores' units, nats per token unless they say otherwise.
     """
     if statistic not in STATISTICS:
         raise InputError(
@@ -127,8 +127,8 @@ def query_test(
     Raises
     ------
     InputError
-        Scores of another transcript, of another window, not finite or constant; too few or
-        constant positions; unknown names; settings out of range.
+        Scores of another transcript, of another window, in other units, not finite or constant;
+        too few or constant positions; unknown names; settings out of range.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def query_test(
     caveats += closing_caveats(gates, log10)
     return Evidence(
         test="query",
-        contrast=_contrast_name(statistic, references),
+        contrast=_contrast_name(statistic, suspect, references),
         statistic=correlation,
         z=distribution.z,
         pvalue=pvalue,
@@ -194,7 +194,7 @@ def query_test(
         verdict_reason=reason,
         n=transcript.n,
         n_units=design.n_units,
-        effect=effect_of_order(design, contrast, streams[2]),
+        effect=effect_of_order(design, contrast, streams[2], suspect.units),
         statistic_upper95=limit,
         smallest_effect=smallest_effect,
         alpha=alpha,
@@ -247,6 +247,13 @@ def _checked_inputs(
                 f"{scores.label} was scored on {scores.identity.window} and {suspect.label} on "
                 f"{suspect.identity.window}: score both on the same window"
             )
+    for other in (*references, *placebos):
+        if other.units != suspect.units:
+            raise InputError(
+                f"{suspect.label} was scored in {suspect.units} and {other.label} in "
+                f"{other.units}: one cannot be taken from the other or stand in for it; score "
+                "both the same way"
+            )
     for reference in references:
         if reference.key == suspect.key and reference.digests is not None:
             raise InputError(
@@ -259,6 +266,8 @@ def _checked_inputs(
             "number only; that they belong to these examples rests on the caller's word."
         )
     caveats += repeats_caveat(transcript)
+    for scores in (suspect, *references, *placebos):
+        caveats += scores.caveats
     tokenizers = {s.identity.tokenizer_sha256 for s in (suspect, *references)} - {None}
     if len(tokenizers) > 1:
         caveats.append(
@@ -276,11 +285,12 @@ def _identity(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _contrast_name(statistic: str, references: Sequence[Scores]) -> str:
+def _contrast_name(statistic: str, suspect: Scores, references: Sequence[Scores]) -> str:
+    what = "log-likelihood" if suspect.units.startswith(NATS) else suspect.units
     if not references:
-        return f"{statistic}, log-likelihood"
+        return f"{statistic}, {what}"
     subtracted = "reference" if len(references) == 1 else f"mean of {len(references)} references"
-    return f"{statistic}, log-likelihood minus {subtracted}"
+    return f"{statistic}, {what} minus {subtracted}"
 
 
 def _details(

@@ -13,18 +13,26 @@ from workbench.scores import Scores, check_aligned
 from workbench.transcript import Transcript
 
 if TYPE_CHECKING:
+    from workbench.scorers.answers import Budget
     from workbench.scorers.causal_lm import CausalLMScorer
+    from workbench.scorers.chat import ChatScorer
+    from workbench.scorers.completions import CompletionsScorer
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.ray import RayScorer
+    from workbench.scorers.sampled import SampledScorer
     from workbench.scorers.scorer import Encoded, Scorer, score_models, score_transcript
     from workbench.scorers.tokenise import score_texts, tokenise_texts, tokenise_transcript
 
 __all__ = [
     "SCORERS",
+    "Budget",
     "CausalLMScorer",
+    "ChatScorer",
+    "CompletionsScorer",
     "Encoded",
     "PrecomputedScores",
     "RayScorer",
+    "SampledScorer",
     "Scorer",
     "ScorerKind",
     "open_scores",
@@ -37,10 +45,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Budget": "answers",
     "CausalLMScorer": "causal_lm",
+    "ChatScorer": "chat",
+    "CompletionsScorer": "completions",
     "Encoded": "scorer",
     "PrecomputedScores": "precomputed",
     "RayScorer": "ray",
+    "SampledScorer": "sampled",
     "Scorer": "scorer",
     "precomputed_scores": "precomputed",
     "score_models": "scorer",
@@ -80,6 +92,16 @@ SCORERS: dict[str, ScorerKind] = {
         "a causal language model in the format of transformers, from a folder or the hub",
         "CausalLMScorer",
     ),
+    "chat": ScorerKind(
+        "chat",
+        "a model behind an endpoint that lists the likeliest next tokens",
+        "ChatScorer",
+    ),
+    "completions": ScorerKind(
+        "completions",
+        "a model behind an endpoint that gives the likelihoods of prompts",
+        "CompletionsScorer",
+    ),
     "precomputed": ScorerKind(
         "precomputed",
         "a column of losses or log-likelihoods in the transcript's own table",
@@ -89,6 +111,11 @@ SCORERS: dict[str, ScorerKind] = {
         "ray",
         "any of the others on the workers of a Ray cluster, here or elsewhere",
         "RayScorer",
+    ),
+    "sampled": ScorerKind(
+        "sampled",
+        "a model behind an endpoint that gives text and nothing more",
+        "SampledScorer",
     ),
 }
 

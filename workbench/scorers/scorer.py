@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from filelock import FileLock
@@ -58,6 +58,10 @@ class Encoded:
     starts : ndarray of int64, shape (n,)
         Index in its row of the first scored token (at least 1: a token is predicted from what is
         before it); what comes earlier is context.
+    exact : bool
+        Whether a row has exactly one value per scored token. A server that cuts the text its own
+        way decides how many values there are; then each row has at least one, and the numbers
+        here are those of the characters (`workbench.scorers.passages.Passages`).
 
     Examples
     --------
@@ -69,6 +73,7 @@ class Encoded:
     token_ids: Ints
     offsets: Ints
     starts: Ints
+    exact: bool = True
 
     @property
     def n(self) -> int:
@@ -105,9 +110,15 @@ class Scorer(Protocol):
     3. ``score()`` gives natural-log likelihoods (nats; higher = likelier) of each row's scored
        tokens, each predicted from everything before it in its row and from nothing else: not from
        padding, not from other rows. Exactly ``encoded.scored[row]`` values per row, in the order
-       in which the rows were asked for. Asking for a row alone, in company, or twice gives the
-       same values up to floating-point rounding.
+       in which the rows were asked for (at least one per row if not ``encoded.exact``). Asking for
+       a row alone, in company, or twice gives the same values up to floating-point rounding.
     4. Nothing is random, nothing global is changed, nothing is printed.
+
+    A scorer whose values are no log-likelihoods says what they are in ``identity().units``. A
+    scorer that asks somebody else may have two more methods, which the loop calls if they are
+    there: ``watch(report)``, before the first row, with a function that takes one line about the
+    spend so far (None ends it); and ``conclude()``, after the last, which returns what must be
+    said wherever the scores are used (`Scores.caveats`).
     """
 
     def identity(self) -> ScorerIdentity:
@@ -208,25 +219,30 @@ def score_transcript(
         order = np.random.default_rng(seed).permutation(transcript.n)
         size = min(chunk, max(SMALLEST_PART, -(-transcript.n // PARTS)))
         lengths = encoded.lengths
-        with tqdm(
-            total=int(lengths.sum()),
-            initial=int(lengths[store.done].sum()),
-            disable=not progress,
-            desc=identity.label,
-            unit="tok",
-            unit_scale=True,
-        ) as bar:
-            pieces = [order[start : start + size] for start in range(0, transcript.n, size)]
-            parts = [rows[~store.done[rows]] for rows in pieces]
-            parts = [rows for rows in parts if rows.size]
-            with closing(_scored(scorer, encoded, parts)) as scored:
-                for number, values in scored:
-                    rows = parts[number]
-                    _check_values(values, rows, encoded, transcript, identity)
-                    sums = [float(v.sum(dtype=np.float64)) for v in values]
-                    store.add(rows, [v.size for v in values], sums, values if keep_tokens else None)
-                    bar.update(int(lengths[rows].sum()))
-        return store.finish(identity, transcript.row_digests)
+        pieces = [order[start : start + size] for start in range(0, transcript.n, size)]
+        parts = [rows[~store.done[rows]] for rows in pieces]
+        parts = [rows for rows in parts if rows.size]
+        with (
+            tqdm(
+                total=int(lengths.sum()),
+                initial=int(lengths[store.done].sum()),
+                disable=not progress,
+                desc=identity.label,
+                unit="tok" if encoded.exact else "char",
+                unit_scale=True,
+            ) as bar,
+            _watched(scorer, bar),
+            closing(_scored(scorer, encoded, parts)) as scored,
+        ):
+            for number, values in scored:
+                rows = parts[number]
+                _check_values(values, rows, encoded, transcript, identity)
+                sums = [float(v.sum(dtype=np.float64)) for v in values]
+                store.add(rows, [v.size for v in values], sums, values if keep_tokens else None)
+                bar.update(int(lengths[rows].sum()))
+        conclude = getattr(scorer, "conclude", None)
+        caveats = () if conclude is None else tuple(conclude())
+        return store.finish(identity, transcript.row_digests, caveats)
 
 
 def score_models(
@@ -325,6 +341,20 @@ def check_window(prefix: int, length: int | None) -> None:
 
 
 @contextmanager
+def _watched(scorer: Scorer, bar: Any) -> Iterator[None]:
+    """Show beside the bar what a scorer that costs money has spent."""
+    watch = getattr(scorer, "watch", None)
+    if watch is None:
+        yield
+        return
+    watch(bar.set_postfix_str)
+    try:
+        yield
+    finally:
+        watch(None)
+
+
+@contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold `path` for one process; the system frees it when that process dies, however it dies."""
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
@@ -383,7 +413,8 @@ def _finished(
 
 def _difference(one: ScorerIdentity, other: ScorerIdentity) -> str:
     a, b = one.as_dict(), other.as_dict()
-    return ", ".join(name for name in a if a[name] != b[name] and name != "architecture")
+    names = dict.fromkeys([*a, *b])
+    return ", ".join(n for n in names if a.get(n) != b.get(n) and n != "architecture")
 
 
 def _without_order(transcript: Transcript) -> Transcript:
@@ -411,7 +442,12 @@ def _check_values(
     identity: ScorerIdentity,
 ) -> None:
     counts = np.array([v.size for v in values])
-    if not np.array_equal(counts, encoded.scored[rows]):
+    right = (
+        np.array_equal(counts, encoded.scored[rows])
+        if encoded.exact
+        else len(counts) == rows.size and bool((counts >= 1).all())
+    )
+    if not right:
         raise RuntimeError(
             f"scorer {identity.scorer} broke its contract: it gave {len(values)} rows of values "
             f"for {rows.size} asked for, or a wrong number of values in one"
@@ -421,5 +457,10 @@ def _check_values(
         row = int(transcript.rows[rows[int(np.flatnonzero(~finite)[0])]])
         raise InputError(
             f"{identity.model} gives row {row} of {transcript.source} a log-likelihood that is not "
-            "finite: score in float32 (dtype='float32'), and check that the weights are whole"
+            "finite: "
+            + (
+                "score in float32 (dtype='float32'), and check that the weights are whole"
+                if encoded.exact
+                else "its server holds the text for impossible; take out the row"
+            )
         )

@@ -6,11 +6,13 @@ longer what was published. So strings are cut once, prompt and completion togeth
 found from the characters that each token covers.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.models.checkpoint import quiet_transformers, tokenizer_folder, tokenizer_sha256_of
@@ -20,7 +22,15 @@ from workbench.scores import Scores
 from workbench.texts import Texts
 from workbench.transcript import Transcript
 
-__all__ = ["score_texts", "tokenise_texts", "tokenise_transcript"]
+__all__ = [
+    "cut_with_spans",
+    "fast_tokenizer",
+    "score_texts",
+    "tokenise_texts",
+    "tokenise_transcript",
+]
+
+Ints = NDArray[np.int64]
 
 
 def tokenise_texts(texts: Texts, tokenizer: str | Path) -> Texts:
@@ -173,6 +183,11 @@ def score_texts(
             f"{identity.model} is set to score a window: the completion is the window here, so "
             "leave out prefix and length"
         )
+    if identity.endpoint is not None:
+        raise InputError(
+            f"{identity.model} is behind an endpoint that cuts text its own way, so that prompts "
+            "cannot be told from completions: score texts with a model's weights"
+        )
     known = {tokenised.tokenizer_sha256, identity.tokenizer_sha256} - {None}
     if len(known) > 1:
         raise InputError(
@@ -201,6 +216,45 @@ def score_texts(
         tokenised.digests,
         kept,
     )
+
+
+def fast_tokenizer(name: str | Path) -> Any:
+    """The fast tokenizer of a folder or hub id.
+
+    Raises
+    ------
+    InputError
+        None there, a damaged one, or one that cannot tell which characters a token covers.
+    """
+    folder = tokenizer_folder(name)
+    if tokenizer_sha256_of(folder) is None:
+        raise InputError(f"{name} has no tokenizer: name a folder or hub id that has one")
+    return _fast_tokenizer(folder, name)
+
+
+def cut_with_spans(tokenizer: Any, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
+    """Token ids of texts, each with the characters that it covers.
+
+    Returns
+    -------
+    ids : list of ndarray of int64, shape (tokens,)
+    spans : list of ndarray of int64, shape (tokens, 2)
+        First character, and the one after the last.
+    """
+    ids: list[Ints] = []
+    spans: list[Ints] = []
+    with quiet_transformers():
+        for start in range(0, len(texts), 1024):
+            encoded = tokenizer(
+                list(texts[start : start + 1024]),
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+            )
+            ids.extend(np.asarray(row, dtype=np.int64) for row in encoded["input_ids"])
+            spans.extend(
+                np.asarray(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]
+            )
+    return ids, spans
 
 
 def _fast_tokenizer(folder: Path, name: str | Path) -> Any:

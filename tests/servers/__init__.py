@@ -1,0 +1,1 @@
+"""A small server of our own for tests: it checks faults, not compatibility with anybody's."""

@@ -1,0 +1,220 @@
+"""Agreement of sampled continuations with the true ones, where a server gives only text.
+
+A model that remembers an example goes on with it more often. That share is no likelihood, in no
+unit of likelihoods, but it may be correlated with training order as it stands.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workbench.errors import InputError
+from workbench.scorers.continuations import INSTRUCTION, Gap, Prompts, by_row, gaps_of
+from workbench.scorers.endpoint import BadAnswerError, Item
+from workbench.scorers.passages import Passages
+from workbench.scorers.remote import RemoteOptions, RemoteScorer
+
+__all__ = ["AGREEMENT", "SampledScorer", "agreement"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+AGREEMENT = "agreement of sampled text, 0 to 1"
+MATCHES = ("next", "first")
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    text: str | None = None
+    message: _Message | None = None
+
+
+def agreement(true: str, given: str, characters: int) -> float:
+    """Share of the first characters of a continuation that are right, up to the first wrong one.
+
+    Examples
+    --------
+    >>> agreement(" the river", " the rest", 8)
+    0.75
+    >>> agreement(" a", " an", 8), agreement("x", "", 8)
+    (1.0, 0.0)
+    """
+    wanted = true[:characters]
+    same = 0
+    for a, b in zip(wanted, given, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same / len(wanted) if wanted else 0.0
+
+
+class SampledScorer(RemoteScorer):
+    """Scores an example by how often sampled continuations of its beginnings are the true ones.
+
+    Values lie between 0 and 1 (`Scores.units` says so) and are averaged over draws at each place.
+    They are compared as text, so a match does not depend on how the server cuts it.
+
+    Parameters
+    ----------
+    base_url, model : str
+        As for `Endpoint`.
+    access : {"chat", "completions"}
+    match : {"next", "first"}
+        ``next``: 1 if the continuation begins with the true next token (of `tokenizer`; the next
+        word without one), else 0. ``first``: share of the first `characters` that are right, up to
+        the first wrong one.
+    characters : int
+        Of ``first``.
+    draws : int
+        Samples per place.
+    temperature : float
+        At 0 the continuation is the likeliest, and one draw says all.
+    places, seed :
+        Per example, as for `ChatScorer`; the seed also numbers the draws.
+    new_tokens : int
+        Asked for per sample.
+    instruction, prefill :
+        As for `Prompts`.
+    **options
+        See `RemoteOptions`.
+
+    Raises
+    ------
+    InputError
+        An option that cannot be.
+
+    Examples
+    --------
+    >>> SampledScorer("http://localhost:8000/v1", "bob").identity().units
+    'agreement of sampled text, 0 to 1'
+    """
+
+    kind = "sampled"
+    units = AGREEMENT
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        access: str = "completions",
+        match: str = "next",
+        characters: int = 8,
+        draws: int = 4,
+        temperature: float = 1.0,
+        places: int = 8,
+        seed: int = 0,
+        new_tokens: int = 4,
+        instruction: str = INSTRUCTION,
+        prefill: bool = False,
+        **options: Unpack[RemoteOptions],
+    ) -> None:
+        super().__init__(base_url, model, options)
+        self.prompts = Prompts(access, instruction, prefill)
+        if match not in MATCHES:
+            raise InputError(f"match {match!r} is unknown: use {' or '.join(MATCHES)}")
+        if not temperature >= 0:
+            raise InputError(f"temperature is {temperature}: give 0, 1 or another positive number")
+        counts = {
+            "characters": characters,
+            "draws": draws,
+            "places": places,
+            "new_tokens": new_tokens,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}: give at least 1")
+        self.match = match
+        self.characters = characters
+        self.temperature = temperature
+        # the likeliest continuation is the same each time
+        self.draws = 1 if temperature == 0 else draws
+        self.places = places
+        self.seed = seed
+        self.new_tokens = new_tokens
+
+    def settings(self) -> dict[str, str]:
+        """Access, places, draws, temperature and what counts as agreement."""
+        return {
+            **self.prompts.settings,
+            "match": self.match if self.match == "next" else f"first {self.characters} characters",
+            "draws": str(self.draws),
+            "temperature": f"{self.temperature:g}",
+            "places": str(self.places),
+            "seed": str(self.seed),
+            "new_tokens": str(self.new_tokens),
+        }
+
+    def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
+        """Mean agreement of the draws at each place of some rows."""
+        gaps, sizes = gaps_of(passages, rows, self.places, self.seed)
+        items = [self._item(gap.before, draw) for gap in gaps for draw in range(self.draws)]
+        said = self.endpoint.ask(self.prompts.path, items, bundle=self.bundle)
+        values = []
+        for number, gap in enumerate(gaps):
+            draws = said[number * self.draws : (number + 1) * self.draws]
+            values.append(float(np.mean([self._agreement(gap, given) for given in draws])))
+        return by_row(values, sizes)
+
+    def _agreement(self, gap: Gap, given: str) -> float:
+        shown = self.prompts.comparable(given)
+        if self.match == "first":
+            return agreement(self.prompts.comparable(gap.after), shown, self.characters)
+        wanted = self.prompts.comparable(gap.token)
+        if not wanted or not shown.startswith(wanted):
+            return 0.0
+        if self.tokenizer is not None:
+            return 1.0
+        # a word must end where the true one ends: "in" is not "information"
+        beyond = shown[len(wanted) :][:1]
+        return float(not (beyond.isalnum() and wanted[-1].isalnum()))
+
+    def _item(self, text: str, draw: int) -> Item[str]:
+        body = {
+            **self.prompts.body(text),
+            "max_tokens": self.new_tokens,
+            "temperature": self.temperature,
+            # Tells the draws apart in the store; servers that heed it can repeat them.
+            "seed": self.seed * 1_000_003 + draw,
+        }
+        return Item(body, _said, self.prompts.most_tokens(text), self.new_tokens)
+
+    def steadiness(self) -> list[str]:
+        """The likeliest continuation of a canary, asked anew."""
+        text = "one two three four one two three four one two three"
+        body = {**self.prompts.body(text), "max_tokens": 8, "temperature": 0, "seed": 0}
+        item = Item(body, _said, self.prompts.most_tokens(text), 8)
+        return self.endpoint.ask(self.prompts.path, [item], fresh=True)
+
+    def remarks(self) -> list[str]:
+        """What the numbers are, and are not."""
+        name = self.label or self.endpoint.model
+        how = "likeliest continuation" if self.temperature == 0 else f"{self.draws} samples"
+        return [
+            f"Scores of {name} are no log-likelihoods but the share of agreement between its "
+            f"{how} and the true text at up to {self.places} places per example.",
+            f"They are what the endpoint {self.endpoint.base_url} answered: that it serves one "
+            "model and answers honestly rests on its owner's word.",
+            *self.prompts.remarks(name),
+        ]
+
+
+def _said(choice: Mapping[str, Any]) -> str:
+    """The text of an answer; none at all is an answer too."""
+    try:
+        made = _Choice.model_validate(choice)
+    except ValidationError:
+        raise BadAnswerError("it holds no text") from None
+    if made.message is not None:
+        return made.message.content or ""
+    if made.text is None:
+        raise BadAnswerError("it holds no text")
+    return made.text
