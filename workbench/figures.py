@@ -487,7 +487,9 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], smooth: int =
             width = max(1, min(smooth, len(y) // 4))
             mean = np.convolve(y, np.ones(width) / width, mode="valid")
             axes.plot(x[width - 1 :], mean, label=name, color=colour, linestyle=dash)
-            ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
+            # rounded first: a tie must not fall this way on one processor, that way on another
+            first, last = round(float(mean[0]), 6), round(float(mean[-1]), 6)
+            ends.append(f"{name} {first:.2f} to {last:.2f}")
         axes.set_xlabel("training step")
         axes.set_ylabel("training loss (nats per token)")
         _legend_outside(axes, list(curves))
