@@ -334,7 +334,7 @@ def main() -> None:
     )
     rows = []
     for kind, n, resamples in SMOKE_ROWS if asked.smoke else ROWS:
-        if n <= asked.largest:
+        if asked.smallest <= n <= asked.largest:
             rows.append(one_row(kind, n, resamples, asked, until))
             show(rows[-1])
     if asked.smoke and asked.out is None:
