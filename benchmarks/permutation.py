@@ -317,6 +317,7 @@ def main() -> None:
     parser.add_argument(
         "--largest", type=float, default=1e6, help="examples; leave out larger rows"
     )
+    parser.add_argument("--smallest", type=float, default=0, help="examples; leave out less")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/permutation.json")
     parser.add_argument("--smoke", action="store_true", help="small rows, nothing written")
     parser.add_argument("--task", help=argparse.SUPPRESS)
