@@ -184,8 +184,9 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
     watcher.join()
     if first is not None and resamples < task["resamples"]:
         more = (task["resamples"] - 1) / (resamples - 1)
-        seconds = first[0] + (seconds - first[0]) * more
-        cpu = first[1] + (cpu - first[1]) * more
+        # the share done once is taken from processor time: wall time of one is at chance's mercy
+        once = min(first[1] / cpu, 0.5)
+        seconds, cpu = (value * (once + (1 - once) * more) for value in (seconds, cpu))
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
