@@ -357,8 +357,8 @@ class Network:
             self.passes += 1
             if watch is not None and budget is not None:
                 budget.record(sum(row.ids.size for row in batch), watch.seconds())
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache() if any(v is None for v in found) else None
+        if self.device.type == "cuda" and any(values is None for values in found):
+            torch.cuda.empty_cache()
         return [
             None if values is None else self._split(values, batch)
             for values, batch in zip(found, batches, strict=True)
