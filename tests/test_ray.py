@@ -483,6 +483,30 @@ def test_addresses_without_a_cluster():
             pass  # fmt: skip
 
 
+@needs_ray
+@pytest.mark.parametrize(("failures", "joins"), [(2, True), (3, False)])
+def test_a_client_whose_server_process_dies_at_once_asks_again(monkeypatch, failures, joins):
+    import ray
+
+    asked = []
+
+    def init(where, **options):
+        asked.append(where)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:\nfailed to start")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        if joins:
+            with join_cluster(address) as cluster:
+                assert cluster.client
+        else:
+            with pytest.raises(InputError, match=r"could not be joined \(failed to start\)"):
+                join_cluster(address).__enter__()
+    assert asked == [address] * 3
+
+
 def test_a_scorer_that_cannot_be_built_again_is_refused_at_once():
     with pytest.raises(InputError, match="Forgetful does not keep its argument 'path'"):
         RayScorer(Forgetful("log"))

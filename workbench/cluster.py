@@ -29,6 +29,9 @@ __all__ = ["Cluster", "WorkerFailure", "join_cluster"]
 # little memory) must come to an end.
 RETRIES = 5
 CONNECT_SECONDS = 10.0
+# The server that a client connects to starts a process for each client by a fork beside running
+# threads, and now and then that process is dead at once.
+CONNECT_TRIES = 3
 # Ray's own: no statistics sent, nothing of its inner life on the terminal.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 _SAME_EVERYWHERE = "install the same Python, palimpsest-workbench and ray on every node"
@@ -312,7 +315,13 @@ def _connect(address: str | None) -> None:
         options["include_dashboard"] = False
     try:
         with _muted():
-            ray.init(where, **options)
+            for left in reversed(range(CONNECT_TRIES)):
+                try:
+                    ray.init(where, **options)
+                    break
+                except ConnectionAbortedError:
+                    if not left:
+                        raise
     except Exception as error:  # ConnectionError, RuntimeError, GrpcError, …: one remedy
         what = {
             "local": "a Ray cluster could not be started on this machine",
