@@ -262,11 +262,23 @@ class CompletionsScorer(RemoteScorer):
         assert self._truth.form is not None
         return self._truth.form
 
+    @property
+    def path(self) -> str:
+        """Completions."""
+        return "completions"
+
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[Floats]]:
+        """Some rows, in the form that works, or in the first that is tried if none was yet."""
+        form = self._truth.form if self._truth is not None else None
+        if form is None:
+            possible = (f for f in CHOICES[self.form] if self.tokenizer is not None or not f.ids)
+            form = next(possible)
+        return [self._row_item(form, passages, int(row)) for row in rows]
+
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
         """Log-likelihoods of the tokens in the windows of some rows."""
-        form = self._form
-        items = [self._row_item(form, passages, int(row)) for row in rows]
-        values = self.endpoint.ask("completions", items, bundle=self.bundle)
+        self.prepare()  # finds the form
+        values = self.endpoint.ask(self.path, self.questions(passages, rows), bundle=self.bundle)
         empty = next((int(rows[i]) for i, row in enumerate(values) if row.size == 0), None)
         if empty is not None:
             raise InputError(

@@ -4,7 +4,7 @@ A model that remembers an example goes on with it more often. That share is no l
 unit of likelihoods, but it may be correlated with training order as it stands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -153,11 +153,23 @@ class SampledScorer(RemoteScorer):
             "new_tokens": str(self.new_tokens),
         }
 
+    @property
+    def path(self) -> str:
+        """Chats or completions."""
+        return self.prompts.path
+
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[str]]:
+        """The beginnings of some rows, each as often as there are draws."""
+        gaps, _ = gaps_of(passages, rows, self.places, self.seed)
+        return self._items(gaps)
+
+    def _items(self, gaps: Sequence[Gap]) -> list[Item[str]]:
+        return [self._item(gap.before, draw) for gap in gaps for draw in range(self.draws)]
+
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
         """Mean agreement of the draws at each place of some rows."""
         gaps, sizes = gaps_of(passages, rows, self.places, self.seed)
-        items = [self._item(gap.before, draw) for gap in gaps for draw in range(self.draws)]
-        said = self.endpoint.ask(self.prompts.path, items, bundle=self.bundle)
+        said = self.endpoint.ask(self.path, self._items(gaps), bundle=self.bundle)
         values = []
         for number, gap in enumerate(gaps):
             draws = said[number * self.draws : (number + 1) * self.draws]
