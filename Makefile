@@ -40,7 +40,8 @@ test: $(READY)
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
-	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet
+	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up.
+	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
 
 lab: $(READY)

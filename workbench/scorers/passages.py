@@ -46,6 +46,10 @@ class Passages(Encoded):
         Per row, our tokenizer's ids up to the end of the window.
     first_ids : ndarray of int64, optional
         Per row, the first scored one of them.
+    cut_ids : list of ndarray of int64, optional
+        Per row, which of `ids` begins at each of its cuts.
+    weights : list of ndarray of float64, optional
+        Per row, how much is to be learnt at each of its cuts; see `SampledScorer`.
 
     Examples
     --------
@@ -58,6 +62,8 @@ class Passages(Encoded):
     cuts: list[Ints] = field(default_factory=list)
     ids: list[Ints] | None = None
     first_ids: Ints | None = None
+    cut_ids: list[Ints] | None = None
+    weights: list[NDArray[np.float64]] | None = None
 
     def text(self, row: int) -> str:
         """Text of a row, up to the end of its window."""
@@ -123,7 +129,7 @@ def passages_of(
         texts = transcript.texts()
         _check_some_text(texts, transcript)
         ids, spans = _cut(cut, texts)
-    sent, starts, cuts, kept, first = [], [], [], [], []
+    sent, starts, cuts, cut_ids, kept, first = [], [], [], [], [], []
     for number, (text, row, span) in enumerate(zip(texts, ids, spans, strict=True)):
         end = row.size if length is None else min(row.size, prefix + length)
         if prefix >= end:
@@ -136,8 +142,10 @@ def passages_of(
         begin = int(span[prefix, 0])
         sent.append(text[:until])
         starts.append(begin)
-        own = np.unique(span[prefix:end, 0])
-        cuts.append(own[(own > 0) & (own >= begin) & (own < until)])
+        own, token = np.unique(span[prefix:end, 0], return_index=True)
+        possible = (own > 0) & (own >= begin) & (own < until)
+        cuts.append(own[possible])
+        cut_ids.append((token[possible] + prefix).astype(np.int64))
         kept.append(row[:end])
         first.append(prefix)
     short = next((i for i, text in enumerate(sent) if len(text) <= max(starts[i], 1)), None)
@@ -154,6 +162,7 @@ def passages_of(
         cuts=cuts,
         ids=kept,
         first_ids=np.array(first, np.int64),
+        cut_ids=cut_ids,
     )
 
 
