@@ -4,7 +4,9 @@ Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 c
 130 interrupted.
 """
 
+import contextlib
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -293,6 +295,27 @@ def lab_siblings(
     typer.echo(f"--released {made.released}")
 
 
+@lab_app.command("serve")
+def lab_serve(
+    model: Annotated[str, typer.Option(help="A model of the recipe's run.")] = "derivative",
+    recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
+    port: Annotated[int, typer.Option(help="On this machine only.")] = 8000,
+    quiet: QuietOption = False,
+) -> None:
+    """Serve a lab model as an OpenAI-compatible endpoint, until it is interrupted."""
+    from workbench import lab
+
+    run = lab.open_run(recipe, progress=not quiet)
+    if model not in run.folders:
+        raise InputError(
+            f"{model!r} is no model of the run: choose one of {', '.join(run.folders)}"
+        )
+    with lab.serving(run.folders[model], port) as url:
+        typer.echo(f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
 @lab_app.command("list")
 def lab_list() -> None:
     """List the trained models in the cache."""
@@ -334,11 +357,21 @@ def lab_record(
             "--observations", help="Record n-gram counts and siblings' scores of sampled texts."
         ),
     ] = False,
+    access: Annotated[
+        bool,
+        typer.Option("--access", help="Record scores and costs through every form of access."),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a run's scores (numbers and provenance, no text) for people without the models."""
     from workbench import lab
 
+    if access:
+        if observations:
+            raise InputError("--access and --observations are two recordings: make one at a time")
+        asked = lab.open_access(recipe, full=True, progress=not quiet)
+        typer.echo(f"wrote {lab.record_access(asked, out)}")
+        return
     if observations:
         if out.suffix:
             raise InputError(f"--out {out} has the ending {out.suffix}: name a folder")
