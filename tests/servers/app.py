@@ -87,7 +87,7 @@ class Server:
     refusal: tuple[int, Any] | None = None
     most_prompts: int | None = None
     # how it says that these are too many, or that it takes no ids
-    complaint: tuple[int, str] = (400, "")
+    complaint: tuple[int, str | None] = (400, None)
     delay: float = 0.0
     under_way: int = 0
     most_under_way: int = 0
@@ -167,7 +167,8 @@ class Server:
             content = make(model, body)
         except _Unsupported as error:
             status, said = self.complaint
-            return JSONResponse({"error": {"message": said or str(error)}}, status)
+            said = str(error) if said is None else said
+            return JSONResponse({"error": {"message": said}}, status)
         with self._lock:
             self.prompts += len(content["choices"])
             self.tokens += content["usage"]["total_tokens"]

@@ -6,10 +6,9 @@ regular expression of GPT-2.
 
 import json
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
-from safetensors.numpy import load_file
 
 
 def write_gguf(folder: Path, path: Path, *, begin: bool) -> Path:
@@ -24,6 +23,10 @@ def write_gguf(folder: Path, path: Path, *, begin: bool) -> Path:
     begin : bool
         Whether a server is to put the beginning-of-sequence token before each prompt.
     """
+    # Here and below, so that the folder's modules can be imported without the optional packages.
+    import gguf
+    from safetensors.numpy import load_file
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -68,20 +71,22 @@ def _permuted(weights: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weights.shape))
 
 
-def _add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, size: int, begin: bool) -> None:
+def _add_tokenizer(writer: Any, folder: Path, size: int, begin: bool) -> None:
+    from gguf import TokenType
+
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     cut = content["pre_tokenizer"]
     assert (cut["type"], cut["add_prefix_space"], cut["use_regex"]) == ("ByteLevel", False, True)
     assert content["normalizer"] is None
     tokens = {number: token for token, number in content["model"]["vocab"].items()}
-    types = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
+    types = dict.fromkeys(tokens, TokenType.NORMAL)
     for added in content["added_tokens"]:
         assert added["special"]
         tokens[added["id"]] = added["content"]
-        types[added["id"]] = gguf.TokenType.CONTROL
+        types[added["id"]] = TokenType.CONTROL
     for number in set(range(size)) - set(tokens):  # the embedding may have rows to spare
         tokens[number] = f"[unused {number}]"
-        types[number] = gguf.TokenType.UNUSED
+        types[number] = TokenType.UNUSED
     (mark,) = (added["id"] for added in content["added_tokens"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -40,7 +40,7 @@ def llama_server(model: Path, log: Path, **settings: object) -> Iterator[str]:
         "host": "127.0.0.1",
         "port": port,
         # it works out the probabilities of the whole context for each request
-        "n_ctx": 128,
+        "n_ctx": 256,
         "n_threads": 1,
         "n_threads_batch": 1,
         "logits_all": "true",

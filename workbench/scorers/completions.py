@@ -35,6 +35,10 @@ WHOLE = 1.02
 # different tokens must differ somewhere among the canaries.
 NOISE = 0.25
 ROUNDING = 1e-4
+# Nats by which one token's value at one place may differ between prompts, and how many times what
+# is seen elsewhere.
+SAME_LISTED = 1e-3
+NOISES = 4
 PROBE_ROUNDS = 3
 # One token is asked for; llama-cpp-python goes on until a character of several bytes is whole.
 MOST_GENERATED = 4
@@ -482,7 +486,9 @@ class _Canaries:
         for _, values in read:
             if any(value is None for value in values[1:]):
                 return "some tokens have no value (null)"
-        reason = _pairing_fault(form, names[: len(ENDINGS)], choices)
+        reason = _pairing_fault(
+            form, names[: len(ENDINGS)], [values for _, values in read[: len(ENDINGS)]], choices
+        )
         if reason is not None:
             return reason
         reason = _listed_fault(form, choices)
@@ -575,11 +581,16 @@ def _shift(names: Sequence[Sequence[str]], rows: Sequence[Sequence[float | None]
 
 def _parting(names: Sequence[Sequence[str]], size: int) -> int:
     """First of `size` places at which not all have the same token; `size` if there is none."""
-    return next((i for i in range(size) if len({row[i] for row in names if i < len(row)}) > 1), size)
+    return next(
+        (i for i in range(size) if len({row[i] for row in names if i < len(row)}) > 1), size
+    )
 
 
 def _pairing_fault(
-    form: Form, names: Sequence[Sequence[str]], choices: Sequence[Mapping[str, Any]]
+    form: Form,
+    names: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[float | None]],
+    choices: Sequence[Mapping[str, Any]],
 ) -> str | None:
     """Prompts with one beginning: where their tokens part, one token is the likeliest for all.
 
@@ -597,13 +608,20 @@ def _pairing_fault(
         values = [value for value in (entry or {}).values() if value is not None]
         if len(values) > 1:  # a single one is the prompt's own token, and need not be the likeliest
             likeliest.append(max(values))
-    if likeliest and max(likeliest) - min(likeliest) > NOISE:
+    # what the server's values differ by where nothing differs, before the parting
+    noise = max((_spread([row[i] for row in rows]) for i in range(parting)), default=0.0)
+    if _spread(likeliest) > max(SAME_LISTED, NOISES * noise):
         return (
             "its values are of what comes after each token and not of the token: after one and the "
             "same beginning it lists other likeliest tokens (llama-cpp-python does so unless the "
             "model begins each prompt with a beginning-of-sequence token)"
         )
     return None
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    numbers = [value for value in values if value is not None]
+    return max(numbers) - min(numbers) if numbers else 0.0
 
 
 def _listed_fault(form: Form, choices: Sequence[Mapping[str, Any]]) -> str | None:

@@ -71,9 +71,7 @@ class RefusedError(InputError):
 class _AgainError(Exception):
     """An attempt that failed in a way that may pass."""
 
-    def __init__(
-        self, message: str, after: float | None = None, status: int | None = None
-    ) -> None:
+    def __init__(self, message: str, after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.after = after
         self.status = status
