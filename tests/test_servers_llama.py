@@ -124,11 +124,15 @@ def over_http(url, kind=CompletionsScorer, **options):
 
 
 @pytest.fixture(scope="module")
-def sentences(models, transcript) -> Transcript:
-    """Examples as text, some with characters of several bytes."""
+def tokenizer(models):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(models["alice"])
+    return AutoTokenizer.from_pretrained(models["alice"])
+
+
+@pytest.fixture(scope="module")
+def sentences(tokenizer, transcript) -> Transcript:
+    """Examples as text, some with characters of several bytes."""
     texts = [tokenizer.decode(row.tolist()) for row in transcript.tokens(np.arange(60))]
     texts = [f"{t} naïve 中文 é" if i % 5 == 0 else t for i, t in enumerate(texts)]
     return Transcript.from_arrays(np.arange(60), texts=texts)
@@ -143,13 +147,19 @@ class TestServer:
     # The first token has a value after the mark of beginning, which the server leaves out.
     @pytest.mark.parametrize("precision", ["full", "default"])
     @pytest.mark.parametrize("window", [{"prefix": 1}, {"prefix": 8, "length": 12}])
-    def test_scores_are_those_of_the_weights(self, window, precision, serve, models, sentences):
+    def test_scores_are_those_of_the_weights(
+        self, window, precision, serve, models, sentences, tokenizer
+    ):
         folder = models["alice"]
-        # A text that ends with its window may be cut otherwise at its end than within the whole.
         passages = over_http("http://localhost/v1", tokenizer=folder, **window).encode(sentences)
         again = ids_of([passages.text(row) for row in range(passages.n)], folder)
         assert passages.ids is not None
-        alike = [np.array_equal(*pair) for pair in zip(passages.ids, again, strict=True)]
+        # A text that ends with its window may be cut otherwise at its end than within the whole;
+        # and where a window begins inside a character, all of that character's tokens are in it.
+        alike = [
+            np.array_equal(ids, others) and "�" not in tokenizer.decode(ids[: window["prefix"]])
+            for ids, others in zip(passages.ids, again, strict=True)
+        ]
         assert np.mean(alike) > 0.8
         rows = sentences.take(np.flatnonzero(alike))
         own = by_weights(folder, rows, **window)
