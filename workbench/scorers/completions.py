@@ -1,10 +1,10 @@
 """Likelihoods of prompts from servers with ``/v1/completions``, in the forms they really offer.
 
 Servers in wide use answer a request for the prompt's log-probabilities with zeros, with nulls, with
-the generated tokens only, or shifted by one, and raise no error. So before the first row a truth
-probe asks about canaries, prompts whose likelihoods are known to be ordered, and a server whose
-numbers do not pass is refused. A server that answers canaries honestly and rows dishonestly is
-beyond what a probe can find.
+the generated tokens only, or beside the wrong token, and raise no error. So before the first row a
+truth probe asks about canaries, prompts whose likelihoods are known to be ordered, and a server
+whose numbers do not pass is refused. A server that answers canaries honestly and rows dishonestly
+is beyond what a probe can find.
 """
 
 import math
@@ -154,7 +154,8 @@ class CompletionsScorer(RemoteScorer):
     """Scores examples through ``/v1/completions``: log-likelihood of each of the server's tokens.
 
     Making one sends nothing. Before the first row the truth probe asks two or three requests about
-    canaries; a server that does not pass is refused with the reason. In text forms the values are
+    canaries (some 30 of a server that takes one prompt at a time); a server that does not pass is
+    refused with the reason. In text forms the values are
     of the server's own tokens, those whose first character lies in the window; as token ids they
     are of exactly the tokens of the window.
 
