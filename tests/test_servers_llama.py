@@ -6,6 +6,7 @@ recorded, and the tests on that run everywhere.
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -286,10 +287,8 @@ class TestServer:
         assert not [line for line in shares.caveats if "not deterministic" in line]
 
     def test_the_record_is_of_this_version_and_shape(self, serve):
-        import llama_cpp
-
         with serve("alice") as url:
-            now = {"llama-cpp-python": llama_cpp.__version__, "begin": ask_all(url, NAME)}
+            now = {"llama-cpp-python": version("llama-cpp-python"), "begin": ask_all(url, NAME)}
         with serve("alice", begin=False) as url:
             now["no begin"] = ask_all(url, NAME)
         if OPT_IN == "record":
