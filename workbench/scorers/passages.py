@@ -179,7 +179,7 @@ def token_starts(
     Tokens are matched one after another against the text itself, because the offsets that servers
     give count pieces of characters as they please. Understood are plain text, marked spaces
     (``▁``, ``Ġ``), single bytes (``<0xE2>``, ``bytes:\xe2``), tokens that are part of a character
-    (shown as U+FFFD, or as nothing until it is complete), and marks before the text begins.
+    (shown as U+FFFD, as nothing until it is complete, or never), and marks before the text begins.
 
     Parameters
     ----------
@@ -218,13 +218,22 @@ def token_starts(
         forms = _forms(token, first=not begun and marks > 0)
         found = next((form for form in forms if data.startswith(form, at)), None)
         if found is None and pieces:
-            limit = at + LONGEST_CHARACTER * pieces + len(token.encode())
+            # each border between these tokens may lie within a character
+            limit = at + LONGEST_CHARACTER * (pieces + 1) + len(token.encode())
             for form in forms:
                 place = data.find(form, at, limit)
                 if place >= 0:
                     starts.extend(_spread(at, place, pieces))
                     at, pieces, found = place, 0, form
                     break
+        elif found is None and begun and data[at : at + 1] >= b"\x80":
+            # one character ends the token before and begins this one, and neither shows its part
+            beyond = at + _size_of_character(data, at)
+            found = next((form for form in forms if data.startswith(form, beyond)), None)
+            if found is not None:
+                starts.append(at)
+                at = beyond + len(found)
+                continue
         if found is not None:
             starts.extend([at] * pieces)  # shown as nothing until the character was complete
             starts.append(at)
@@ -282,6 +291,14 @@ def _byte_letters() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_letters()
+
+
+def _size_of_character(data: bytes, at: int) -> int:
+    """Bytes of the character that begins at a place."""
+    end = at + 1
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return end - at
 
 
 def _spread(start: int, stop: int, pieces: int) -> list[int]:
