@@ -10,8 +10,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from workbench import panels
+from workbench.costs import QueryCost
 from workbench.errors import InputError
-from workbench.independence import KnownEffect, QueryCost, QueryPlan
+from workbench.independence import KnownEffect, QueryPlan
 from workbench.lab.observations import Observations, SiblingScores
 from workbench.lab.runs import Run
 from workbench.ngrams import CountSettings, NgramCounts

@@ -11,7 +11,8 @@ from servers.app import Server
 from servers.models import NgramModel, training_text
 
 from workbench import InputError, Scores, Transcript, figures, query_test
-from workbench.independence.plan import KnownEffect, Pilot, QueryCost, QueryPlan, draw_examples
+from workbench.costs import QueryCost
+from workbench.independence.plan import KnownEffect, Pilot, QueryPlan, draw_examples
 from workbench.pilot import expected_cost, plan_query
 from workbench.scorers import ChatScorer, CompletionsScorer, SampledScorer
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import query_test
@@ -19,7 +20,6 @@ from workbench.independence.plan import (
     PILOT_STREAM,
     KnownEffect,
     Pilot,
-    QueryCost,
     QueryPlan,
     draw_examples,
 )
@@ -115,7 +115,7 @@ def plan_query(
     """
     if prices is not None and not all(price >= 0 for price in prices):
         raise InputError(f"prices are {prices}: give two numbers from 0, per million tokens")
-    common = {
+    common: dict[str, Any] = {
         "statistic": statistic,
         "pvalue": pvalue,
         "power": power,

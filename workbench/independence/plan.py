@@ -17,13 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 from scipy.stats import norm
 
+from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.independence.query import queries_needed
 from workbench.null import log10_normal_tail
 from workbench.transcript import Transcript
 
-__all__ = ["KnownEffect", "Pilot", "QueryCost", "QueryPlan", "draw_examples"]
+__all__ = ["KnownEffect", "Pilot", "QueryPlan", "draw_examples"]
 
 Floats = NDArray[np.float64]
 
@@ -90,33 +91,6 @@ class KnownEffect:
     def known(cls, correlation: float, source: str = "given") -> "KnownEffect":
         """An effect taken as known, without an interval."""
         return cls(correlation, correlation, correlation, 1.0, None, source)
-
-
-@dataclass(frozen=True)
-class QueryCost:
-    """What one query (one example scored) costs; all numbers per query but the fixed ones.
-
-    Attributes
-    ----------
-    prompts, requests : float
-        Prompts, and the requests that carry them.
-    prompt_tokens, completion_tokens : float
-        As the endpoint counts them, or as estimated.
-    seconds : float, optional
-        Of waiting, at the pilot's concurrency; None if nothing was measured.
-    fixed_requests : float
-        Per run: probes of truth and steadiness, repeated failures.
-    source : str
-        Measured on what, or estimated how.
-    """
-
-    prompts: float = 1.0
-    requests: float = 0.0
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    seconds: float | None = None
-    fixed_requests: float = 0.0
-    source: str = "given"
 
 
 @dataclass(frozen=True)

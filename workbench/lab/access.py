@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key, home, recorded
-from workbench.independence import QueryCost
 from workbench.lab.runs import Run, open_run
 from workbench.scores import NATS, ScorerIdentity, Scores
 from workbench.transcript import Transcript
