@@ -308,7 +308,12 @@ def record_access(access: AccessRun, path: str | Path) -> Path:
     if path.suffix != ".parquet":
         raise InputError(f"{path} must end in .parquet: the provenance goes beside it as .json")
     columns: dict[str, Any] = {}
-    content: dict[str, Any] = {"format": FORMAT, "forms": {}, "columns": {}}
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "examples_fingerprint": access.run.transcript.examples_fingerprint,
+        "forms": {},
+        "columns": {},
+    }
     for name, form in access.forms.items():
         content["forms"][name] = asdict(form)
         rows = access.transcript(name).rows
@@ -345,6 +350,8 @@ def _recorded(run: Run, name: str) -> AccessRun:
         ) from error
     if content.get("format") != FORMAT:
         raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
+    if content["examples_fingerprint"] != run.transcript.examples_fingerprint:
+        raise InputError(f"{path} is of other examples than {name}.parquet: restore both")
     table = pq.read_table(path)
 
     def measured(form: str, model: str) -> tuple[Scores, QueryCost]:

@@ -4,6 +4,7 @@ A model that remembers an example goes on with it more often. That share is no l
 unit of likelihoods, but it may be correlated with training order as it stands.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -81,6 +82,10 @@ class SampledScorer(RemoteScorer):
         Samples per place.
     temperature : float
         At 0 the continuation is the likeliest, and one draw says all.
+    sampling : mapping, optional
+        Further settings of the server's sampler, sent as they are. `top_p` is 1 already; servers
+        have other defaults that cut the distribution or bend it: for llama.cpp
+        ``{"top_k": 0, "min_p": 0, "repeat_penalty": 1}`` draws from the model's own.
     places, seed :
         Per example, as for `ChatScorer`; the seed also numbers the draws.
     new_tokens : int
@@ -119,6 +124,7 @@ class SampledScorer(RemoteScorer):
         characters: int = 8,
         draws: int = 4,
         temperature: float = 1.0,
+        sampling: Mapping[str, Any] | None = None,
         places: int = 8,
         seed: int = 0,
         new_tokens: int = 4,
@@ -147,6 +153,12 @@ class SampledScorer(RemoteScorer):
         self.temperature = temperature
         # the likeliest continuation is the same each time
         self.draws = 1 if temperature == 0 else draws
+        self.sampling = dict(sampling or {})
+        reserved = sorted(
+            {"prompt", "messages", "model", "seed", "max_tokens"} & set(self.sampling)
+        )
+        if reserved:
+            raise InputError(f"sampling sets {reserved[0]}, which is the scorer's: leave it out")
         self.places = places
         self.seed = seed
         self.new_tokens = new_tokens
@@ -260,6 +272,7 @@ class SampledScorer(RemoteScorer):
             "places": str(self.places),
             "seed": str(self.seed),
             "new_tokens": str(self.new_tokens),
+            **({"sampling": json.dumps(self.sampling, sort_keys=True)} if self.sampling else {}),
             **(
                 {} if self.guide is None else {"guide": f"{self.guide.label} {self.guide.key[:16]}"}
             ),
@@ -308,6 +321,8 @@ class SampledScorer(RemoteScorer):
             **self.prompts.body(text),
             "max_tokens": self.new_tokens,
             "temperature": self.temperature,
+            **({"top_p": 1} if self.temperature > 0 else {}),
+            **self.sampling,
             # Tells the draws apart in the store; servers that heed it can repeat them.
             "seed": self.seed * 1_000_003 + draw,
         }
@@ -329,6 +344,14 @@ class SampledScorer(RemoteScorer):
             f"{how} and the true text at up to {self.places} places per example.",
             f"They are what the endpoint {self.endpoint.base_url} answered: that it serves one "
             "model and answers honestly rests on its owner's word.",
+            *(
+                []
+                if self.temperature == 0 or self.sampling
+                else [
+                    "Settings of its sampler other than temperature and top_p were the server's "
+                    "own: the null is unaffected, the power may be."
+                ]
+            ),
             *(
                 []
                 if self.guide is None
