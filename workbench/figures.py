@@ -532,7 +532,7 @@ def evidence_vs_spend(plans: Mapping[str, QueryPlan], by: str = "queries") -> Fi
             words.append(f"{name}: {total:,.4g} {by} with power {plan.power:g}")
         axes.set_xscale("log")
         # what lies far beyond the target would flatten everything else
-        axes.set_ylim(min(-1.0, axes.get_ylim()[0]), 2.2 * threshold)
+        axes.set_ylim(float(np.clip(axes.get_ylim()[0], -3.0, -1.0)), 2.2 * threshold)
         axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
         axes.text(
             0.01,

@@ -5,6 +5,7 @@ asked through every form of access; the reference is asked the same way, or its 
 worked out from its weights. Recorded are values and costs, no text.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -256,11 +257,16 @@ def _asked(
     progress: bool,
 ) -> tuple[Scores, QueryCost]:
     """Scores through a server on this machine; its address changes, what it says does not."""
-    from workbench.lab.serving import serving
+    from workbench.lab.serving import ServedModel, serving
     from workbench.scorers import score_transcript
 
-    # A fixed port, where it is free: the address is part of what an answer is stored under.
-    with serving(folder, port=_port(folder)) as url:
+    with contextlib.ExitStack() as stack:
+        served = ServedModel(folder)
+        # A fixed port, if it is free: the address is part of what an answer is stored under.
+        try:
+            url = stack.enter_context(serving(served, port=_port(folder)))
+        except InputError:
+            url = stack.enter_context(serving(served))
         scorer = make(url)
         with scorer.endpoint.answers() as store:
             before = store.spend
