@@ -7,9 +7,9 @@ worked out from its weights. Recorded are values and costs, no text.
 
 import contextlib
 import json
-import time
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ FORMAT = "palimpsest access 1"
 SUSPECTS = ("alice", "derivative", "independent")
 REFERENCE = "reference-same"
 SEED = 0
+ADDRESS = "http://127.0.0.1/v1"  # recorded without the port, which says nothing
+_PORT = re.compile(re.escape(ADDRESS).replace(r"/v1", r":\d+/v1"))
 BUNDLE = 64
 
 
@@ -54,6 +56,9 @@ class AccessForm:
         Of the scorer.
     guided : bool
         Whether a reference chooses the places.
+    part_of : str, optional
+        A form with more draws at the same places: these are the first of them, and nothing more is
+        asked.
     """
 
     name: str
@@ -63,6 +68,7 @@ class AccessForm:
     kind: str
     options: Mapping[str, Any]
     guided: bool = False
+    part_of: str | None = None
 
 
 ACCESS_FORMS = (
@@ -115,6 +121,7 @@ ACCESS_FORMS = (
         "sampled",
         {"match": "next", "places": 8, "draws": 1, "new_tokens": 1},
         guided=True,
+        part_of="sampled, T = 1",
     ),
     AccessForm(
         "sampled, T = 0",
@@ -128,7 +135,7 @@ ACCESS_FORMS = (
     AccessForm(
         "top 20, chat",
         "the 20 likeliest next tokens of a chat's answer",
-        8192,
+        4096,
         300,
         "chat",
         {"access": "chat", "top": 20, "places": 8, "prefill": True},
@@ -201,7 +208,9 @@ def open_access(source: str = "tiny", *, full: bool = False, progress: bool = Fa
 
     def measured(form: str, model: str) -> tuple[Scores, QueryCost]:
         if (form, model) not in known:
-            known[form, model] = _measure(run, forms[form], model, progress)
+            part_of = forms[form].part_of
+            whole = None if part_of is None else (forms[part_of], measured(part_of, model)[1])
+            known[form, model] = _measure(run, forms[form], model, whole, progress)
         return known[form, model]
 
     return AccessRun(run, forms, SUSPECTS, dict(run.provenance), measured)
@@ -217,7 +226,13 @@ def _examples(run: Run, queries: int) -> Transcript:
     return run.transcript.subsample(queries, SEED, stratify=False)
 
 
-def _measure(run: Run, form: AccessForm, model: str, progress: bool) -> tuple[Scores, QueryCost]:
+def _measure(
+    run: Run,
+    form: AccessForm,
+    model: str,
+    whole: tuple[AccessForm, QueryCost] | None,
+    progress: bool,
+) -> tuple[Scores, QueryCost]:
     from workbench.scorers import SCORERS, CausalLMScorer, SampledScorer, score_transcript
 
     examples = _examples(run, form.queries)
@@ -238,25 +253,32 @@ def _measure(run: Run, form: AccessForm, model: str, progress: bool) -> tuple[Sc
         assert by_weights is not None
         expectation: SampledScorer = load("http://127.0.0.1:1/v1", model, **options)
         return expectation.expected(examples, by_weights), QueryCost(source="by its weights")
-    key = content_key({"form": form.name, "options": dict(form.options), "model": str(model)})
+    asked = form if whole is None else whole[0]
+    key = content_key({"form": asked.name, "options": dict(asked.options), "model": str(model)})
     folder = home() / "access"
-    return _asked(
+    scores, cost = _asked(
         lambda url: load(url, model, **options, store=folder / f"{key[:16]}.sqlite"),
-        folder / f"{key[:16]}.json",
         run.folders[model],
         examples,
         progress,
     )
+    if whole is None:
+        return scores, cost
+    share = form.options["draws"] / whole[0].options["draws"]
+    return scores, replace(
+        whole[1],
+        **{name: share * getattr(whole[1], name) for name in _PER_DRAW},
+        source=f"{share:g} of what {whole[0].name!r} cost",
+    )
+
+
+_PER_DRAW = ("prompts", "requests", "prompt_tokens", "completion_tokens")
 
 
 def _asked(
-    make: "Callable[[str], RemoteScorer]",
-    bill: Path,
-    folder: Path,
-    examples: Transcript,
-    progress: bool,
+    make: "Callable[[str], RemoteScorer]", folder: Path, examples: Transcript, progress: bool
 ) -> tuple[Scores, QueryCost]:
-    """Scores through a server on this machine; its address changes, what it says does not."""
+    """Scores through a server on this machine, and what all answers in the store have cost."""
     from workbench.lab.serving import ServedModel, serving
     from workbench.scorers import score_transcript
 
@@ -268,28 +290,18 @@ def _asked(
         except InputError:
             url = stack.enter_context(serving(served))
         scorer = make(url)
-        with scorer.endpoint.answers() as store:
-            before = store.spend
-        began = time.monotonic()
         scores = score_transcript(examples, scorer, seed=SEED, progress=progress)
-        seconds = time.monotonic() - began
         with scorer.endpoint.answers() as store:
-            spent = store.spend - before
+            spent = store.spend
         prompts = len(scorer.questions(scorer.encode(examples), np.arange(examples.n)))
     n = examples.n
-    if spent.requests:
-        cost = QueryCost(
-            prompts / n,
-            spent.requests / n,
-            spent.prompt_tokens / n,
-            spent.completion_tokens / n,
-            seconds / n,
-            source=f"measured on {n:,} examples, probes included, {BUNDLE} prompts a request at "
-            "most",
-        )
-        text = json.dumps(asdict(cost))
-        atomic_write(bill, lambda p: p.write_text(text))
-    return scores, QueryCost(**json.loads(bill.read_text()))
+    return scores, QueryCost(
+        prompts / n,
+        spent.requests / n,
+        spent.prompt_tokens / n,
+        spent.completion_tokens / n,
+        source=f"measured on {n:,} examples, probes included",
+    )
 
 
 def _port(folder: Path) -> int:
@@ -330,9 +342,9 @@ def record_access(access: AccessRun, path: str | Path) -> Path:
             column = f"{name}|{model}"
             columns[column] = pa.array(values, mask=np.isnan(values))
             content["columns"][column] = {
-                "identity": {**scores.identity.as_dict(), "endpoint": "http://127.0.0.1/v1"},
+                "identity": {**scores.identity.as_dict(), "endpoint": ADDRESS},
                 "cost": asdict(cost),
-                "caveats": list(scores.caveats),
+                "caveats": [_PORT.sub(ADDRESS, caveat) for caveat in scores.caveats],
             }
     content["versions"] = {
         package: metadata.version(package) for package in ("numpy", "torch", "transformers")
@@ -375,7 +387,7 @@ def _recorded(run: Run, name: str) -> AccessRun:
             transcript=examples,
             identity=ScorerIdentity.from_dict({"units": NATS, **about["identity"]}),
         )
-        return scores, QueryCost(**about["cost"])
+        return replace(scores, caveats=tuple(about["caveats"])), QueryCost(**about["cost"])
 
     provenance = {**run.provenance, "versions": content["versions"]}
     return AccessRun(run, forms, SUSPECTS, provenance, measured)

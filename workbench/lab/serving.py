@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 
 START_SECONDS = 30.0
 MOST_NEW_TOKENS = 256
+REMEMBERED = 2048  # distributions of next tokens: 64 MB for the lab's vocabularies
 
 
 class ServedModel:
@@ -47,6 +48,7 @@ class ServedModel:
                 str(folder), trust_remote_code=False, use_safetensors=True
             ).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        self._known: dict[tuple[int, ...], Any] = {}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without marks."""
@@ -72,14 +74,20 @@ class ServedModel:
         """Log-probabilities of what comes after each prompt."""
         import torch
 
-        different = list(dict.fromkeys(tuple(ids) for ids in prompts))
-        ends = torch.tensor([len(ids) - 1 for ids in different])
-        with torch.inference_mode():
-            hidden = self.model.base_model(_padded(different)).last_hidden_state
-            last = self.model.get_output_embeddings()(hidden[torch.arange(len(ends)), ends])
-            values = last.float().log_softmax(-1).numpy()
-        found = dict(zip(different, values, strict=True))
-        return [found[tuple(ids)] for ids in prompts]
+        asked = [tuple(ids) for ids in prompts]
+        found: dict[tuple[int, ...], Any] = {i: self._known[i] for i in asked if i in self._known}
+        new = [ids for ids in dict.fromkeys(asked) if ids not in found]
+        if new:
+            ends = torch.tensor([len(ids) - 1 for ids in new])
+            with torch.inference_mode():
+                hidden = self.model.base_model(_padded(new)).last_hidden_state
+                last = self.model.get_output_embeddings()(hidden[torch.arange(len(ends)), ends])
+                found |= zip(new, last.float().log_softmax(-1).numpy(), strict=True)
+        # Draws after the same beginning come in requests of their own, soon after one another.
+        self._known |= found
+        for ids in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
+            del self._known[ids]
+        return [found[ids] for ids in asked]
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> Any:
