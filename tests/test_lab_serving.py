@@ -71,6 +71,14 @@ def test_top_k_lists_the_likeliest(served):
     assert choice["logprobs"]["tokens"][0] == max(first, key=first.get)
 
 
+def test_beginnings_that_share_a_pass_have_their_own_answers(served, folder):
+    texts = ["The value of", "The value", "The", "Another text", "The value of the", "A"]
+    together = served.following([served.encode(text) for text in texts])
+    for text, values in zip(texts, together, strict=True):
+        alone = ServedModel(folder).every([served.encode(text)])[0][-1]
+        np.testing.assert_allclose(values, alone, atol=1e-4)
+
+
 def test_draws_have_the_model_s_probabilities(served):
     ids = served.encode("The value of")
     p = np.exp(served.following([ids])[0])

@@ -257,7 +257,7 @@ def _measure(
     key = content_key({"form": asked.name, "options": dict(asked.options), "model": str(model)})
     folder = home() / "access"
     scores, cost = _asked(
-        lambda url: load(url, model, **options, store=folder / f"{key[:16]}.sqlite"),
+        lambda url, name: load(url, model, **options, store=folder / f"{key[:16]}{name}.sqlite"),
         run.folders[model],
         examples,
         progress,
@@ -276,7 +276,7 @@ _PER_DRAW = ("prompts", "requests", "prompt_tokens", "completion_tokens")
 
 
 def _asked(
-    make: "Callable[[str], RemoteScorer]", folder: Path, examples: Transcript, progress: bool
+    make: "Callable[[str, str], RemoteScorer]", folder: Path, examples: Transcript, progress: bool
 ) -> tuple[Scores, QueryCost]:
     """Scores through a server on this machine, and what all answers in the store have cost."""
     from workbench.lab.serving import ServedModel, serving
@@ -286,10 +286,10 @@ def _asked(
         served = ServedModel(folder)
         # A fixed port, if it is free: the address is part of what an answer is stored under.
         try:
-            url = stack.enter_context(serving(served, port=_port(folder)))
+            scorer = make(stack.enter_context(serving(served, port=_port(folder))), "")
         except InputError:
             url = stack.enter_context(serving(served))
-        scorer = make(url)
+            scorer = make(url, url.rsplit(":", 1)[1].removesuffix("/v1"))
         scores = score_transcript(examples, scorer, seed=SEED, progress=progress)
         with scorer.endpoint.answers() as store:
             spent = store.spend

@@ -76,13 +76,20 @@ class ServedModel:
 
         asked = [tuple(ids) for ids in prompts]
         found: dict[tuple[int, ...], Any] = {i: self._known[i] for i in asked if i in self._known}
-        new = [ids for ids in dict.fromkeys(asked) if ids not in found]
+        # In falling order a beginning comes right after what it begins: one pass answers for both.
+        new = sorted((ids for ids in set(asked) if ids not in found), reverse=True)
+        hosts: list[tuple[int, ...]] = []
+        place = []
+        for ids in new:
+            if not hosts or hosts[-1][: len(ids)] != ids:
+                hosts.append(ids)
+            place.append((len(hosts) - 1, len(ids) - 1))
         if new:
-            ends = torch.tensor([len(ids) - 1 for ids in new])
+            row, end = (torch.tensor(numbers) for numbers in zip(*place, strict=True))
             with torch.inference_mode():
-                hidden = self.model.base_model(_padded(new)).last_hidden_state
-                last = self.model.get_output_embeddings()(hidden[torch.arange(len(ends)), ends])
-                found |= zip(new, last.float().log_softmax(-1).numpy(), strict=True)
+                hidden = self.model.base_model(_padded(hosts)).last_hidden_state[row, end]
+                values = self.model.get_output_embeddings()(hidden).float().log_softmax(-1)
+            found |= zip(new, values.numpy(), strict=True)
         # Draws after the same beginning come in requests of their own, soon after one another.
         self._known |= found
         for ids in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
