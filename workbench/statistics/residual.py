@@ -90,7 +90,7 @@ def residual(
 
     Examples
     --------
-    >>> reference = np.linspace(-3, -2, 8)
+    >>> reference = np.linspace(-3, -2, 9)
     >>> left = residual(Sample(reference**2, (reference,)), folds=1)
     >>> bool(np.abs(left.values).max() < 1e-9)
     True
