@@ -76,17 +76,14 @@ def test_every_statistic_finds_memory_and_says_what_it_did(name, data):
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_no_statistic_knows_the_order_of_the_rows(name, data):
-    """Rows moved about give the same numbers, to the last bit where a fit is involved."""
+    """Rows moved about give the same numbers, to the last bit: ties stay ties."""
     transcript, scores = data
     moved = np.random.default_rng(1).permutation(transcript.n)
     other = transcript.take(moved)
     references = _references(name, scores)
     here = query_contrast(scores[0], references, name, transcript)
     there = query_contrast(scores[0].take(moved), [r.take(moved) for r in references], name, other)
-    if "tokens" in STATISTICS[name].needs:
-        np.testing.assert_allclose(there, here[moved], rtol=1e-12)
-    else:
-        np.testing.assert_array_equal(there, here[moved])
+    np.testing.assert_array_equal(there, here[moved])
 
 
 @pytest.mark.parametrize("name", STATISTICS)

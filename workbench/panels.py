@@ -755,6 +755,7 @@ def report_panel(run: Run) -> Panel:
     def draw(settings: Settings) -> _Content:
         found = tested.get(tuple(settings.values()))
         role = _sentence(scores.role(settings["suspect"]))
+        role += _sentence(f"Statistic: {STATISTICS[settings['statistic']].summary}.")
         if found is None:
             return role + _sentence("No verdict with these settings yet: press the button.")
         return (
