@@ -173,8 +173,28 @@ def test_folds_keep_units_and_repeats_whole_and_follow_content_alone():
     assert (
         fold_of_rows(blind, 5) == fold_of_rows(Sample(sample.suspect, references[::-1]), 5)
     ).all()
-    piece, _ = content_pieces(sample)
+    piece, _, caveats = content_pieces(sample)
     assert piece.max() + 1 < 100
+    assert not caveats
+
+
+def test_boilerplate_in_every_unit_does_not_stop_the_folds():
+    """One row that all units share would link them: then units alone stay whole, and it is said."""
+    rng = np.random.default_rng(26)
+    units = np.repeat(np.arange(80), 4)
+    content = rng.integers(0, 2**63, (320, 2)).astype(np.uint64)
+    content[::4] = content[0]
+    content[4:8] = content[:4]  # two units of the same content
+    sample = Sample(rng.normal(size=320), (rng.normal(size=320),), content=content, units=units)
+    fold = fold_of_rows(sample, 5)
+    assert all(len(set(fold[units == u])) == 1 for u in range(80))
+    assert fold[0] == fold[4]
+    assert np.bincount(fold).min() > 40
+    assert any("link most units" in caveat for caveat in residual(sample).caveats)
+    relabelled = Sample(
+        sample.suspect, sample.references, content=content, units=rng.permutation(80)[units]
+    )
+    assert (fold_of_rows(relabelled, 5) == fold).all()
 
 
 def test_features_are_of_the_rows_and_not_of_their_order():

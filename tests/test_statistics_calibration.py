@@ -1,183 +1,25 @@
-"""Every query statistic under orders that nobody remembers: uniform p-values, and wrong ways.
-
-Rows lie in training order throughout, which is the worst case: a fit or a choice that uses row
-order knows positions.
-"""
-
-from dataclasses import dataclass
+"""Every query statistic under orders that nobody remembers: uniform p-values, and wrong ways."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from workbench import Scores, Transcript
-from workbench.independence import query_test
-from workbench.null import maximum_null, permutation_null
-from workbench.statistics import (
-    STATISTICS,
-    WEIGHTS,
-    PositionWeights,
-    RankDesign,
-    Sample,
-    TokenScores,
-)
-from workbench.statistics.adaptive import hold_out
+from workbench import InputError, Scores, Transcript
+from workbench.calibration import STATISTIC_NULLS, statistic_pvalues
+from workbench.independence import query_contrast, query_test
+from workbench.null import permutation_null
+from workbench.statistics import STATISTICS, RankDesign, Sample
 from workbench.statistics.residual import fold_of_rows
 
 LEVELS = (0.05, 0.01)
-TOKENS = 6
-BOOSTED = ("residual-boosted", "residual-boosted-features")
-CONTRASTS = [
-    name
-    for name, statistic in STATISTICS.items()
-    if not statistic.family and statistic.weights is None
-]
-TABLE = PositionWeights("table", table=((0.1, 0.0), (0.5, 2.0), (0.7, 0.5), (0.95, 1.0)))
-WEIGHTED = {**WEIGHTS, "table": TABLE}
-
-
-@dataclass(frozen=True)
-class _Null:
-    """One experiment without memory."""
-
-    positions: np.ndarray
-    strata: np.ndarray | None
-    units: np.ndarray | None
-    tokens: np.ndarray  # models × rows × tokens
-    content: np.ndarray
-
-    @property
-    def sample(self) -> Sample:
-        suspect, *references = self.tokens.mean(axis=2)
-        flat = self.tokens.reshape(len(self.tokens), -1)
-        starts = np.arange(0, flat.shape[1], TOKENS)
-        return Sample(
-            suspect,
-            tuple(references),
-            content=self.content,
-            units=self.units,
-            features={"length": self.content[:, 0] % 7.0, "zlib ratio": self.content[:, 1] % 11.0},
-            tokens=TokenScores(flat[0], tuple(flat[1:]), starts),
-            seed=3,
-        )
-
-    @property
-    def design(self) -> RankDesign:
-        return RankDesign(self.positions, self.strata, self.units)
-
-
-def _assembled(rng, positions, strata, units, easy, noise):
-    """Three models of one difficulty, in training order; every tenth example occurs twice."""
-    n = len(positions)
-    content = rng.integers(0, 2**40, (n, 2)).astype(np.uint64)
-    repeated = np.arange(0, n - 1, 10)
-    content[repeated + 1] = content[repeated]
-    easy = easy + 0.3 * rng.normal(size=n)
-    easy[repeated + 1] = easy[repeated]
-    tokens = easy[:, None] + noise((3, n, TOKENS)) - 2.0
-    order = np.argsort(positions, kind="stable")
-    pick = lambda a: None if a is None else a[order]  # noqa: E731
-    return _Null(positions[order], pick(strata), pick(units), tokens[:, order], content[order])
-
-
-def _heavy(rng):
-    n = 100
-    easy = rng.standard_t(1.5, n)
-    return _assembled(
-        rng, rng.permutation(n) // 3, None, None, easy, lambda shape: rng.standard_t(1.5, shape)
-    )
-
-
-def _units(rng):
-    """Unequal units whose rows are alike; longer units are easier."""
-    sizes = rng.integers(1, 7, 30)
-    units = np.repeat(np.arange(30), sizes)
-    easy = (rng.normal(size=30) + sizes / 3)[units]
-    positions = rng.permutation(30)[units]
-    noise = lambda shape: 0.5 * rng.normal(size=shape)  # noqa: E731
-    return _assembled(rng, positions, None, units, easy, noise)
-
-
-def _equal_units(rng):
-    units = np.repeat(np.arange(40), 3)
-    easy = rng.normal(size=40)[units]
-    positions = rng.permutation(40)[units]
-    noise = lambda shape: 0.5 * rng.normal(size=shape)  # noqa: E731
-    return _assembled(rng, positions, None, units, easy, noise)
-
-
-def _blocks(rng):
-    """Blocks follow one another, and models differ in how hard they find them."""
-    strata = np.repeat([0, 1, 2], [20, 50, 40])
-    positions = np.concatenate([start + rng.permutation(m) for start, m in
-                                ((0, 20), (20, 50), (70, 40))])  # fmt: skip
-    offset = rng.normal(size=(3, 3)) * 4
-    return _assembled(
-        rng,
-        positions,
-        strata,
-        None,
-        rng.normal(size=110),
-        lambda shape: rng.normal(size=shape) + offset[:, strata][:, :, None],
-    )
-
-
-NULLS = {"heavy": _heavy, "units": _units, "equal units": _equal_units, "blocks": _blocks}
-TRIALS = 300
-CELLS = len(NULLS) * (len(CONTRASTS) + len(WEIGHTED) + 2) * len(LEVELS)
-
-
-def _apply(name, sample):
-    statistic = STATISTICS[name]
-    if statistic.most is not None:
-        sample = Sample(sample.suspect, sample.references[: statistic.most])
-    return statistic.apply(sample).values
-
-
-def _held_out_p(null, residual, rng, trial):
-    """Choose weights on whole units apart, test on the rest: as `query_test` does."""
-    held, rest = hold_out(null.sample)
-    members = [None, *WEIGHTED.values()]
-
-    def designs(rows):
-        part = RankDesign(
-            null.positions[rows],
-            None if null.strata is None else null.strata[rows],
-            None if null.units is None else null.units[rows],
-        )
-        return [part.weighted(weights) for weights in members]
-
-    values = [residual[held]] * len(members)
-    chosen = maximum_null(designs(held), [values], 30, seed=trial, threads=1)[0].chosen
-    left = permutation_null(designs(rest)[chosen], [residual[rest]], 99, seed=trial, threads=1)[0]
-    return left.pvalue_randomised(rng)
+TRIALS = 200
+CELLS = len(STATISTIC_NULLS) * len(STATISTICS) * len(LEVELS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NULLS)
-def test_every_statistic_is_calibrated(name):
-    rng = np.random.default_rng([77, *name.encode()])
-    cheap = [contrast for contrast in CONTRASTS if contrast not in BOOSTED]
-    pvalues: dict[str, list[float]] = {}
-    for trial in range(TRIALS):
-        null = NULLS[name](rng)
-        sample, design = null.sample, null.design
-        vectors = {contrast: _apply(contrast, sample) for contrast in cheap}
-        found = permutation_null(design, list(vectors.values()), 99, seed=trial, threads=1)
-        for contrast, distribution in zip(vectors, found, strict=True):
-            pvalues.setdefault(contrast, []).append(distribution.pvalue_randomised(rng))
-        members = [design.weighted(weights) for weights in (None, *WEIGHTED.values())]
-        subject = [vectors["residual"]] * len(members)
-        best = maximum_null(members, [subject], 99, seed=trial, threads=1)[0]
-        for weights, distribution in zip(WEIGHTED, best.members[1:], strict=True):
-            key = f"residual:{weights}"
-            pvalues.setdefault(key, []).append(distribution.pvalue_randomised(rng))
-        p = best.distribution.pvalue_randomised(rng)
-        pvalues.setdefault("maximum", []).append(p)
-        p = _held_out_p(null, vectors["residual"], rng, trial)
-        pvalues.setdefault("held out", []).append(p)
-    for statistic, values in pvalues.items():
-        drawn = np.array(values)
+@pytest.mark.parametrize("null", STATISTIC_NULLS)
+def test_every_statistic_is_calibrated(null):
+    for statistic, drawn in statistic_pvalues(null, TRIALS, seed=7).items():
         assert stats.kstest(drawn, "uniform").pvalue > 0.001 / CELLS, statistic
         for level in LEVELS:
             rejected = int((drawn <= level).sum())
@@ -185,19 +27,26 @@ def test_every_statistic_is_calibrated(name):
             assert limit > 0.001 / CELLS, (statistic, level, rejected)
 
 
-@pytest.mark.parametrize("statistic", BOOSTED)
+def test_unknown_statistics_and_nulls_are_one_sentence():
+    with pytest.raises(InputError, match="null 'none' is unknown: choose one of heavy tails"):
+        statistic_pvalues("none", 1)
+    with pytest.raises(InputError, match="statistic 'none' is unknown"):
+        statistic_pvalues("heavy tails", 1, statistics=["none"])
+
+
+@pytest.mark.parametrize("statistic", [name for name in STATISTICS if "boosted" in name])
 def test_boosted_residuals_are_calibrated(statistic):
     """Fits take longer: a few experiments, each under many fresh orders."""
     rng = np.random.default_rng([78, *statistic.encode()])
     pvalues = []
     for _ in range(4):
-        null = _equal_units(rng)
-        values = _apply(statistic, null.sample)
+        transcript, scores = STATISTIC_NULLS["equal documents"].draw(rng)
+        values = query_contrast(scores[0], scores[1:], statistic, transcript)
+        units = transcript.units
         for trial in range(100):
-            place = rng.permutation(40)[null.units]
-            design = RankDesign(place, None, null.units)
-            distribution = permutation_null(design, [values], 99, seed=trial, threads=1)[0]
-            pvalues.append(distribution.pvalue_randomised(rng))
+            design = RankDesign(rng.permutation(units.max() + 1)[units], None, units)
+            null = permutation_null(design, [values], 99, seed=trial, threads=1)[0]
+            pvalues.append(null.pvalue_randomised(rng))
     assert stats.kstest(pvalues, "uniform").pvalue > 0.001
     for level in LEVELS:
         rejected = int((np.array(pvalues) <= level).sum())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.evidence import Gate
 from workbench.gates import gate_choice
-from workbench.independence.sample import Gatherer, contrasts_of
+from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import Alternative, maximum_null
 from workbench.scores import NATS, Scores
 from workbench.statistics import Contrasted, PositionWeights, QueryStatistic
@@ -47,7 +47,7 @@ class Choices:
         if weights is None or not weights.table:
             return
         digests = transcript.row_digests if weights.remembered else None
-        if same_order(weights, transcript.fingerprint, digests, transcript.positions):
+        if same_order(weights, transcript.fingerprint, digests, transcript.design):
             raise InputError(
                 f"the weights {weights.name!r} were learned on the order of {transcript.source}, "
                 "where they find what chance put there: learn them on a run of another order"
@@ -77,7 +77,7 @@ class Choices:
         chosen = self.statistic
         sample = Gatherer(chosen, part, seed).sample(asked, [r.take(held) for r in references])
         best = maximum_null(
-            [part.design.weighted(member.weights) for member in chosen.members],
+            weighted_designs(part, chosen),
             [[found.values for found in contrasts_of(chosen, sample)]],
             HELD_OUT_RESAMPLES,
             np.random.SeedSequence([seed, 0x4E1D0]),

@@ -32,7 +32,7 @@ from workbench.independence.account import (
 )
 from workbench.independence.choices import Choices
 from workbench.independence.references import check_references
-from workbench.independence.sample import Gatherer, contrasts_of
+from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import (
     Alternative,
     NullDistribution,
@@ -188,7 +188,7 @@ def query_test(
     subjects = [
         contrasts_of(chosen, gatherer.sample(scores, references)) for scores in (suspect, *placebos)
     ]
-    designs = [transcript.design.weighted(member.weights) for member in chosen.members]
+    designs = weighted_designs(transcript, chosen)
     distribution, own, number, placebo_nulls = _nulls(
         designs, subjects, n_resamples, streams[0], alternative, progress
     )

@@ -10,9 +10,10 @@ from workbench.errors import InputError
 from workbench.scores import Scores
 from workbench.statistics import Contrasted, QueryStatistic, Sample, TokenScores
 from workbench.statistics.features import text_features, token_features
+from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 
-__all__ = ["Gatherer", "contrasts_of"]
+__all__ = ["Gatherer", "contrasts_of", "weighted_designs"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -92,6 +93,13 @@ def contrasts_of(statistic: QueryStatistic, sample: Sample) -> list[Contrasted]:
         if id(member.contrast) not in made:
             made[id(member.contrast)] = member.apply(sample)
     return [made[id(member.contrast)] for member in statistic.members]
+
+
+def weighted_designs(transcript: Transcript, statistic: QueryStatistic) -> list[RankDesign]:
+    """The design with each member's weights of position; equal weights share one."""
+    plain = transcript.design
+    made = {id(m.weights): plain.weighted(m.weights) for m in statistic.members}
+    return [made[id(member.weights)] for member in statistic.members]
 
 
 def _token_scores(suspect: Scores, references: Sequence[Scores]) -> TokenScores:

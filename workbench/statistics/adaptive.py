@@ -72,7 +72,7 @@ def hold_out(sample: Sample, share: float = HELD_OUT) -> tuple[Ints, Ints]:
     >>> len(held), len(rest), len(set(held) | set(rest))
     (10, 40, 50)
     """
-    piece, keys = content_pieces(sample)
+    piece, keys, _ = content_pieces(sample)
     sizes = np.bincount(piece)
     order = np.argsort(keys, kind="stable")
     enough = np.cumsum(sizes[order]) <= share * sample.n + 0.5

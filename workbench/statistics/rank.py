@@ -428,9 +428,12 @@ def draw_together(
     (3, 2, 1)
     """
     k, columns = len(designs), weights[0][0].shape[1]
+    # Members that share their weights of position share them in every draw too.
+    distinct = list({id(design): design for design in designs}.values())
+    which = [next(i for i, d in enumerate(distinct) if d is design) for design in designs]
     total = np.zeros((n_draws, k, columns))
     for number, first in enumerate(designs[0].parts):
-        parts = [design.parts[number] for design in designs]
+        parts = [design.parts[number] for design in distinct]
         if not any(part.varies for part in parts):
             continue
         per_member = np.ascontiguousarray(np.stack([w[number].T for w in weights]))
@@ -439,12 +442,13 @@ def draw_together(
             order = np.arange(first.n_units)
             for j in range(n_draws):
                 rng.shuffle(order)
-                total[j] += np.einsum("mu,mcu->mc", fixed[:, order], per_member)
+                place = fixed[:, order][which]
+                total[j] += np.einsum("mu,mcu->mc", place, per_member)
         else:
             slots = first.slot_of_unit.copy()
             for j in range(n_draws):
                 rng.shuffle(slots)
-                place = np.stack([_weights_of_units(part, slots) for part in parts])
+                place = np.stack([_weights_of_units(part, slots) for part in parts])[which]
                 total[j] += np.einsum("mu,mcu->mc", place, per_member)
     return total
 

@@ -126,6 +126,8 @@ def residual(
             )
         fitted[held] = fit(matrix[training], sample.suspect[training], matrix[held])
     values = sample.suspect - fitted
+    if np.abs(values).max() <= 1e-10 * max(1.0, float(np.abs(sample.suspect).max())):
+        values = np.zeros(sample.n)  # rounding is all that is left: nothing to correlate
     spread = float(((sample.suspect - sample.suspect.mean()) ** 2).sum())
     account: dict[str, Any] = {
         "form": form,
@@ -135,7 +137,7 @@ def residual(
         "folds": folds,
         "share_explained": round(1 - float((values**2).sum()) / spread, 6) if spread > 0 else None,
     }
-    caveats = []
+    caveats = list(content_pieces(sample)[2]) if folds > 1 else []
     if constant:
         caveats.append(f"Constant over all examples, and so without use: {', '.join(constant)}.")
     if folds > 1 and sample.content is None:
@@ -204,8 +206,11 @@ def content_keys(sample: Sample) -> Words:
     return _mixed(word)
 
 
-def content_pieces(sample: Sample) -> tuple[Ints, Words]:
+def content_pieces(sample: Sample) -> tuple[Ints, Words, tuple[str, ...]]:
     """Smallest pieces that hold whole units and all rows of equal content.
+
+    Where repeats link so many units that one piece would hold more than a third of the rows, pieces
+    are whole units alone, and that is said: it costs power at most, since positions play no part.
 
     Returns
     -------
@@ -213,30 +218,43 @@ def content_pieces(sample: Sample) -> tuple[Ints, Words]:
         Number of the row's piece.
     keys : ndarray of uint64, shape (pieces,)
         A pseudorandom word for each, from seed and content; row order plays no part.
+    caveats : tuple of str
     """
     keys = content_keys(sample)
-    _, piece = np.unique(keys, return_inverse=True)
-    if sample.units is not None:
-        _, unit = np.unique(sample.units, return_inverse=True)
-        units, contents = int(unit.max()) + 1, int(piece.max()) + 1
-        edges = coo_array(
-            (np.ones(sample.n, dtype=np.int8), (unit, units + piece)), (units + contents,) * 2
-        )
-        piece = np.unique(
-            connected_components(edges, directed=False)[1][unit], return_inverse=True
-        )[1]
+    _, content = np.unique(keys, return_inverse=True)
+    if sample.units is None:
+        return content.astype(np.int64), _summed(keys, content), ()
+    _, unit = np.unique(sample.units, return_inverse=True)
+    units, contents = int(unit.max()) + 1, int(content.max()) + 1
+    edges = coo_array(
+        (np.ones(sample.n, dtype=np.int8), (unit, units + content)), (units + contents,) * 2
+    )
+    linked = connected_components(edges, directed=False)[1][unit]
+    _, piece = np.unique(linked, return_inverse=True)
+    if np.bincount(piece).max() <= max(sample.n / 3, int(np.bincount(unit).max())):
+        return piece.astype(np.int64), _summed(keys, piece), ()
+    # Units of the same content stay together: nothing but their codes could tell them apart.
+    alike, piece = np.unique(_summed(keys, unit)[unit], return_inverse=True)
+    caveat = (
+        "Repeated examples link most units with each other, so that folds keep units whole but may "
+        "part repeats: the null is unaffected, the power may be."
+    )
+    return piece.astype(np.int64), _mixed(alike), (caveat,)
+
+
+def _summed(keys: Words, piece: NDArray[np.intp]) -> Words:
     sums = np.zeros(int(piece.max()) + 1, dtype=np.uint64)
-    np.add.at(sums, piece, keys)  # a sum modulo 2^64: no order
-    return piece.astype(np.int64), _mixed(sums)
+    np.add.at(sums, piece, keys)  # a sum modulo 2^64 has no order
+    return _mixed(sums)
 
 
 def fold_of_rows(sample: Sample, folds: int) -> Ints:
-    """Fold of each row: pieces in an order of their keys, cut where a share of the rows is full.
+    """Fold of each row: pieces are dealt out in the order of their keys.
 
     Raises
     ------
     InputError
-        A fold would be empty.
+        There are fewer pieces than folds.
 
     Examples
     --------
@@ -245,19 +263,15 @@ def fold_of_rows(sample: Sample, folds: int) -> Ints:
     >>> np.bincount(fold_of_rows(sample, 4)).tolist()
     [25, 25, 25, 25]
     """
-    piece, keys = content_pieces(sample)
-    sizes = np.bincount(piece)
-    order = np.argsort(keys, kind="stable")
-    middle = np.cumsum(sizes[order]) - sizes[order] / 2
-    of_piece = np.empty(len(sizes), dtype=np.int64)
-    of_piece[order] = np.minimum((middle * folds / sample.n).astype(np.int64), folds - 1)
-    fold = of_piece[piece]
-    if len(np.unique(fold)) < folds:
+    piece, keys, _ = content_pieces(sample)
+    if len(keys) < folds:
         raise InputError(
-            f"{len(sizes)} piece(s) of whole units and equal content cannot be spread over {folds} "
+            f"{len(keys)} piece(s) of whole units and equal content cannot be spread over {folds} "
             "folds: use 'spearman', which fits nothing"
         )
-    return fold
+    of_piece = np.empty(len(keys), dtype=np.int64)
+    of_piece[np.argsort(keys, kind="stable")] = np.arange(len(keys)) % folds
+    return of_piece[piece]
 
 
 def _mixed(words: Words) -> Words:

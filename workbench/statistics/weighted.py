@@ -7,7 +7,8 @@ weights that stress the very end (Savage 1956, Ann. Math. Statist. 27, 590) find
 fixed before the test, or learned on **another** order: learned on the order under test, they find
 what chance put there.
 
-Pure NumPy. A place u runs from 0 (first) to 1 (last). Only differences of weights matter.
+Pure NumPy. A place u runs from 0 (first) to 1 (last) within the block that was shuffled. Only
+differences of weights matter.
 """
 
 import json
@@ -49,8 +50,8 @@ class PositionWeights:
         Places and weights, joined by straight lines, level beyond the ends.
     learned_on : str, optional
         Fingerprint of the transcript on which a table was learned.
-    remembered : tuple of (str, int)
-        Digest and position of some of its examples, by which its order is known again in part.
+    remembered : tuple of (str, float)
+        Digest and place of some of its examples, by which its order is known again in part.
 
     Raises
     ------
@@ -69,7 +70,7 @@ class PositionWeights:
     formula: Callable[[Floats], Floats] | None = field(default=None, repr=False)
     table: tuple[tuple[float, float], ...] = ()
     learned_on: str | None = None
-    remembered: tuple[tuple[str, int], ...] = field(default=(), repr=False)
+    remembered: tuple[tuple[str, float], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if (self.formula is None) == (not self.table):
@@ -148,7 +149,7 @@ class PositionWeights:
                 str(content["summary"]),
                 table=tuple((float(u), float(w)) for u, w in content["table"]),
                 learned_on=content["learned_on"],
-                remembered=tuple((str(d), int(p)) for d, p in content["remembered"]),
+                remembered=tuple((str(d), float(u)) for d, u in content["remembered"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: the table of weights is damaged: learn it again") from error
@@ -241,11 +242,11 @@ def fit_weights(
             "example: use fewer bins"
         )
     means = np.bincount(number, weights=ranks, minlength=bins) / counts
-    remembered: tuple[tuple[str, int], ...] = ()
+    remembered: tuple[tuple[str, float], ...] = ()
     if digests is not None:
         words = np.ascontiguousarray(digests)[:, :8].copy().view(">u8").ravel()
         rows = np.argsort(words, kind="stable")[:REMEMBERED]
-        remembered = tuple((f"{int(words[r]):016x}", int(design.positions[r])) for r in rows)
+        remembered = tuple((f"{int(words[r]):016x}", round(float(places[r]), 9)) for r in rows)
     return PositionWeights(
         name,
         f"mean rank in {bins} parts of another run's training",
@@ -261,12 +262,12 @@ def same_order(
     weights: PositionWeights,
     fingerprint: str,
     digests: NDArray[np.uint8] | None,
-    positions: NDArray[np.int64],
+    design: "RankDesign",
 ) -> bool:
     """Whether weights were learned on this order, or on another cut of it.
 
-    The second is known by the examples that both share: in another order their positions are
-    unrelated. It is missed where fewer than 18 of the remembered ones are shared.
+    The second is known by the examples that both share: in another order their places within
+    blocks are unrelated. It is missed where fewer than 18 of the remembered ones are shared.
     """
     if weights.learned_on == fingerprint:
         return True
@@ -274,13 +275,15 @@ def same_order(
         return False
     words = np.ascontiguousarray(digests)[:, :8].copy().view(">u8").ravel()
     known = np.array([int(digest, 16) for digest, _ in weights.remembered], dtype=np.uint64)
-    there = np.array([position for _, position in weights.remembered], dtype=np.int64)
+    there = np.array([place for _, place in weights.remembered])
     known, first = np.unique(known, return_index=True)
     there = there[first]
     ours, here = np.unique(words.astype(np.uint64), return_index=True)
     shared, a, b = np.intersect1d(known, ours, assume_unique=True, return_indices=True)
     if len(shared) < FEWEST_SHARED:
         return False
-    x, y = (np.argsort(np.argsort(v)).astype(float) for v in (there[a], positions[here[b]]))
+    x, y = there[a], design.weighted(None).position_ranks()[here[b]]
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return False
     correlation = float(np.corrcoef(x, y)[0, 1])
     return abs(correlation) * np.sqrt(len(shared) - 1) > SAME_ORDER_Z
