@@ -438,7 +438,7 @@ def test_reporting_the_best_of_a_family_raises_false_alarms():
         found = maximum_null(designs, [[scores] * len(designs)], 99, seed=trial, threads=1)[0]
         careless += min(member.pvalue() for member in found.members) <= 0.05
         right += found.distribution.pvalue() <= 0.05
-    assert stats.binomtest(careless, trials, 0.05, "greater").pvalue < 1e-6
+    assert stats.binomtest(careless, trials, 0.05, "greater").pvalue < 1e-4
     assert stats.binomtest(right, trials, 0.05, "greater").pvalue > 0.001
 
 

@@ -257,10 +257,14 @@ def maximum_null(
     _check_alternative(alternative)
     for design, *vectors in zip(designs, *subjects, strict=True):
         _check_scores(design, vectors, n_resamples)
+    made: dict[tuple[int, ...], list[Floats]] = {}  # members of one contrast share its sums
     stacked = []
     for design, *vectors in zip(designs, *subjects, strict=True):
-        per_subject = [design.unit_weights(values) for values in vectors]
-        stacked.append([np.column_stack(columns) for columns in zip(*per_subject, strict=True)])
+        key = tuple(map(id, vectors))
+        if key not in made:
+            per_subject = [design.unit_weights(values) for values in vectors]
+            made[key] = [np.column_stack(columns) for columns in zip(*per_subject, strict=True)]
+        stacked.append(made[key])
     draws = _in_chunks(
         lambda size, rng: draw_together(designs, stacked, size, rng),
         n_resamples,

@@ -105,9 +105,10 @@ def query_test(
     """Is the suspect model independent of the order in which these examples were trained on?
 
     Spearman's correlation of training position with the suspect's mean log-likelihood per token,
-    minus the references' where given (Kuditipudi et al. 2025, arXiv 2510.19796, query setting).
-    The permutation p-value is exact: given the set of examples, every order of the units within
-    a block was equally likely, whatever the data are.
+    minus the references' where given (Kuditipudi et al. 2025, arXiv 2510.19796, query setting), or
+    another statistic of both, chosen by name before the scores are seen. The permutation p-value
+    is exact: given the set of examples, every order of the units within a block was equally likely,
+    whatever the data are.
 
     Parameters
     ----------
@@ -131,7 +132,8 @@ def query_test(
     alpha : float
         The exact p-value at or below which the verdict is "evidence".
     smallest_effect : float, optional
-        Smallest correlation of interest, fixed beforehand (for instance a quarter of what the
+        Smallest correlation of interest (of the statistic's weights of position with the rank of
+        its contrast), fixed beforehand (for instance a quarter of what the
         same queries show on the owner's own model). Without it a large p-value cannot be told
         from too few queries, and the verdict is "could not be decided".
     placebos : sequence of Scores
@@ -212,7 +214,8 @@ def query_test(
     ]
     if references_check is not None:
         gates.append(gate_references(references_check))
-    limit = upper95(correlation, scale * own.sd, alternative)
+    # The null's mean is 0 but for weights of position where units differ in size.
+    limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
     verdict, reason = reach_verdict(
         gates, pvalue, distribution.floor, alpha, limit, smallest_effect, QUERY_WORDS
     )

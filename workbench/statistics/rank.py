@@ -427,29 +427,35 @@ def draw_together(
     >>> draws.shape
     (3, 2, 1)
     """
-    k, columns = len(designs), weights[0][0].shape[1]
-    # Members that share their weights of position share them in every draw too.
+    total = np.zeros((n_draws, len(designs), weights[0][0].shape[1]))
+    # Members that share weights of position, or scores, share the work of each draw.
     distinct = list({id(design): design for design in designs}.values())
-    which = [next(i for i, d in enumerate(distinct) if d is design) for design in designs]
-    total = np.zeros((n_draws, k, columns))
+    which = np.array([[d is design for d in distinct].index(True) for design in designs])
+    groups = [
+        (np.flatnonzero([id(w) == one for w in weights]), next(w for w in weights if id(w) == one))
+        for one in dict.fromkeys(map(id, weights))
+    ]
     for number, first in enumerate(designs[0].parts):
         parts = [design.parts[number] for design in distinct]
         if not any(part.varies for part in parts):
             continue
-        per_member = np.ascontiguousarray(np.stack([w[number].T for w in weights]))
-        if first.equal_sizes:
-            fixed = np.stack([_weights_of_units(part, part.slot_of_unit) for part in parts])
-            order = np.arange(first.n_units)
-            for j in range(n_draws):
-                rng.shuffle(order)
-                place = fixed[:, order][which]
-                total[j] += np.einsum("mu,mcu->mc", place, per_member)
-        else:
-            slots = first.slot_of_unit.copy()
-            for j in range(n_draws):
-                rng.shuffle(slots)
-                place = np.stack([_weights_of_units(part, slots) for part in parts])[which]
-                total[j] += np.einsum("mu,mcu->mc", place, per_member)
+        # Units of equal size are moved among fixed places; otherwise a place depends on who is
+        # where, so that the places move.
+        fixed = np.stack([_weights_of_units(part, part.slot_of_unit) for part in parts])
+        sums = [
+            (members, fixed[which[members]], np.ascontiguousarray(w[number].T))
+            for members, w in groups
+        ]
+        moving = np.arange(first.n_units) if first.equal_sizes else first.slot_of_unit.copy()
+        for j in range(n_draws):
+            rng.shuffle(moving)
+            if first.equal_sizes:
+                for members, place, score in sums:
+                    total[j, members] += np.einsum("mu,cu->mc", place, score[:, moving])
+                continue
+            places = np.stack([_weights_of_units(part, moving) for part in parts])
+            for members, _, score in sums:
+                total[j, members] += np.einsum("mu,cu->mc", places[which[members]], score)
     return total
 
 
