@@ -1,6 +1,7 @@
 """Query statistics: what each computes, that its null is exact, and what it refuses."""
 
 import itertools
+import json
 import sys
 
 import numpy as np
@@ -225,6 +226,27 @@ def test_features_explain_what_length_does():
     assert left.std() < 0.2 * loglik.std()
     boosted = query_contrast(scores, [], "residual-boosted-features", transcript)
     assert boosted.std() < 0.5 * loglik.std()
+
+
+def test_features_of_text_are_taken_too_and_constant_ones_named():
+    rng = np.random.default_rng(27)
+    texts = ["".join(rng.choice(list("abc"), 12)) + f" {i}" for i in range(N)]
+    transcript = Transcript.from_arrays(rng.permutation(N), texts=texts)
+    zlib = text_features(texts)["zlib ratio"]
+    loglik = 5 * zlib + 0.01 * rng.normal(size=N)
+    scores = Scores.from_arrays(loglik=loglik, name="m", transcript=transcript)
+    found = query_test(transcript, scores, statistic="residual-features", n_resamples=99)
+    assert found.details["fit"]["share_explained"] > 0.9
+    assert any("without use: length" in caveat for caveat in found.caveats)
+    assert "regressed on 3 feature(s)" in found.contrast
+
+
+def test_nothing_is_left_of_a_model_that_is_its_own_reference(data):
+    """Rounding is not a residual: a placebo that is also a reference is refused, not cleared."""
+    transcript, scores = data
+    for name in ("spearman", "residual", "distillation"):
+        with pytest.raises(InputError, match="is constant wherever positions vary"):
+            query_test(transcript, scores[0], scores[1:2], name, placebos=scores[1:2])
 
 
 def test_boosting_without_its_library_is_one_sentence(data, monkeypatch):
@@ -692,9 +714,20 @@ def test_bad_files_of_weights(tmp_path):
     path.write_text("[]")
     with pytest.raises(InputError, match="no table of weights"):
         PositionWeights.read(path)
-    path.write_text('{"format": "palimpsest weights 1", "name": "x"}')
-    with pytest.raises(InputError, match="damaged"):
-        PositionWeights.read(path)
+    sound = {"format": "palimpsest weights 1", "name": "x", "summary": "", "learned_on": None,
+             "table": [[0.1, 0.0], [0.9, 1.0]], "remembered": [["0" * 16, 0.5]]}  # fmt: skip
+    path.write_text(json.dumps(sound))
+    assert PositionWeights.read(path).table == ((0.1, 0.0), (0.9, 1.0))
+    for broken in (
+        {"table": None},
+        {"table": [["a", 1]]},
+        {"learned_on": 3},
+        {"remembered": [["xyz", 0.5]]},
+        {"remembered": [["0" * 16, float("nan")]]},
+    ):
+        path.write_text(json.dumps({**sound, **broken}))
+        with pytest.raises(InputError, match="damaged"):
+            PositionWeights.read(path)
     with pytest.raises(InputError, match="are a formula"):
         WEIGHTS["late"].write(path)
     with pytest.raises(InputError, match="holds no example: use fewer bins"):

@@ -8,11 +8,11 @@ from workbench import InputError, Scores, Transcript
 from workbench.calibration import STATISTIC_NULLS, statistic_pvalues
 from workbench.independence import query_contrast, query_test
 from workbench.null import permutation_null
-from workbench.statistics import STATISTICS, RankDesign, Sample
+from workbench.statistics import STATISTICS, WEIGHTS, RankDesign, Sample
 from workbench.statistics.residual import fold_of_rows
 
 LEVELS = (0.05, 0.01)
-TRIALS = 200
+TRIALS = 150
 CELLS = len(STATISTIC_NULLS) * len(STATISTICS) * len(LEVELS)
 
 
@@ -25,6 +25,21 @@ def test_every_statistic_is_calibrated(null):
             rejected = int((drawn <= level).sum())
             limit = stats.binomtest(rejected, TRIALS, level, "greater").pvalue
             assert limit > 0.001 / CELLS, (statistic, level, rejected)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_normal_tail_of_weights_is_uniform_where_it_is_given(name):
+    rng = np.random.default_rng([79, *name.encode()])
+    scores = rng.standard_t(3, 4000)
+    logs = []
+    for trial in range(150):
+        design = RankDesign(rng.permutation(4000), weights=WEIGHTS[name])
+        null = permutation_null(design, [scores], 1, seed=trial, threads=1)[0]
+        logs.append(null.log10_asymptotic())
+    if name == "savage":
+        assert logs == [None] * 150  # the last place alone weighs more than a tenth of the sd
+    else:
+        assert stats.kstest(10.0 ** np.array(logs), "uniform").pvalue > 0.001 / len(WEIGHTS)
 
 
 def test_unknown_statistics_and_nulls_are_one_sentence():

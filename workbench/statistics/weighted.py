@@ -12,6 +12,7 @@ differences of weights matter.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,15 +145,16 @@ class PositionWeights:
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no table of weights of position (format {FORMAT!r})")
         try:
-            return cls(
-                str(content["name"]),
-                str(content["summary"]),
-                table=tuple((float(u), float(w)) for u, w in content["table"]),
-                learned_on=content["learned_on"],
-                remembered=tuple((str(d), float(u)) for d, u in content["remembered"]),
-            )
+            learned_on = content["learned_on"]
+            remembered = tuple((str(d), float(u)) for d, u in content["remembered"])
+            table = tuple((float(u), float(w)) for u, w in content["table"])
+            name, summary = str(content["name"]), str(content["summary"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: the table of weights is damaged: learn it again") from error
+        sound = all(re.fullmatch("[0-9a-f]{16}", d) and 0 <= u <= 1 for d, u in remembered)
+        if not sound or not isinstance(learned_on, str | None):
+            raise InputError(f"{path}: the table of weights is damaged: learn it again")
+        return cls(name, summary, None, table, learned_on, remembered)
 
 
 def _window(low: float, high: float, early: float) -> Callable[[Floats], Floats]:
