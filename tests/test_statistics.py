@@ -361,7 +361,7 @@ def test_late_heavy_weights_lose_where_memory_peaks_before_the_end():
     assert means["spearman:savage"] < means["spearman"] < means["spearman:midlate"]
 
 
-def _learned(rng, transcript, loglik, **settings):
+def _learned(transcript, loglik, **settings):
     return fit_weights(
         transcript.design,
         loglik,
@@ -384,7 +384,7 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
         return transcript, Scores.from_arrays(loglik=values, name="m", transcript=transcript)
 
     lab_run, lab_scores = run()
-    weights = _learned(rng, lab_run, lab_scores.loglik_mean)
+    weights = _learned(lab_run, lab_scores.loglik_mean)
     assert max(weights.table, key=lambda row: row[1])[0] == pytest.approx(0.7, abs=0.1)
     path = weights.write(tmp_path / "weights.json")
     assert PositionWeights.read(path) == weights
@@ -402,6 +402,17 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     part = lab_run.take(np.sort(rng.permutation(n)[:300]))
     with pytest.raises(InputError, match="learned on the order of"):
         query_test(part, lab_scores.take(part.rows), weights=weights)
+    # Two runs that take the same blocks in the same turn are not one order.
+    block = np.repeat([0, 1], n // 2)
+    shuffles = [np.concatenate([rng.permutation(1000), 1000 + rng.permutation(1000)]) for _ in "ab"]
+    one, two = (Transcript.from_arrays(s, tokens=tokens, blocks=block) for s in shuffles)
+    in_blocks = _learned(one, lab_scores.loglik_mean)
+    query_test(two, scores, weights=in_blocks, n_resamples=9)
+    blind = fit_weights(lab_run.design, lab_scores.loglik_mean, learned_on=lab_run.fingerprint)
+    found = query_test(transcript, scores, weights=blind, n_resamples=99)
+    gate = next(gate for gate in found.gates if gate.number == 5)
+    assert "could not be checked" in gate.detail
+    assert gate.detail in found.caveats
     typed = PositionWeights("typed", table=((0.0, 0.0), (1.0, 1.0)))
     gate = next(g for g in query_test(transcript, scores, weights=typed).gates if g.number == 5)
     assert gate.status == "caveat"

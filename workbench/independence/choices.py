@@ -57,9 +57,15 @@ class Choices:
                 f"Where the weights of position {weights.name!r} come from is not known here; that "
                 "they were fixed before the scores were seen rests on the caller's word."
             )
+        elif digests is None:
+            self._unknown.append(
+                f"The weights of position {weights.name!r} were learned on another transcript "
+                f"({weights.learned_on[:12]}); whether that is another cut of this order could not "
+                "be checked without digests of the examples."
+            )
         else:
             self._sound.append(
-                f"weights of position {weights.name!r} were learned on another transcript "
+                f"weights of position {weights.name!r} were learned on another order "
                 f"({weights.learned_on[:12]})"
             )
 
