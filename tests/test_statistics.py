@@ -151,6 +151,22 @@ def test_residuals_are_of_examples_that_the_fit_did_not_see(name):
         np.testing.assert_allclose(found[held], (suspect - matrix @ beta)[held], atol=1e-9)
 
 
+def test_numbers_in_names_are_settings(data):
+    transcript, scores = data
+
+    def left(name, references=scores[1:]):
+        return query_contrast(scores[0], references, name, transcript)
+
+    np.testing.assert_array_equal(left("residual-degree2"), left("residual"))
+    np.testing.assert_array_equal(left("tokens-top050"), left("tokens-top50"))
+    assert not np.array_equal(left("residual-degree3"), left("residual"))
+    one = left("residual-degree4", scores[1:2])
+    published = left("distillation", scores[1:2])
+    assert 0 < np.abs(one - published).max() < 0.5  # the same curve, but cross-fitted
+    name = "max(tokens-top30:capped, residual-degree3)"
+    assert query_test(transcript, scores[0], scores[1:], name, n_resamples=99).pvalue == 0.01
+
+
 def test_folds_keep_units_and_repeats_whole_and_follow_content_alone():
     rng = np.random.default_rng(6)
     n = 400
@@ -670,6 +686,10 @@ def test_certified_p_ignores_zeros_and_scale():
         ("max(residual, residual)", 1, "at least two different members"),
         ("max(adaptive, residual)", 1, "not another family"),
         ("adaptive:late", 1, "is unknown"),
+        ("tokens-top0", 1, "0 % of the tokens"),
+        ("tokens-top", 1, "is unknown"),
+        ("residual-degree12", 1, "degree 12 is not offered"),
+        ("spearman3", 1, "is unknown"),
     ],
 )
 def test_bad_choices_are_one_sentence(data, name, references, message):

@@ -535,7 +535,8 @@ def test_query(
         str,
         typer.Option(
             help=f"One of {', '.join(STATISTICS)}; others are put together from such names: "
-            f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, or max(A, B) or held-out(A, B)."
+            f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, max(A, B), held-out(A, B), "
+            "tokens-top30, residual-degree3."
         ),
     ] = "spearman",
     weights: Annotated[

@@ -1,7 +1,8 @@
 """The query statistics by name: the panel's menu, the report's parameter and the command line.
 
 A name is that of a contrast, then, after a colon, that of weights of position ("residual:midlate");
-without a colon the weights are ranks. "max(a, b)" and "held-out(a, b)" choose among statistics.
+without a colon the weights are ranks. "max(a, b)" and "held-out(a, b)" choose among statistics, and
+"tokens-top30" or "residual-degree3" take a number of one's own.
 """
 
 import re
@@ -20,7 +21,8 @@ _CONTRASTS: tuple[QueryStatistic, ...] = (
     *residual.CONTRASTS,
     *tokens.CONTRASTS,
 )
-
+# Contrasts whose name ends in a number of one's own choice.
+_NUMBERED = {**residual.NUMBERED, **tokens.NUMBERED}
 
 STATISTICS: dict[str, QueryStatistic] = {statistic.name: statistic for statistic in _CONTRASTS}
 STATISTICS |= {
@@ -59,11 +61,20 @@ def find_statistic(name: str) -> QueryStatistic:
     if chosen is not None:
         members = [find_statistic(part) for part in chosen[2].split(",")]
         return family(name, "maximum" if chosen[1] == "max" else "held-out", *members)
-    contrast, _, weights = name.partition(":")
-    plain = STATISTICS.get(contrast)
+    contrast, colon, weights = name.partition(":")
+    plain = STATISTICS.get(contrast) or _of_number(contrast)
+    if plain is not None and not colon:
+        return plain
     if plain is not None and not plain.family and weights in WEIGHTS:
         return plain.weighted(WEIGHTS[weights])
     raise InputError(
         f"statistic {name!r} is unknown: choose one of {', '.join(STATISTICS)}, with weights "
         f"{', '.join(WEIGHTS)} after a colon, or max(…) or held-out(…) of several"
     )
+
+
+def _of_number(name: str) -> QueryStatistic | None:
+    found = re.fullmatch(r"(.*?)(\d{1,3})", name)
+    if found is None or found[1] not in _NUMBERED:
+        return None
+    return _NUMBERED[found[1]](int(found[2]))

@@ -27,9 +27,11 @@ from workbench.statistics.statistic import Contrasted, Floats, Ints, QueryStatis
 
 __all__ = [
     "CONTRASTS",
+    "NUMBERED",
     "content_keys",
     "content_pieces",
     "fold_of_rows",
+    "of_degree",
     "residual",
     "residual_contrast",
 ]
@@ -187,6 +189,30 @@ CONTRASTS = (
         most=1,
     ),
 )
+
+
+def of_degree(degree: int) -> QueryStatistic:
+    """The residual of a polynomial of any degree, with all cross terms, on all references.
+
+    Raises
+    ------
+    InputError
+        A degree outside 1 to 9.
+
+    Examples
+    --------
+    >>> of_degree(3).name
+    'residual-degree3'
+    """
+    if not 1 <= degree <= 9:
+        raise InputError(f"a polynomial of degree {degree} is not offered: choose 1 to 9")
+    return replace(
+        _statistic("residual", f"a polynomial of degree {degree} on all references", degree=degree),
+        name=f"residual-degree{degree}",
+    )
+
+
+NUMBERED = {"residual-degree": of_degree}
 
 
 def content_keys(sample: Sample) -> Words:

@@ -20,7 +20,7 @@ from workbench.statistics.statistic import (
     TokenScores,
 )
 
-__all__ = ["CONTRASTS", "keep_informative", "weight_by_surprisal"]
+__all__ = ["CONTRASTS", "NUMBERED", "keep_informative", "top", "weight_by_surprisal"]
 
 
 def weight_by_surprisal(sample: Sample) -> Contrasted:
@@ -105,6 +105,29 @@ def _weighted(
     return Contrasted(suspect - subtracted, subtracted, account)
 
 
+def top(percent: int) -> QueryStatistic:
+    """The statistic on each example's most informative tokens, named after their share.
+
+    Raises
+    ------
+    InputError
+        A share outside 1 to 100.
+
+    Examples
+    --------
+    >>> top(30).name
+    'tokens-top30'
+    """
+    return QueryStatistic(
+        f"tokens-top{percent}",
+        "Spearman correlation of training position with the mean of suspect minus references over "
+        f"the {percent} % of each example's tokens that surprise the references most",
+        keep_informative(percent),
+        needs=frozenset({"tokens"}),
+        fewest=1,
+    )
+
+
 CONTRASTS = (
     QueryStatistic(
         "tokens-weighted",
@@ -114,15 +137,7 @@ CONTRASTS = (
         needs=frozenset({"tokens"}),
         fewest=1,
     ),
-    *(
-        QueryStatistic(
-            f"tokens-top{percent}",
-            "Spearman correlation of training position with the mean of suspect minus references "
-            f"over the {percent} % of each example's tokens that surprise the references most",
-            keep_informative(percent),
-            needs=frozenset({"tokens"}),
-            fewest=1,
-        )
-        for percent in (50, 20)
-    ),
+    top(50),
+    top(20),
 )
+NUMBERED = {"tokens-top": top}
