@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workbench.statistics import PositionWeights
+
 N = 1500
 
 
@@ -84,7 +86,23 @@ def test_a_cleared_model_exits_with_0(table):
     assert "no evidence found at this power" in done.stdout
 
 
+def test_statistics_and_weights_are_chosen_by_name(table, tmp_path):
+    weights, out = tmp_path / "weights.json", tmp_path / "e.json"
+    PositionWeights("rising", table=((0.0, 0.0), (1.0, 1.0))).write(weights)
+    base = ["test", "query", "--transcript", table, "--suspect", "loss:suspect",
+            "--reference", "loss:reference", "--json", out]  # fmt: skip
+    done = palimpsest(*base, "--statistic", "max(residual, residual:capped)")
+    assert done.returncode == 0, done.stderr
+    choice = json.loads(out.read_text())["details"]["choice"]
+    assert choice["among"] == ["residual", "residual:capped"]
+    done = palimpsest(*base, "--statistic", "residual", "--weights", weights)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["details"]["weights"]["name"] == "rising"
+
+
 BAD = {
+    "bad statistic": (["--suspect", "loss:suspect", "--statistic", "best"], "'best' is unknown"),
+    "bad weights": (["--suspect", "loss:suspect", "--weights", "absent.json"], "cannot be read"),
     "no file": (["--transcript", "absent.parquet", "--suspect", "loss:a"], "does not exist"),
     "no column": (["--suspect", "loss:nobody"], "nobody"),
     "bad role": (["--suspect", "loss:suspect", "--column", "colour=red"], "role=NAME"),

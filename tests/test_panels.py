@@ -1,6 +1,6 @@
 """Panels: every control of every panel moves once, and the output follows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets as widgets
@@ -259,6 +259,34 @@ def test_query_panel_gives_the_public_functions_answer() -> None:
         "all tokens": (0, None),
         "tokens 32 to 63": (32, 32),
     }
+
+
+@pytest.mark.parametrize("make_panel", [panels.query_panel, panels.report_panel])
+def test_panels_offer_every_statistic_by_name(make_panel: Callable[[Run], panels.Panel]) -> None:
+    from workbench import query_test
+    from workbench.statistics import STATISTICS
+
+    run = make_run()
+    panel = make_panel(run)
+    assert panel.controls["statistic"].options == tuple(STATISTICS)
+    panel.controls["statistic"].value = "residual:late"
+    panel.test()
+    references = [run.scores(name) for name in panel.controls["references"].value]
+    expected = query_test(
+        run.transcript,
+        run.scores("derivative"),
+        references,
+        "residual:late",
+        n_resamples=panel.controls["permutations"].value
+        if "permutations" in panel.controls
+        else 9999,
+        smallest_effect=panel.controls["smallest_effect"].value or None,
+    )
+    assert f"z = {expected.z:.2f}" in panel.text
+    assert STATISTICS["residual:late"].summary in panel.text or expected.contrast in panel.text
+    panel.controls["references"].value = ()
+    panel.test()
+    assert "takes 1 reference" in panel.text
 
 
 def test_query_panel_on_part_of_a_transcript_scores_the_right_rows() -> None:

@@ -1,11 +1,12 @@
 """Calibration: whole experiments in which there is nothing to find, done right and done wrong.
 
 Every test's p-value must be uniform where nobody remembers the order. `NULLS` simulates such
-experiments from scratch, one independent draw after the other; `FAULTS` breaks what a test rests
+experiments from scratch, one independent draw after the other; `STATISTIC_NULLS` does so for every
+query statistic at once, on data that is as awkward as data gets; `FAULTS` breaks what a test rests
 on, on purpose, and names the gate that catches it. Knows no models: for real ones see the lab.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,20 @@ from tqdm import tqdm
 
 from workbench.errors import InputError
 from workbench.evidence import Gate
-from workbench.independence import partition_test, query_test
+from workbench.independence import partition_test, query_contrast, query_test
+from workbench.independence.sample import Gatherer
 from workbench.ngrams import NgramMatches, match_ngrams
-from workbench.null import Alternative, permutation_null
+from workbench.null import (
+    Alternative,
+    MaximumNull,
+    NullDistribution,
+    best_of,
+    maximum_null,
+    permutation_null,
+)
 from workbench.scores import ScorerIdentity, Scores
+from workbench.statistics import STATISTICS, QueryStatistic, find_statistic
+from workbench.statistics.adaptive import hold_out
 from workbench.statistics.partition import order_blocks
 from workbench.statistics.rank import RankDesign
 from workbench.statistics.reshuffle import compare_with_siblings
@@ -27,11 +38,13 @@ from workbench.transcript import Transcript
 __all__ = [
     "FAULTS",
     "NULLS",
+    "STATISTIC_NULLS",
     "Fault",
     "SimulatedNull",
     "caught_by",
     "fault_rejections",
     "null_pvalues",
+    "statistic_pvalues",
 ]
 
 Floats = NDArray[np.float64]
@@ -108,6 +121,55 @@ def null_pvalues(name: str, draws: int, seed: int = 0, progress: bool = False) -
     if name not in NULLS:
         raise InputError(f"null {name!r} is unknown: choose one of {', '.join(NULLS)}")
     return np.array([NULLS[name].draw(rng) for rng in _streams(name, draws, seed, progress)])
+
+
+def statistic_pvalues(
+    null: str,
+    draws: int,
+    seed: int = 0,
+    statistics: Sequence[str] | None = None,
+    progress: bool = False,
+) -> dict[str, Floats]:
+    """P-values of query statistics on independent experiments without memory.
+
+    Statistics of one experiment share its scores and its permutations; experiments are independent.
+
+    Parameters
+    ----------
+    null : str
+        In `STATISTIC_NULLS`.
+    draws : int
+    seed : int
+    statistics : sequence of str, optional
+        All registered ones by default, but for boosted fits, which take a second each.
+    progress : bool
+
+    Returns
+    -------
+    dict of str to ndarray of float64, shape (draws,)
+        Randomised at ties: uniform if the statistic's null is exact.
+
+    Raises
+    ------
+    InputError
+        Unknown name; no draws.
+
+    Examples
+    --------
+    >>> found = statistic_pvalues("heavy tails", 2, statistics=["residual", "adaptive"])
+    >>> sorted(found), found["residual"].shape
+    (['adaptive', 'residual'], (2,))
+    """
+    if null not in STATISTIC_NULLS:
+        raise InputError(f"null {null!r} is unknown: choose one of {', '.join(STATISTIC_NULLS)}")
+    if statistics is None:
+        statistics = [name for name in STATISTICS if "boosted" not in name]
+    chosen = [find_statistic(name) for name in statistics]
+    found: dict[str, list[float]] = {statistic.name: [] for statistic in chosen}
+    for rng in _streams(null, draws, seed, progress):
+        for name, p in _pvalues_of(chosen, STATISTIC_NULLS[null].draw(rng), rng).items():
+            found[name].append(p)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def fault_rejections(
@@ -273,6 +335,159 @@ NULLS: dict[str, SimulatedNull] = {
         "Student's t with nine siblings, Gaussian scatter (model-based)", _reshuffle_t
     ),
 }
+
+
+# ------------------------------------------------------- nothing to find, for every statistic
+
+
+@dataclass(frozen=True)
+class StatisticNull:
+    """A way of simulating scores of three models that know no order, suspect first.
+
+    Attributes
+    ----------
+    about : str
+        One sentence.
+    draw : callable
+        Transcript and scores per token from a generator. Rows lie in training order: a statistic
+        that used row order would know positions.
+    """
+
+    about: str
+    draw: Callable[[Generator], tuple[Transcript, list[Scores]]]
+
+
+def _in_training_order(
+    rng: Generator,
+    positions: Ints,
+    easy: Floats,
+    noise: Callable[[tuple[int, ...]], Floats],
+    units: Ints | None = None,
+    blocks: Ints | None = None,
+) -> tuple[Transcript, list[Scores]]:
+    """Examples of one length, every tenth of them twice, and three models' scores per token."""
+    n, length, models = len(positions), 6, 3
+    tokens = rng.integers(0, VOCABULARY, (n, length))
+    easy = easy + 0.3 * rng.normal(size=n)
+    first = np.arange(0, n - 1, 10)
+    tokens[first + 1], easy[first + 1] = tokens[first], easy[first]
+    values = easy[:, None] - 2.0 + noise((models, n, length))
+    rows = np.argsort(positions, kind="stable")
+    transcript = Transcript.from_arrays(
+        positions[rows],
+        tokens=list(tokens[rows]),
+        units=None if units is None else units[rows],
+        blocks=None if blocks is None else blocks[rows],
+    )
+    return transcript, [
+        Scores.from_arrays(loglik=list(values[k, rows]), name=f"model {k}", transcript=transcript)
+        for k in range(models)
+    ]
+
+
+def _heavy_tails(rng: Generator) -> tuple[Transcript, list[Scores]]:
+    place, easy = rng.permutation(100) // 3, rng.standard_t(1.5, 100)
+    return _in_training_order(rng, place, easy, lambda shape: rng.standard_t(1.5, shape))
+
+
+def _whole_documents(rng: Generator, sizes: Ints) -> tuple[Transcript, list[Scores]]:
+    """Rows of a document are alike, and longer documents are easier."""
+    unit = np.repeat(np.arange(len(sizes)), sizes)
+    place = rng.permutation(len(sizes))[unit]
+    easy = (rng.normal(size=len(sizes)) + sizes / 3)[unit]
+    return _in_training_order(
+        rng, place, easy, lambda shape: 0.5 * rng.normal(size=shape), units=unit
+    )
+
+
+def _offset_blocks(rng: Generator) -> tuple[Transcript, list[Scores]]:
+    """Blocks one after the other, which each model finds hard in its own way."""
+    block = np.repeat([0, 1, 2], [20, 50, 40])
+    place = np.concatenate([start + rng.permutation(m) for start, m in
+                            ((0, 20), (20, 50), (70, 40))])  # fmt: skip
+    offset = 4 * rng.normal(size=(3, 3))[:, block][:, :, None]
+    return _in_training_order(
+        rng,
+        place,
+        rng.normal(size=110),
+        lambda shape: rng.normal(size=shape) + offset,
+        blocks=block,
+    )
+
+
+STATISTIC_NULLS: dict[str, StatisticNull] = {
+    "heavy tails": StatisticNull("few very large values; positions in batches", _heavy_tails),
+    "unequal documents": StatisticNull(
+        "documents of one to six examples that move whole, longer ones easier",
+        lambda rng: _whole_documents(rng, rng.integers(1, 7, 50)),
+    ),
+    "equal documents": StatisticNull(
+        "documents of three examples that move whole",
+        lambda rng: _whole_documents(rng, np.full(40, 3)),
+    ),
+    "offset blocks": StatisticNull(
+        "three blocks in a row, each model with difficulties of its own", _offset_blocks
+    ),
+}
+
+
+def _pvalues_of(
+    chosen: Sequence[QueryStatistic], experiment: tuple[Transcript, list[Scores]], rng: Generator
+) -> dict[str, float]:
+    """Tie-randomised p-values of statistics on one experiment."""
+    transcript, scores = experiment
+    seed = int(rng.integers(2**31))
+    members = {m.name: m for statistic in chosen for m in statistic.members}
+    found = _maximum(list(members.values()), transcript, scores, seed)
+    alone = dict(zip(members, found.members, strict=True))
+    pvalues = {}
+    for statistic in chosen:
+        if statistic.choice == "maximum":
+            family = [alone[member.name] for member in statistic.members]
+            null = best_of(family, "greater").distribution
+        elif statistic.choice == "held-out":
+            null = _held_out_null(statistic, transcript, scores, seed)
+        else:
+            null = alone[statistic.name]
+        pvalues[statistic.name] = float(null.pvalue_randomised(rng))
+    return pvalues
+
+
+def _maximum(
+    members: Sequence[QueryStatistic],
+    transcript: Transcript,
+    scores: Sequence[Scores],
+    seed: int,
+) -> MaximumNull:
+    """Nulls of several statistics under shared permutations; equal fits and weights are shared."""
+    values: dict[int, Floats] = {}
+    designs: dict[int, RankDesign] = {}
+    for member in members:
+        if id(member.contrast) not in values:
+            references = scores[1 : 1 + (member.most or len(scores))]
+            values[id(member.contrast)] = query_contrast(
+                scores[0], references, member.name, transcript
+            )
+        designs[id(member.weights)] = transcript.design.weighted(member.weights)
+    return maximum_null(
+        [designs[id(member.weights)] for member in members],
+        [[values[id(member.contrast)] for member in members]],
+        RESAMPLES,
+        seed,
+        threads=1,
+    )[0]
+
+
+def _held_out_null(
+    statistic: QueryStatistic, transcript: Transcript, scores: Sequence[Scores], seed: int
+) -> NullDistribution:
+    """As `query_test` does it, but for the larger share held out: experiments are small."""
+    sample = Gatherer(statistic, transcript, seed).sample(scores[0], scores[1:])
+    held, rest = hold_out(sample, 0.4)
+    asked = [s.take(held) for s in scores]
+    chosen = _maximum(statistic.members, transcript.take(held), asked, seed).chosen
+    left = [s.take(rest) for s in scores]
+    return _maximum([statistic.members[chosen]], transcript.take(rest), left, seed).members[0]
 
 
 # ---------------------------------------------------------------------- what breaks the tests

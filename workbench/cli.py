@@ -17,7 +17,8 @@ from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import partition_test, query_test, reshuffle_test
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
-from workbench.statistics import PARTITION_STATISTICS, STATISTICS
+from workbench.statistics import PARTITION_STATISTICS, STATISTICS, PositionWeights
+from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
 from workbench.texts import Texts
 from workbench.transcript import ShuffleClaim, Transcript
 
@@ -739,7 +740,18 @@ def test_query(
         typer.Option(help="Independent model tested the same way; may be repeated."),
     ] = None,
     json_path: JsonOption = None,
-    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
+    statistic: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(STATISTICS)}; others are put together from such names: "
+            f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, max(A, B), held-out(A, B), "
+            "tokens-top30, residual-degree3."
+        ),
+    ] = "spearman",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Table of weights of position, learned on another order (JSON)."),
+    ] = None,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
@@ -793,6 +805,7 @@ def test_query(
         scores_of(suspect),
         [scores_of(spec) for spec in reference or []],
         statistic=statistic,
+        weights=None if weights is None else PositionWeights.read(weights),
         n_resamples=n_resamples,
         alternative=cast(Any, alternative),
         seed=seed,

@@ -258,6 +258,8 @@ class Evidence:
     @property
     def asymptotic_text(self) -> str:
         """The asymptotic p-value in words, or why there is none."""
+        if self.log10_pvalue is None and "asymptotic_withheld" in self.details:
+            return f"not given: {self.details['asymptotic_withheld']}"
         if self.log10_pvalue is None:
             return "not given: too few units, or one that dominates; the exact p-value stands alone"
         text = f"{_power_of_ten(self.log10_pvalue)} (normal approximation"

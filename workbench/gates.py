@@ -30,6 +30,7 @@ __all__ = [
     "RESHUFFLE_WORDS",
     "Words",
     "closing_caveats",
+    "gate_choice",
     "gate_counts",
     "gate_references",
     "gate_repeats",
@@ -185,6 +186,21 @@ def gate_seeds(transcript: Transcript) -> Gate:
             "the same data, shuffler and seed would share this order.",
         )
     return Gate(4, name, "pass", f"{text}, none of them the shuffle's")
+
+
+def gate_choice(choices: Sequence[str], unknown: Sequence[str]) -> Gate:
+    """Gate 5: what was chosen from data was chosen on data that the test does not see.
+
+    Parameters
+    ----------
+    choices : sequence of str
+        How each choice was made, where that is known to be sound.
+    unknown : sequence of str
+        Choices whose origin rests on the caller's word, as sentences.
+    """
+    if unknown:
+        return Gate(5, "choices", "caveat", " ".join(unknown))
+    return Gate(5, "choices", "pass", "; ".join(choices))
 
 
 def gate_references(check: ReferenceCheck) -> Gate:

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from workbench.errors import InputError
-from workbench.statistics.rank import Floats, RankDesign
+from workbench.statistics.rank import Floats, RankDesign, draw_together
 
 __all__ = [
     "ALTERNATIVES",
     "Alternative",
+    "MaximumNull",
     "NullDistribution",
+    "best_of",
     "log10_normal_tail",
+    "maximum_null",
     "permutation_null",
 ]
 
@@ -52,7 +55,8 @@ class NullDistribution:
     observed : float
         S for the true order.
     mean, sd : float
-        Of S over all permutations, in closed form.
+        Of S over all permutations, in closed form; where there is none (weights of position other
+        than ranks, units of unequal size), over the draws and the observed value together.
     draws : ndarray of float64, shape (m,)
         S for m random permutations.
     approximable : bool
@@ -177,23 +181,155 @@ def permutation_null(
     InputError
         `n_resamples` < 1, or scores that are constant in every stratum.
     """
+    _check_scores(design, scores, n_resamples)
+    per_score = [design.unit_weights(values) for values in scores]
+    weights = [np.column_stack(columns) for columns in zip(*per_score, strict=True)]
+    draws = _in_chunks(
+        lambda size, rng: design.draw(weights, size, rng), n_resamples, seed, progress, threads
+    )
+    return [
+        _distribution(design, values, np.ascontiguousarray(draws[:, column]))
+        for column, values in enumerate(scores)
+    ]
+
+
+@dataclass(frozen=True)
+class MaximumNull:
+    """The largest of several standardised statistics, and its null under shared permutations.
+
+    Attributes
+    ----------
+    distribution : NullDistribution
+        Of the maximum (of the minimum for "less", of the largest absolute value for "two-sided"),
+        in null standard deviations; never approximable.
+    members : tuple of NullDistribution
+        Each on its own: their p-values are not corrected for the choice.
+    chosen : int
+        The member that gave the observed maximum.
+    """
+
+    distribution: NullDistribution
+    members: tuple[NullDistribution, ...]
+    chosen: int
+
+
+def maximum_null(
+    designs: Sequence[RankDesign],
+    subjects: Sequence[Sequence[Floats]],
+    n_resamples: int,
+    seed: int | np.random.SeedSequence,
+    alternative: Alternative = "greater",
+    *,
+    progress: Callable[[int], object] | None = None,
+    threads: int = 2,
+) -> list[MaximumNull]:
+    """Exact nulls of the best of a family: the choice is made again inside every permutation.
+
+    Parameters
+    ----------
+    designs : sequence of RankDesign
+        One design, with the weights of position of each of k members.
+    subjects : sequence of sequences of ndarray of float64, each of shape (n,)
+        For each subject (suspect, placebo, reference) the score vectors of the k members.
+    n_resamples, seed, progress, threads
+        As for `permutation_null`.
+    alternative : {"greater", "less", "two-sided"}
+        The side on which the members compete.
+
+    Returns
+    -------
+    list of MaximumNull, one per subject
+
+    Raises
+    ------
+    InputError
+        As for `permutation_null`.
+
+    Examples
+    --------
+    >>> plain = RankDesign(np.arange(40))
+    >>> late = plain.weighted(lambda u: (u > 0.8) * 1.0)
+    >>> scores = np.arange(40.0)
+    >>> found = maximum_null([plain, late], [[scores, scores]], 99, seed=0)[0]
+    >>> found.chosen, found.distribution.pvalue()
+    (0, 0.01)
+    """
+    _check_alternative(alternative)
+    for design, *vectors in zip(designs, *subjects, strict=True):
+        _check_scores(design, vectors, n_resamples)
+    made: dict[tuple[int, ...], list[Floats]] = {}  # members of one contrast share its sums
+    stacked = []
+    for design, *vectors in zip(designs, *subjects, strict=True):
+        key = tuple(map(id, vectors))
+        if key not in made:
+            per_subject = [design.unit_weights(values) for values in vectors]
+            made[key] = [np.column_stack(columns) for columns in zip(*per_subject, strict=True)]
+        stacked.append(made[key])
+    draws = _in_chunks(
+        lambda size, rng: draw_together(designs, stacked, size, rng),
+        n_resamples,
+        seed,
+        progress,
+        threads,
+    )
+    return [
+        best_of(
+            [
+                _distribution(design, values, np.ascontiguousarray(draws[:, number, column]))
+                for number, (design, values) in enumerate(zip(designs, vectors, strict=True))
+            ],
+            alternative,
+        )
+        for column, vectors in enumerate(subjects)
+    ]
+
+
+def best_of(members: Sequence[NullDistribution], alternative: Alternative) -> MaximumNull:
+    """The most extreme of standardised statistics whose draws share their permutations.
+
+    Parameters
+    ----------
+    members : sequence of NullDistribution
+        Draw j of each comes from the same permutation.
+    alternative : {"greater", "less", "two-sided"}
+    """
+    sign = -1.0 if alternative == "less" else 1.0
+    observed = sign * np.array([member.z for member in members])
+    drawn = sign * np.stack([(member.draws - member.mean) / member.sd for member in members])
+    if alternative == "two-sided":
+        observed, drawn = np.abs(observed), np.abs(drawn)
+    chosen = int(np.argmax(observed))
+    best = NullDistribution(
+        sign * float(observed[chosen]), 0.0, 1.0, sign * drawn.max(axis=0), False
+    )
+    return MaximumNull(best, tuple(members), chosen)
+
+
+def _check_scores(design: RankDesign, scores: Sequence[Floats], n_resamples: int) -> None:
     if n_resamples < 1:
         raise InputError(f"n_resamples is {n_resamples}: at least one permutation is needed")
-    deviations = [design.null_sd(values) for values in scores]
-    for number, sd in enumerate(deviations):
-        if sd == 0:
+    for number, values in enumerate(scores):
+        if design.is_constant(values):
             raise InputError(
                 f"score vector {number} is constant wherever positions vary, so it cannot be "
                 "correlated with order"
             )
-    per_score = [design.unit_weights(values) for values in scores]
-    weights = [np.column_stack(columns) for columns in zip(*per_score, strict=True)]
+
+
+def _in_chunks(
+    draw: Callable[[int, np.random.Generator], Floats],
+    n_resamples: int,
+    seed: int | np.random.SeedSequence,
+    progress: Callable[[int], object] | None,
+    threads: int,
+) -> Floats:
+    """Draws in chunks, each from a stream of its own, some at a time."""
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     sizes = [min(_CHUNK, n_resamples - start) for start in range(0, n_resamples, _CHUNK)]
 
     def one(task: tuple[int, np.random.SeedSequence]) -> Floats:
         size, stream = task
-        return design.draw(weights, size, np.random.default_rng(stream))
+        return draw(size, np.random.default_rng(stream))
 
     pieces = []
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
@@ -201,16 +337,18 @@ def permutation_null(
             pieces.append(piece)
             if progress is not None:
                 progress(len(piece))
-    draws = np.concatenate(pieces)
-    return [
-        NullDistribution(
-            observed=design.statistic(values),
-            mean=0.0,
-            sd=sd,
-            draws=np.ascontiguousarray(draws[:, column]),
-            approximable=(
-                design.n_units >= MINIMUM_UNITS and design.largest_share(values) <= LARGEST_SHARE
-            ),
+    return np.concatenate(pieces)
+
+
+def _distribution(design: RankDesign, values: Floats, draws: Floats) -> NullDistribution:
+    observed = design.statistic(values)
+    if design.closed_form:
+        mean, sd = 0.0, design.null_sd(values)
+        approximable = (
+            design.n_units >= MINIMUM_UNITS and design.largest_share(values) <= LARGEST_SHARE
         )
-        for column, (values, sd) in enumerate(zip(scores, deviations, strict=True))
-    ]
+    else:
+        # Observed value and draws together: a function of all m + 1 alike keeps them exchangeable.
+        together = np.append(draws, observed)
+        mean, sd, approximable = float(together.mean()), float(together.std()), False
+    return NullDistribution(observed, mean, sd, draws, approximable)

@@ -30,6 +30,7 @@ from workbench.lab.observations import Observations
 from workbench.lab.runs import Run
 from workbench.null import ALTERNATIVES
 from workbench.scores import ScorerIdentity, Scores
+from workbench.statistics import STATISTICS
 from workbench.transcript import Transcript
 
 __all__ = [
@@ -351,16 +352,23 @@ class _RunScores:
         return self._known[fraction]
 
     def contrast(
-        self, suspect: str, references: Sequence[str], window: Window = (0, None)
+        self,
+        suspect: str,
+        references: Sequence[str],
+        window: Window = (0, None),
+        statistic: str = "spearman",
     ) -> Floats:
-        """Suspect minus references; minus its own mean where there are none."""
+        """Suspect less the references' part; less its own mean where there are none."""
         if suspect in references:
             raise InputError(
                 f"{suspect} is both suspect and reference: a model minus itself leaves nothing; "
                 "choose another reference"
             )
         values = query_contrast(
-            self.model(suspect, window), [self.model(name, window) for name in references]
+            self.model(suspect, window),
+            [self.model(name, window) for name in references],
+            statistic,
+            self.run.transcript,
         )
         return values if references else values - values.mean()
 
@@ -392,6 +400,16 @@ def _references_control(run: Run) -> dict[str, Any]:
         "Models that are independent of the owner's order; their mean is subtracted.",
         run.scorable,
         _reference_names(run),
+    )
+
+
+def _statistic_control() -> dict[str, Any]:
+    return _choice(
+        "statistic",
+        "statistic",
+        "What is correlated with which weights of training position.",
+        list(STATISTICS),
+        next(iter(STATISTICS)),
     )
 
 
@@ -449,6 +467,7 @@ def query_panel(run: Run) -> Panel:
     controls = {
         **_suspect_control(run),
         **_references_control(run),
+        **_statistic_control(),
         **_choice(
             "window",
             "scored window",
@@ -494,12 +513,13 @@ def query_panel(run: Run) -> Panel:
 
     def work(settings: Settings) -> None:
         suspect, references = settings["suspect"], settings["references"]
-        scores.contrast(suspect, references, settings["window"])
+        scores.contrast(suspect, references, settings["window"], settings["statistic"])
         part, rows = chosen_rows(settings["examples"])
         tested[key(settings)] = query_test(
             part,
             scores.model(suspect, settings["window"]).take(rows),
             [scores.model(name, settings["window"]).take(rows) for name in references],
+            statistic=settings["statistic"],
             n_resamples=settings["permutations"],
             alternative=settings["alternative"],
             smallest_effect=settings["smallest_effect"] or None,
@@ -507,7 +527,7 @@ def query_panel(run: Run) -> Panel:
 
     def draw(settings: Settings) -> _Content:
         suspect, references = settings["suspect"], settings["references"]
-        values = scores.contrast(suspect, references, settings["window"])
+        values = scores.contrast(suspect, references, settings["window"], settings["statistic"])
         part, rows = chosen_rows(settings["examples"])
         curve = figures.memorisation_curve(
             part.positions,
@@ -790,6 +810,7 @@ def report_panel(run: Run) -> Panel:
     controls = {
         **_suspect_control(run),
         **_references_control(run),
+        **_statistic_control(),
         **_choice(
             "alpha",
             "alpha",
@@ -807,6 +828,7 @@ def report_panel(run: Run) -> Panel:
             run.transcript,
             scores.model(suspect),
             [scores.model(name) for name in references],
+            statistic=settings["statistic"],
             alpha=settings["alpha"],
             smallest_effect=settings["smallest_effect"] or None,
         )
@@ -814,6 +836,7 @@ def report_panel(run: Run) -> Panel:
     def draw(settings: Settings) -> _Content:
         found = tested.get(tuple(settings.values()))
         role = _sentence(scores.role(settings["suspect"]))
+        role += _sentence(f"Statistic: {STATISTICS[settings['statistic']].summary}.")
         if found is None:
             return role + _sentence("No verdict with these settings yet: press the button.")
         return (

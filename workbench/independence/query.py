@@ -9,10 +9,9 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from workbench.errors import InputError
-from workbench.evidence import Evidence, ReferenceCheck, histogram_dict
+from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
     QUERY_WORDS,
-    REFERENCE_FAILS,
     closing_caveats,
     gate_measurement,
     gate_references,
@@ -31,9 +30,19 @@ from workbench.independence.account import (
     transcript_account,
     upper95,
 )
-from workbench.null import Alternative, permutation_null
-from workbench.scores import NATS, Scores, check_aligned
-from workbench.statistics import STATISTICS
+from workbench.independence.choices import Choices
+from workbench.independence.references import check_references
+from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
+from workbench.null import (
+    Alternative,
+    NullDistribution,
+    best_of,
+    maximum_null,
+    permutation_null,
+)
+from workbench.scores import Scores, check_aligned
+from workbench.statistics import Contrasted, PositionWeights, find_statistic
+from workbench.statistics.adaptive import hold_out
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 
@@ -43,29 +52,38 @@ Floats = NDArray[np.float64]
 
 
 def query_contrast(
-    suspect: Scores, references: Sequence[Scores] = (), statistic: str = "spearman"
+    suspect: Scores,
+    references: Sequence[Scores] = (),
+    statistic: str = "spearman",
+    transcript: Transcript | None = None,
+    seed: int = 0,
 ) -> Floats:
-    """What is correlated with position: suspect's log-likelihood less the references'.
+    """What is correlated with position: suspect's log-likelihood less the references' part.
 
     Parameters
     ----------
     suspect : Scores
     references : sequence of Scores
     statistic : str
-        Name in `workbench.statistics.STATISTICS`.
+        Name in `workbench.statistics.STATISTICS`; of a family the first member is taken, and
+        weights of position play no part here.
+    transcript : Transcript, optional
+        Where the statistic takes features of the examples, and for whole units in its folds.
+    seed : int
+        Of folds and fits: the seed of the test that is to be looked at.
 
     Returns
     -------
     ndarray of float64, shape (n,)
         In the scores' units, nats per token unless they say otherwise.
+
+    Raises
+    ------
+    InputError
+        Unknown statistic; scores or examples that lack what it needs.
     """
-    if statistic not in STATISTICS:
-        raise InputError(
-            f"statistic {statistic!r} is unknown: choose one of {', '.join(STATISTICS)}"
-        )
-    return STATISTICS[statistic].contrast(
-        suspect.loglik_mean, [reference.loglik_mean for reference in references]
-    )
+    chosen = find_statistic(statistic)
+    return chosen.apply(Gatherer(chosen, transcript, seed).sample(suspect, references)).values
 
 
 def query_test(
@@ -81,14 +99,16 @@ def query_test(
     alpha: float = 1e-3,
     smallest_effect: float | None = None,
     placebos: Sequence[Scores] = (),
+    weights: PositionWeights | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Evidence:
     """Is the suspect model independent of the order in which these examples were trained on?
 
     Spearman's correlation of training position with the suspect's mean log-likelihood per token,
-    minus the references' where given (Kuditipudi et al. 2025, arXiv 2510.19796, query setting).
-    The permutation p-value is exact: given the set of examples, every order of the units within
-    a block was equally likely, whatever the data are.
+    minus the references' where given (Kuditipudi et al. 2025, arXiv 2510.19796, query setting), or
+    another statistic of both, chosen by name before the scores are seen. The permutation p-value
+    is exact: given the set of examples, every order of the units within a block was equally likely,
+    whatever the data are.
 
     Parameters
     ----------
@@ -97,9 +117,10 @@ def query_test(
     suspect : Scores
         Log-likelihoods under the model in question.
     references : sequence of Scores
-        Under models that are independent of this order; their mean is subtracted.
+        Under models that are independent of this order; what they explain is subtracted.
     statistic : str
-        Name in `workbench.statistics.STATISTICS`.
+        Name in `workbench.statistics.STATISTICS`, or put together from such names: with weights
+        of position ("residual:midlate"), or as a family ("max(residual, residual:late)").
     null : {"permutation"}
         Units are permuted within blocks.
     n_resamples : int
@@ -107,16 +128,19 @@ def query_test(
     alternative : {"greater", "less", "two-sided"}
         "greater": later examples are likelier, which is what memory predicts.
     seed : int
-        Of the permutations and the bootstrap (separate streams).
+        Of the permutations, the bootstrap, and folds and held-out units (separate streams).
     alpha : float
         The exact p-value at or below which the verdict is "evidence".
     smallest_effect : float, optional
-        Smallest correlation of interest, fixed beforehand (for instance a quarter of what the
+        Smallest correlation of interest (of the statistic's weights of position with the rank of
+        its contrast), fixed beforehand (for instance a quarter of what the
         same queries show on the owner's own model). Without it a large p-value cannot be told
         from too few queries, and the verdict is "could not be decided".
     placebos : sequence of Scores
         Independent models that are neither suspect nor reference, tested the same way: a small
         p-value of theirs says that the order was not random.
+    weights : PositionWeights, optional
+        A table of weights of position, learned on another order (`statistics.fit_weights`).
     progress : callable, optional
         Called with the number of permutations just finished.
 
@@ -128,7 +152,8 @@ def query_test(
     ------
     InputError
         Scores of another transcript, of another window, in other units, not finite or constant;
-        too few or constant positions; unknown names; settings out of range.
+        too few or constant positions; unknown names; settings out of range; scores or examples
+        that lack what the statistic needs; weights learned on this very order.
 
     Examples
     --------
@@ -145,34 +170,52 @@ def query_test(
     if null != "permutation":
         raise InputError(f"null {null!r} is unknown: the query test has 'permutation'")
     check_levels(alpha, smallest_effect)
-    design = transcript.design
+    chosen = find_statistic(statistic)
+    if weights is not None:
+        chosen = chosen.weighted(weights)
     caveats = list(_checked_inputs(transcript, suspect, references, placebos))
-    contrast = query_contrast(suspect, references, statistic)
+    choices = Choices(chosen)
+    for member in chosen.members:
+        choices.check_weights(member.weights, transcript)
+    if chosen.choice == "held-out":
+        held, rest = hold_out(Gatherer(chosen, transcript, seed).sample(suspect, references))
+        chosen = choices.on_held_out(transcript, suspect, references, held, alternative, seed)
+        # From here on, what was held out does not exist.
+        transcript, suspect = transcript.take(rest), suspect.take(rest)
+        references = [reference.take(rest) for reference in references]
+        placebos = [placebo.take(rest) for placebo in placebos]
+    gatherer = Gatherer(chosen, transcript, seed)
     # Separate streams, so that no draw of one step depends on how many another step took.
     streams = np.random.SeedSequence([seed, 0x9A11B5E5]).spawn(3)
-    placebo_contrasts = [query_contrast(p, references, statistic) for p in placebos]
-    nulls = permutation_null(
-        design,
-        [contrast, *placebo_contrasts],
-        n_resamples,
-        streams[0],
-        progress=progress,
+    subjects = [
+        contrasts_of(chosen, gatherer.sample(scores, references)) for scores in (suspect, *placebos)
+    ]
+    designs = weighted_designs(transcript, chosen)
+    distribution, own, number, placebo_nulls = _nulls(
+        designs, subjects, n_resamples, streams[0], alternative, progress
     )
-    distribution = nulls[0]
+    member, design, contrasted = chosen.members[number], designs[number], subjects[0][number]
+    choices.chosen(member)
+    caveats += dict.fromkeys(c for found in subjects[0] for c in found.caveats)
+    contrast = contrasted.values
     scale = design.scale(contrast)
     correlation = design.correlation(contrast)
     pvalue = distribution.pvalue(alternative)
     log10 = distribution.log10_asymptotic(alternative)
-    references_check = _check_references(design, references, statistic, n_resamples, streams[1])
+    references_check = check_references(
+        gatherer, designs, subjects[0], references, n_resamples, streams[1]
+    )
     gates = [
-        gate_shuffle(transcript, log10, nulls[1:], [placebo.label for placebo in placebos]),
+        gate_shuffle(transcript, log10, placebo_nulls, [placebo.label for placebo in placebos]),
         gate_repeats(transcript),
         gate_measurement([suspect, *references]),
         gate_seeds(transcript),
+        *choices.gates(),
     ]
     if references_check is not None:
         gates.append(gate_references(references_check))
-    limit = upper95(correlation, scale * distribution.sd, alternative)
+    # The null's mean is 0 but for weights of position where units differ in size.
+    limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
     verdict, reason = reach_verdict(
         gates, pvalue, distribution.floor, alpha, limit, smallest_effect, QUERY_WORDS
     )
@@ -181,9 +224,9 @@ def query_test(
     caveats += closing_caveats(gates, log10)
     return Evidence(
         test="query",
-        contrast=_contrast_name(statistic, suspect, references),
+        contrast=choices.name(contrasted, suspect, references),
         statistic=correlation,
-        z=distribution.z,
+        z=own.z,
         pvalue=pvalue,
         pvalue_exact=pvalue,
         pvalue_floor=distribution.floor,
@@ -194,7 +237,7 @@ def query_test(
         verdict_reason=reason,
         n=transcript.n,
         n_units=design.n_units,
-        effect=effect_of_order(design, contrast, streams[2], suspect.units),
+        effect=effect_of_order(transcript.design, contrast, streams[2], suspect.units),
         statistic_upper95=limit,
         smallest_effect=smallest_effect,
         alpha=alpha,
@@ -209,7 +252,10 @@ def query_test(
         null=histogram_dict(distribution),
         seed=seed,
         n_resamples=n_resamples,
-        details=_details(transcript, correlation, alternative),
+        details={
+            **(_details(transcript, correlation, alternative) if choices.plain else {}),
+            **choices.account(contrasted, design),
+        },
         software=software(),
         distribution=distribution,
     )
@@ -285,12 +331,34 @@ def _identity(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _contrast_name(statistic: str, suspect: Scores, references: Sequence[Scores]) -> str:
-    what = "log-likelihood" if suspect.units.startswith(NATS) else suspect.units
-    if not references:
-        return f"{statistic}, {what}"
-    subtracted = "reference" if len(references) == 1 else f"mean of {len(references)} references"
-    return f"{statistic}, {what} minus {subtracted}"
+def _nulls(
+    designs: Sequence[RankDesign],
+    subjects: Sequence[Sequence[Contrasted]],
+    n_resamples: int,
+    stream: np.random.SeedSequence,
+    alternative: Alternative,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[NullDistribution, NullDistribution, int, list[NullDistribution]]:
+    """Headline null, the chosen member's own, its number, and the placebos' (two-sided)."""
+    if len(designs) == 1:
+        nulls = permutation_null(
+            designs[0],
+            [found[0].values for found in subjects],
+            n_resamples,
+            stream,
+            progress=progress,
+        )
+        return nulls[0], nulls[0], 0, nulls[1:]
+    best, *others = maximum_null(
+        designs,
+        [[member.values for member in found] for found in subjects],
+        n_resamples,
+        stream,
+        alternative,
+        progress=progress,
+    )
+    two_sided = [best_of(other.members, "two-sided").distribution for other in others]
+    return best.distribution, best.members[best.chosen], best.chosen, two_sided
 
 
 def _details(
@@ -306,58 +374,3 @@ def _details(
     tail = {"greater": t_value, "less": -t_value, "two-sided": abs(t_value)}[alternative]
     p = float(student_t.sf(tail, dof)) * (2 if alternative == "two-sided" else 1)
     return {"pvalue_scipy_t": p}
-
-
-def _check_references(
-    design: RankDesign,
-    references: Sequence[Scores],
-    statistic: str,
-    n_resamples: int,
-    stream: np.random.SeedSequence,
-) -> ReferenceCheck | None:
-    """Test each reference, each minus the others, and what is subtracted, against the order."""
-    if not references:
-        return None
-    quantities: dict[str, Floats] = {}
-    values = [reference.loglik_mean for reference in references]
-    names = [f"{reference.label}" for reference in references]
-    for number, (label, value) in enumerate(zip(names, values, strict=True)):
-        quantities[f"{number + 1}: {label}"] = value
-    if len(values) > 1:
-        for number, (label, value) in enumerate(zip(names, values, strict=True)):
-            others = np.mean([v for j, v in enumerate(values) if j != number], axis=0)
-            quantities[f"{number + 1}: {label} minus the others"] = value - others
-        # What the statistic subtracts: its contrast of a suspect that is zero everywhere.
-        zero = np.zeros(len(values[0]))
-        quantities["the part subtracted"] = -STATISTICS[statistic].contrast(zero, values)
-    tested = {name: value for name, value in quantities.items() if design.null_sd(value) > 0}
-    if not tested:
-        raise InputError(
-            "the references' scores are constant: they carry nothing to subtract; choose another"
-        )
-    # Enough permutations for Holm's correction to reach a thousandth.
-    resamples = max(n_resamples, 2000 * len(tested))
-    nulls = permutation_null(design, list(tested.values()), resamples, stream)
-    pvalues = np.array([null.pvalue("two-sided") for null in nulls])
-    order = np.argsort(pvalues)
-    stepped = np.minimum(1.0, pvalues[order] * np.arange(len(pvalues), 0, -1))
-    corrected = np.empty(len(pvalues))
-    corrected[order] = np.maximum.accumulate(stepped)
-    sd = max(
-        null.sd * design.scale(value) for null, value in zip(nulls, tested.values(), strict=True)
-    )
-    detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / len(tested)) + norm.ppf(0.9))
-    return ReferenceCheck(
-        tests=tuple(
-            {
-                "name": name,
-                "correlation": design.correlation(value),
-                "pvalue": float(p),
-                "corrected": float(c),
-            }
-            for (name, value), p, c in zip(tested.items(), pvalues, corrected, strict=True)
-        ),
-        smallest_corrected=float(corrected.min()),
-        detectable_correlation=float(detectable),
-        n_resamples=resamples,
-    )

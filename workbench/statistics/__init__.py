@@ -1,8 +1,9 @@
 """Statistics: pure functions of arrays, one per file; each is one line in the registry."""
 
+from workbench.statistics.pairs import certified_log10
 from workbench.statistics.partition import PARTITION_STATISTICS, PartitionStatistic
 from workbench.statistics.rank import RankDesign, midranks, spearman, spearman_contrast
-from workbench.statistics.registry import STATISTICS, QueryStatistic
+from workbench.statistics.registry import STATISTICS, find_statistic
 from workbench.statistics.reshuffle import (
     SiblingComparison,
     compare_with_siblings,
@@ -10,15 +11,25 @@ from workbench.statistics.reshuffle import (
     rank_pvalue,
     student_t_pvalue,
 )
+from workbench.statistics.statistic import Contrasted, QueryStatistic, Sample, TokenScores
+from workbench.statistics.weighted import WEIGHTS, PositionWeights, fit_weights
 
 __all__ = [
     "PARTITION_STATISTICS",
     "STATISTICS",
+    "WEIGHTS",
+    "Contrasted",
     "PartitionStatistic",
+    "PositionWeights",
     "QueryStatistic",
     "RankDesign",
+    "Sample",
     "SiblingComparison",
+    "TokenScores",
+    "certified_log10",
     "compare_with_siblings",
+    "find_statistic",
+    "fit_weights",
     "midranks",
     "normal_z_pvalue",
     "rank_pvalue",

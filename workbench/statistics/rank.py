@@ -7,16 +7,17 @@ log-likelihood (Kuditipudi et al. 2025, arXiv 2510.19796, query setting). Here i
 variance in closed form, also for units of unequal size, which have no fixed vector of ranks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from workbench.errors import InputError
+from workbench.statistics.statistic import Contrasted, QueryStatistic, Sample
 
-__all__ = ["RankDesign", "midranks", "spearman", "spearman_contrast"]
+__all__ = ["RankDesign", "difference", "draw_together", "midranks", "spearman", "spearman_contrast"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -113,6 +114,25 @@ def spearman_contrast(suspect: Floats, references: Sequence[Floats]) -> Floats:
     return suspect - np.mean(np.stack(list(references)), axis=0)
 
 
+def difference(sample: Sample) -> Contrasted:
+    """`spearman_contrast` of a sample: the published contrast."""
+    references = sample.references
+    return Contrasted(
+        spearman_contrast(sample.suspect, references),
+        -spearman_contrast(np.zeros(sample.n), references) if references else None,
+    )
+
+
+CONTRASTS = (
+    QueryStatistic(
+        "spearman",
+        "Spearman correlation of training position with the suspect's log-likelihood minus the "
+        "mean of the references'",
+        difference,
+    ),
+)
+
+
 @dataclass(frozen=True)
 class _Stratum:
     """One block (and exposure count): the rows and units that were shuffled among themselves."""
@@ -123,6 +143,8 @@ class _Stratum:
     slot_of_unit: Ints  # tie group of each unit's position, 0 … groups-1
     slot_counts: Ints  # units per tie group
     scale: float  # 1 / (number of rows): puts strata of different size on one scale
+    curve: Floats | None  # running sum of the weights of places 0 … rows; None: weights are ranks
+    varies: bool  # whether positions, as weighted, tell the units apart
 
     @property
     def n_units(self) -> int:
@@ -149,11 +171,17 @@ class RankDesign:
         Block × exposure codes; one stratum if absent.
     units : ndarray of int64, shape (n,), optional
         Rows of equal code within a stratum moved as one; every row its own unit if absent.
+    weights : callable, optional
+        Weight of a place u in (0, 1), early to late, as an array function; ranks if absent. A unit
+        weighs the mean over the places that it fills, so that ties and long units need no rule of
+        their own. For units of unequal size a place's weight then depends on who came before, and
+        mean and variance have no closed form: such a design has the exact permutation null alone.
 
     Raises
     ------
     InputError
-        Fewer than two rows, lengths that differ, or positions constant in every stratum.
+        Fewer than two rows, lengths that differ, or positions (as weighted) constant in every
+        stratum.
 
     Examples
     --------
@@ -165,6 +193,7 @@ class RankDesign:
     positions: Ints
     strata: Ints | None = None
     units: Ints | None = None
+    weights: Callable[[Floats], Floats] | None = None
     parts: tuple[_Stratum, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -187,18 +216,28 @@ class RankDesign:
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
             first = np.minimum.reduceat(self.positions[rows], starts)
             _, slot, counts = np.unique(first, return_inverse=True, return_counts=True)
-            parts.append(
-                _Stratum(
-                    rows.astype(np.int64),
-                    unit_of_row,
-                    sizes,
-                    slot.astype(np.int64),
-                    counts.astype(np.int64),
-                    1.0 / len(rows),
-                )
+            part = _Stratum(
+                rows.astype(np.int64),
+                unit_of_row,
+                sizes,
+                slot.astype(np.int64),
+                counts.astype(np.int64),
+                1.0 / len(rows),
+                None if self.weights is None else _running_sum(self.weights, len(rows)),
+                len(counts) > 1,
             )
-        if all(len(part.slot_counts) < 2 for part in parts):
+            if part.varies and part.curve is not None:
+                here = _weights_of_units(part, part.slot_of_unit)
+                largest = float(np.abs(np.diff(part.curve)).max())
+                part = replace(part, varies=bool(np.ptp(here) > 1e-9 * largest))
+            parts.append(part)
+        if not any(part.varies for part in parts):
             where = "" if len(parts) == 1 else " within every block"
+            if any(len(part.slot_counts) > 1 for part in parts):
+                raise InputError(
+                    f"these weights of position are all equal{where}: there are too few units for "
+                    "the window, or the table is flat; use ranks"
+                )
             raise InputError(
                 f"all positions are equal{where}, so nothing was shuffled: give positions that "
                 "tell earlier examples from later ones"
@@ -213,14 +252,22 @@ class RankDesign:
     @property
     def n_units(self) -> int:
         """Number of units that the null permutes (those alone in their stratum do not count)."""
-        return sum(part.n_units for part in self.parts if len(part.slot_counts) > 1)
+        return sum(part.n_units for part in self.parts if part.varies)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether mean and variance of S have a closed form: ranks, or units of equal size."""
+        return all(part.curve is None or part.equal_sizes for part in self.parts)
+
+    def weighted(self, weights: Callable[[Floats], Floats] | None) -> "RankDesign":
+        """The same design with other weights of position (None: ranks)."""
+        return self if weights is self.weights else replace(self, weights=weights)
 
     def position_ranks(self) -> Floats:
-        """Observed rank of each row's unit within its stratum, scaled to (-½, ½) and centred."""
+        """Weight of the place of each row's unit, centred; for ranks, scaled to (-½, ½)."""
         ranks = np.empty(self.n)
         for part in self.parts:
-            mid = _unit_midranks(part, part.slot_of_unit)
-            ranks[part.rows] = mid[part.unit_of_row] * part.scale
+            ranks[part.rows] = _weights_of_units(part, part.slot_of_unit)[part.unit_of_row]
         return ranks
 
     def score_ranks(self, scores: Floats) -> Floats:
@@ -243,11 +290,13 @@ class RankDesign:
         ]
 
     def statistic(self, scores: Floats) -> float:
-        """S = Σ (position rank × score rank), ranks within strata, scaled and centred."""
+        """S = Σ (weight of position × score rank), within strata, scaled and centred."""
         return float(self.position_ranks() @ self.score_ranks(scores))
 
     def correlation(self, scores: Floats) -> float:
         """S as a correlation: Spearman's rho for one stratum, its stratified form for several.
+
+        With other weights than ranks, the correlation of these weights with the score's rank.
 
         Raises
         ------
@@ -272,12 +321,28 @@ class RankDesign:
         as v comes before, after or with u, S = Σ_{u<v} (V_u s_v − V_v s_u) X_{uv}. By antisymmetry
         disjoint pairs are uncorrelated, so only Var X and the covariance of pairs that share a
         unit are needed; both follow from the sizes of the tie groups. For units of one row and no
-        ties this is the classical Σ(r−r̄)² ΣV² / (n−1).
+        ties this is the classical Σ(r−r̄)² ΣV² / (n−1), which also holds for other weights of
+        position where all units of a stratum have one size.
+
+        Raises
+        ------
+        InputError
+            There is no closed form (see `closed_form`).
         """
+        if not self.closed_form:
+            raise InputError(
+                "weights of position have no closed-form variance where units differ in size: take "
+                "it from the permutations"
+            )
         variance = 0.0
         for part, weights in zip(self.parts, self.unit_weights(scores), strict=True):
             variance += _stratum_variance(part, weights)
         return float(np.sqrt(variance))
+
+    def is_constant(self, scores: Floats) -> bool:
+        """Whether S is the same for every permutation, so that there is nothing to test."""
+        sums = zip(self.parts, self.unit_weights(scores), strict=True)
+        return not any(part.varies and bool(weights.any()) for part, weights in sums)
 
     def largest_share(self, scores: Floats) -> float:
         """Largest single |position weight × unit weight| as a share of the null sd.
@@ -289,9 +354,9 @@ class RankDesign:
             return float("inf")
         largest = 0.0
         for part, weights in zip(self.parts, self.unit_weights(scores), strict=True):
-            if len(part.slot_counts) > 1:
-                mid = _unit_midranks(part, part.slot_of_unit) * part.scale
-                largest = max(largest, float(np.abs(mid).max() * np.abs(weights).max()))
+            if part.varies:
+                place = _weights_of_units(part, part.slot_of_unit)
+                largest = max(largest, float(np.abs(place).max() * np.abs(weights).max()))
         return largest / sd
 
     def draw(self, weights: Sequence[Floats], n_draws: int, rng: np.random.Generator) -> Floats:
@@ -311,15 +376,15 @@ class RankDesign:
         k = weights[0].shape[1]
         total = np.zeros((n_draws, k))
         for part, columns in zip(self.parts, weights, strict=True):
-            if len(part.slot_counts) < 2:
+            if not part.varies:
                 continue  # constant position: contributes 0 to every draw
             # einsum, not a BLAS product: BLAS starts threads of its own inside each of ours, which
             # on a busy machine is slower by orders of magnitude, and sums in another order.
             per_score = np.ascontiguousarray(columns.T)
             if part.equal_sizes:
-                # Midranks are then a fixed vector: shuffling it in place and taking dot products
+                # Weights are then a fixed vector: shuffling it in place and taking dot products
                 # costs O(units) per draw, and a shuffle of a shuffle is a fresh uniform one.
-                fixed = _unit_midranks(part, part.slot_of_unit) * part.scale
+                fixed = _weights_of_units(part, part.slot_of_unit)
                 for j in range(n_draws):
                     rng.shuffle(fixed)
                     total[j] += np.einsum("u,ku->k", fixed, per_score)
@@ -327,9 +392,88 @@ class RankDesign:
                 slots = part.slot_of_unit.copy()
                 for j in range(n_draws):
                     rng.shuffle(slots)
-                    ranks = _unit_midranks(part, slots) * part.scale
-                    total[j] += np.einsum("u,ku->k", ranks, per_score)
+                    place = _weights_of_units(part, slots)
+                    total[j] += np.einsum("u,ku->k", place, per_score)
         return total
+
+
+def draw_together(
+    designs: Sequence[RankDesign],
+    weights: Sequence[Sequence[Floats]],
+    n_draws: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """Draw statistics that weight the same positions differently, all under one permutation.
+
+    Parameters
+    ----------
+    designs : sequence of RankDesign
+        One design with k different weights of position.
+    weights : sequence of k sequences of ndarray, one per stratum, shape (units, columns)
+        `unit_weights` of the score vectors of each member, stacked in columns.
+    n_draws : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of float64, shape (n_draws, k, columns)
+
+    Examples
+    --------
+    >>> plain = RankDesign(np.arange(4))
+    >>> steps = plain.weighted(lambda u: (u > 0.5) * 1.0)
+    >>> columns = [w[:, None] for w in plain.unit_weights(np.array([1.0, 2.0, 3.0, 4.0]))]
+    >>> draws = draw_together([plain, steps], [columns] * 2, 3, np.random.default_rng(0))
+    >>> draws.shape
+    (3, 2, 1)
+    """
+    total = np.zeros((n_draws, len(designs), weights[0][0].shape[1]))
+    # Members that share weights of position, or scores, share the work of each draw.
+    distinct = list({id(design): design for design in designs}.values())
+    which = np.array([[d is design for d in distinct].index(True) for design in designs])
+    groups = [
+        (np.flatnonzero([id(w) == one for w in weights]), next(w for w in weights if id(w) == one))
+        for one in dict.fromkeys(map(id, weights))
+    ]
+    for number, first in enumerate(designs[0].parts):
+        parts = [design.parts[number] for design in distinct]
+        if not any(part.varies for part in parts):
+            continue
+        # Units of equal size are moved among fixed places; otherwise a place depends on who is
+        # where, so that the places move.
+        fixed = np.stack([_weights_of_units(part, part.slot_of_unit) for part in parts])
+        sums = [
+            (members, fixed[which[members]], np.ascontiguousarray(w[number].T))
+            for members, w in groups
+        ]
+        moving = np.arange(first.n_units) if first.equal_sizes else first.slot_of_unit.copy()
+        for j in range(n_draws):
+            rng.shuffle(moving)
+            if first.equal_sizes:
+                for members, place, score in sums:
+                    total[j, members] += np.einsum("mu,cu->mc", place, score[:, moving])
+                continue
+            places = np.stack([_weights_of_units(part, moving) for part in parts])
+            for members, _, score in sums:
+                total[j, members] += np.einsum("mu,cu->mc", places[which[members]], score)
+    return total
+
+
+def _running_sum(weights: Callable[[Floats], Floats], rows: int) -> Floats:
+    """Running sum of the centred weights of places (i + ½) / rows."""
+    values = np.asarray(weights((np.arange(rows) + 0.5) / rows), dtype=np.float64)
+    if values.shape != (rows,) or not np.isfinite(values).all():
+        raise InputError("weights of position must be one finite number for each place in (0, 1)")
+    return np.concatenate([[0.0], np.cumsum(values - values.mean())])
+
+
+def _weights_of_units(part: _Stratum, slots: Ints) -> Floats:
+    """Centred weight of each unit's place when the units hold these tie groups of position."""
+    if part.curve is None:
+        return _unit_midranks(part, slots) * part.scale
+    rows_in_slot = np.bincount(slots, weights=part.sizes, minlength=len(part.slot_counts))
+    edges = np.concatenate([[0], np.cumsum(rows_in_slot)]).astype(np.int64)
+    return np.asarray((np.diff(part.curve[edges]) / rows_in_slot)[slots], dtype=np.float64)
 
 
 def _unit_midranks(part: _Stratum, slots: Ints) -> Floats:
@@ -343,8 +487,12 @@ def _unit_midranks(part: _Stratum, slots: Ints) -> Floats:
 def _stratum_variance(part: _Stratum, weights: Floats) -> float:
     """Permutation variance of one stratum's share of S (derivation in `RankDesign.null_sd`)."""
     units = part.n_units
-    if units < 2 or len(part.slot_counts) < 2:
+    if units < 2 or not part.varies:
         return 0.0
+    if part.curve is not None:
+        place = _weights_of_units(part, part.slot_of_unit)
+        spread = float(((place - place.mean()) ** 2).sum())
+        return spread * float(((weights - weights.mean()) ** 2).sum()) / (units - 1)
     counts = part.slot_counts.astype(np.float64)
     below = np.concatenate([[0.0], np.cumsum(counts)[:-1]])
     above = units - below - counts

@@ -1,0 +1,108 @@
+"""Are the references themselves related to the order, alone or as they are used?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from workbench.errors import InputError
+from workbench.evidence import ReferenceCheck
+from workbench.gates import REFERENCE_FAILS
+from workbench.independence.sample import Gatherer
+from workbench.null import NullDistribution, maximum_null, permutation_null
+from workbench.scores import Scores
+from workbench.statistics import Contrasted
+from workbench.statistics.rank import RankDesign
+
+__all__ = ["check_references"]
+
+Floats = NDArray[np.float64]
+
+
+def check_references(
+    gatherer: Gatherer,
+    designs: Sequence[RankDesign],
+    contrasted: Sequence[Contrasted],
+    references: Sequence[Scores],
+    n_resamples: int,
+    stream: np.random.SeedSequence,
+) -> ReferenceCheck | None:
+    """Test each reference, each contrasted with the others, and what is subtracted."""
+    if not references:
+        return None
+    quantities: dict[str, Floats] = {}
+    values = [reference.loglik_mean for reference in references]
+    for number, (reference, value) in enumerate(zip(references, values, strict=True)):
+        quantities[f"{number + 1}: {reference.label}"] = value
+    members = gatherer.statistic.members
+    distinct = {id(member.contrast): i for i, member in enumerate(members)}
+    for i in sorted(distinct.values()):
+        which = f" ({members[i].name})" if len(distinct) > 1 else ""
+        if len(values) > 1:
+            for number, reference in enumerate(references):
+                others = [other for j, other in enumerate(references) if j != number]
+                name = f"{number + 1}: {reference.label} {members[i].relation}{which}"
+                left = members[i].apply(gatherer.sample(reference, others))
+                quantities[name] = left.values
+        part = contrasted[i].subtracted
+        if part is not None and (len(values) > 1 or not np.array_equal(part, values[0])):
+            quantities[f"the part subtracted{which}"] = part
+    tested = {
+        name: value
+        for name, value in quantities.items()
+        if not any(design.is_constant(value) for design in designs)
+    }
+    if not tested:
+        raise InputError(
+            "the references' scores are constant: they carry nothing to subtract; choose another"
+        )
+    # Enough permutations for Holm's correction to reach a thousandth.
+    resamples = max(n_resamples, 2000 * len(tested))
+    pvalues, sd = _two_sided(designs, list(tested.values()), resamples, stream)
+    order = np.argsort(pvalues)
+    stepped = np.minimum(1.0, pvalues[order] * np.arange(len(pvalues), 0, -1))
+    corrected = np.empty(len(pvalues))
+    corrected[order] = np.maximum.accumulate(stepped)
+    comparisons = len(tested) * len(designs)
+    detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / comparisons) + norm.ppf(0.9))
+    return ReferenceCheck(
+        tests=tuple(
+            {
+                "name": name,
+                "correlation": designs[0].correlation(value),
+                "pvalue": float(p),
+                "corrected": float(c),
+            }
+            for (name, value), p, c in zip(tested.items(), pvalues, corrected, strict=True)
+        ),
+        smallest_corrected=float(corrected.min()),
+        detectable_correlation=float(detectable),
+        n_resamples=resamples,
+    )
+
+
+def _two_sided(
+    designs: Sequence[RankDesign],
+    values: Sequence[Floats],
+    resamples: int,
+    stream: np.random.SeedSequence,
+) -> tuple[Floats, float]:
+    """Exact two-sided p-values, with the design's weights or the largest over the family's.
+
+    Also the largest null standard deviation, as a correlation.
+    """
+    if len(designs) == 1:
+        nulls = permutation_null(designs[0], values, resamples, stream)
+        members: list[tuple[NullDistribution, ...]] = [(null,) for null in nulls]
+    else:
+        subjects = [[value] * len(designs) for value in values]
+        found = maximum_null(designs, subjects, resamples, stream, "two-sided")
+        nulls = [best.distribution for best in found]
+        members = [best.members for best in found]
+    sd = max(
+        null.sd * design.scale(value)
+        for value, found_here in zip(values, members, strict=True)
+        for design, null in zip(designs, found_here, strict=True)
+    )
+    return np.array([null.pvalue("two-sided") for null in nulls]), sd
