@@ -19,9 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
-from workbench.home import atomic_write
 
-__all__ = ["Archive", "canonical_json", "printable", "strict_json", "write_archive"]
+__all__ = [
+    "Archive",
+    "archive_bytes",
+    "canonical_json",
+    "printable",
+    "read_limited",
+    "strict_json",
+]
 
 MAX_BYTES = 2 * 1024**3
 MAX_MEMBERS = 64
@@ -161,24 +167,25 @@ def _depth(content: object) -> int:
 # ------------------------------------------------------------------------------- archives
 
 
-def write_archive(path: str | Path, members: Mapping[str, bytes]) -> str:
-    """Write an archive whose bytes depend on its members alone.
+def archive_bytes(members: Mapping[str, bytes]) -> bytes:
+    """An archive whose bytes depend on its members alone.
 
     Parameters
     ----------
-    path : str or Path
     members : mapping of str to bytes
         Names are lower-case words, with at most one folder: ``scores/suspect.parquet``.
-
-    Returns
-    -------
-    str
-        SHA-256 of the file.
 
     Raises
     ------
     InputError
-        A name or a size that `Archive.open` would refuse; the file cannot be written.
+        A name or a size that `Archive.open` would refuse.
+
+    Examples
+    --------
+    >>> archive_bytes({"a.json": b"1", "b.json": b"2"}) == archive_bytes(
+    ...     {"b.json": b"2", "a.json": b"1"}
+    ... )
+    True
     """
     for name in members:
         if not _NAME.fullmatch(name):
@@ -196,9 +203,7 @@ def write_archive(path: str | Path, members: Mapping[str, bytes]) -> str:
             entry.create_system = 3
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, members[name])
-    data = buffer.getvalue()
-    atomic_write(path, lambda p: p.write_bytes(data))
-    return hashlib.sha256(data).hexdigest()
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class Archive:
         Raises
         ------
         InputError
-            It is missing or too large, or it is not laid out as `write_archive` lays it out.
+            It is missing or too large, or it is not laid out as `archive_bytes` lays it out.
         """
         return cls.from_bytes(read_limited(path, max_bytes), str(path))
 
@@ -271,9 +276,7 @@ def read_limited(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
 def _directory(data: bytes, label: str) -> tuple[int, int]:
     """Where the directory begins and how many members it lists, before anything reads it."""
     if len(data) < _END.size or data[-_END.size :][:4] != b"PK\x05\x06":
-        raise InputError(
-            f"{label} is no archive, or has something after its end: get it again"
-        )
+        raise InputError(f"{label} is no archive, or has something after its end: get it again")
     _, disk, first_disk, here, count, size, start, comment = _END.unpack(data[-_END.size :])
     if comment or disk or first_disk or here != count or start + size + _END.size != len(data):
         raise InputError(f"{label} holds bytes outside of its members: it is refused")

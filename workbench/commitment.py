@@ -31,8 +31,8 @@ from workbench.transcript import ClaimKind, ShuffleClaim, Transcript
 __all__ = [
     "ATTACHED",
     "SELF_DATED",
-    "CommittedModel",
     "Commitment",
+    "CommittedModel",
     "TimeStamp",
     "committed_test",
     "parse_model",
@@ -280,9 +280,7 @@ class Commitment(Strict):
                 if isinstance(scores, Scores):
                     check_aligned(tested, scores)
                     _check_window(scores, prefix, length)
-            models.append(
-                [CommittedModel.of(s) if isinstance(s, Scores) else s for s in given]
-            )
+            models.append([CommittedModel.of(s) if isinstance(s, Scores) else s for s in given])
         tree = MerkleTree.build(transcript, salt, progress)
         content = {
             "format": FORMAT,

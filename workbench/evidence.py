@@ -239,9 +239,7 @@ class Evidence:
         if self.references_check is not None:
             lines.append(("references' check", str(self.references_check)))
         if self.commitment is not None:
-            lines.append(
-                ("commitment", f"{self.commitment['sha256']}, {self.commitment['dated']}")
-            )
+            lines.append(("commitment", f"{self.commitment['sha256']}, {self.commitment['dated']}"))
         lines.extend((f"gate {g.number} {g.name}", f"{g.status}: {g.detail}") for g in self.gates)
         lines.extend(("caveat", caveat) for caveat in self.caveats)
         return lines

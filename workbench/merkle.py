@@ -79,7 +79,7 @@ class MasterSalt:
 
     def __init__(self, key: bytes) -> None:
         if len(key) != HASH_BYTES:
-            raise InputError(f"a master salt has {HASH_BYTES} bytes, not {len(key)}: make a new one")
+            raise InputError(f"a master salt has {HASH_BYTES} bytes, not {len(key)}: make another")
         self._key = key
         # HMAC-SHA-256 with the key's part of the work done once, for there may be millions of rows.
         block = key.ljust(64, b"\0")
@@ -293,11 +293,9 @@ class MerkleTree:
         """
         sealed = bytearray()
         piece: list[bytes] = []
-        done = 0
-        for content in _contents(transcript):
-            piece.append(seal(done, salt.row(done), content))
-            done += 1
-            if len(piece) == _PIECE or done == transcript.n:
+        for row, content in enumerate(_contents(transcript)):
+            piece.append(seal(row, salt.row(row), content))
+            if len(piece) == _PIECE or row == transcript.n - 1:
                 sealed += b"".join(piece)
                 if progress is not None:
                     progress(len(piece))
@@ -364,12 +362,12 @@ def root_from(rows: ArrayLike, leaves: bytes, proof: bytes, n: int) -> str:
         Row numbers out of range or repeated; a proof for other rows.
     """
     numbers = np.asarray(rows, dtype=np.int64)
-    known = _distinct(numbers, n)
+    steps = _steps(_distinct(numbers, n), n)
     if len(leaves) != HASH_BYTES * len(numbers):
         raise InputError(f"there are {len(leaves)} bytes of leaves for {len(numbers)} rows")
     level = _take(leaves, np.argsort(numbers))
     used = 0
-    for known, missing in _steps(known, n):
+    for known, missing in steps:
         end = used + HASH_BYTES * len(missing)
         if end > len(proof):
             raise InputError("the Merkle proof is too short for its rows: it belongs to others")

@@ -212,9 +212,7 @@ class Scores:
 
     @cached_property
     def values_sha256(self) -> str:
-        """SHA-256 of the numbers themselves (sums and token counts), whoever is said to have made
-        them: `key` names who scored what, this names what came out.
-        """
+        """SHA-256 of the numbers, sums and token counts; `key` is of who scored what."""
         digest = hashlib.sha256(b"palimpsest scores values 1\0")
         digest.update(np.ascontiguousarray(self.loglik_sum, dtype="<f8").tobytes())
         digest.update(np.ascontiguousarray(self.n_tokens, dtype="<i4").tobytes())
