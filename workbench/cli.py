@@ -1,20 +1,26 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 could not be decided,
-130 interrupted.
+Exit status: 0 ran (whatever the verdict), 1 a notebook failed or a bundle does not match, 2 bad
+input, 3 could not be decided, 130 interrupted.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from tqdm import tqdm
 
+from workbench.archive import printable
+from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import partition_test, query_test, reshuffle_test
+from workbench.merkle import MasterSalt
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
+from workbench.scores import Scores
 from workbench.statistics import PARTITION_STATISTICS, STATISTICS
 from workbench.texts import Texts
 from workbench.transcript import ShuffleClaim, Transcript
@@ -120,6 +126,40 @@ ShuffleSeedOption = Annotated[
 ]
 SeedBitsOption = Annotated[
     int | None, typer.Option("--seed-bits", help="Bits of the shuffle's seed space.")
+]
+
+CommitmentOption = Annotated[
+    Path,
+    typer.Option("--commitment", help="File that 'palimpsest commit' wrote.", show_default=False),
+]
+SaltOption = Annotated[
+    Path,
+    typer.Option(
+        "--salt-file",
+        help="The owner's secret salt, in a file of its own; keep it, and show it to nobody.",
+        show_default=False,
+    ),
+]
+StampOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--time-stamp",
+        help="OpenTimestamps (.ots) or RFC 3161 (.tsr) file of the commitment; may be repeated.",
+    ),
+]
+ReferenceOption = Annotated[
+    list[str] | None, typer.Option("--reference", help="As --suspect; may be repeated.")
+]
+PlaceboOption = Annotated[
+    list[str] | None,
+    typer.Option("--placebo", help="Independent model tested the same way; may be repeated."),
+]
+StatisticOption = Annotated[
+    str, typer.Option("--statistic", help=f"One of {', '.join(STATISTICS)}.")
+]
+SubsampleOption = Annotated[
+    int | None,
+    typer.Option("--subsample", help="Test a random subset of this many examples."),
 ]
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
@@ -518,19 +558,23 @@ def _scorer_of(access: str) -> Any:
 
 @test_app.command("query")
 def test_query(
+    context: typer.Context,
     transcript: TranscriptOption,
     suspect: Annotated[
         str, typer.Option(help="Scores file, model, or column loss:NAME / loglik:NAME.")
     ],
-    reference: Annotated[
-        list[str] | None, typer.Option(help="As --suspect; may be repeated.")
-    ] = None,
-    placebo: Annotated[
-        list[str] | None,
-        typer.Option(help="Independent model tested the same way; may be repeated."),
-    ] = None,
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
     json_path: JsonOption = None,
-    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
+    commitment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Test as committed in this file: its settings are taken, and options that differ "
+            "from them are refused."
+        ),
+    ] = None,
+    time_stamp: StampOption = None,
+    statistic: StatisticOption = "spearman",
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
@@ -539,9 +583,7 @@ def test_query(
     shuffle: ShuffleOption = "owner",
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
-    subsample: Annotated[
-        int | None, typer.Option(help="Test a random subset of this many examples.")
-    ] = None,
+    subsample: SubsampleOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -552,28 +594,31 @@ def test_query(
     quiet: QuietOption = False,
 ) -> None:
     """Does the suspect's likelihood rise with training position?"""
-    from workbench.scorers import open_scores
-
+    if commitment is not None:
+        fixed = Commitment.read(commitment)
+        fixed.refuse(fixed.deviations(_given(context, fixed.settings())))
+        _, examples = _committed_examples(fixed, transcript, column, split)
+        window = fixed.window
+        scores_of = _scores_opener(
+            examples, window.prefix, window.length, bos, dtype, device, quiet
+        )
+        evidence = committed_test(
+            fixed,
+            examples,
+            scores_of(suspect),
+            [scores_of(spec) for spec in reference or []],
+            [scores_of(spec) for spec in placebo or []],
+            time_stamps=_time_stamps(time_stamp, fixed),
+        )
+        _conclude(evidence, json_path)
+        return
+    if time_stamp:
+        raise InputError("--time-stamp is of a commitment: add --commitment, or leave it out")
     claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = _read_transcript(transcript, column, split, claim)
     if subsample is not None:
         examples = examples.subsample(subsample, seed)
-
-    encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
-
-    def scores_of(spec: str) -> Any:
-        return open_scores(
-            spec,
-            examples,
-            encodings=encodings,
-            prefix=prefix,
-            length=length,
-            bos=bos,
-            dtype=dtype,
-            device=device,
-            progress=not quiet,
-        )
-
+    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     evidence = query_test(
         examples,
         scores_of(suspect),
@@ -704,6 +749,290 @@ def test_reshuffle(
         smallest_effect=smallest_effect,
     )
     _conclude(evidence, json_path)
+
+
+@app.command("commit")
+def commit(
+    transcript: TranscriptOption,
+    out: Annotated[Path, typer.Option(help="JSON file of the commitment to write.")],
+    salt_file: SaltOption,
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
+    suspect: Annotated[
+        str | None, typer.Option(help="The suspect's name, if it is to be fixed too.")
+    ] = None,
+    statistic: StatisticOption = "spearman",
+    n_resamples: ResamplesOption = 9999,
+    alternative: AlternativeOption = "greater",
+    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    alpha: AlphaOption = 1e-3,
+    smallest_effect: SmallestOption = None,
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+    subsample: SubsampleOption = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Fix what will be tested and how, before the suspect is asked; publish the SHA-256."""
+    for path, what in ((out, "a commitment"), (salt_file, "a secret salt")):
+        if path.exists():
+            raise InputError(f"{path} exists, and {what} is never replaced: name another file")
+    whole = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    examples = whole if subsample is None else whole.subsample(subsample, seed)
+    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
+    references = [scores_of(spec) for spec in reference or []]
+    placebos = [scores_of(spec) for spec in placebo or []]
+    salt = MasterSalt.fresh()
+    with _rows_bar(whole, quiet) as bar:
+        made = Commitment.make(
+            whole,
+            salt,
+            rows=None if subsample is None else examples.rows,
+            design="all rows" if subsample is None else SUBSAMPLE,
+            parameters={} if subsample is None else {"n": subsample, "seed": seed},
+            references=references,
+            placebos=placebos,
+            suspect=suspect,
+            statistic=statistic,
+            n_resamples=n_resamples,
+            alternative=cast(Any, alternative),
+            seed=seed,
+            alpha=alpha,
+            smallest_effect=smallest_effect,
+            prefix=prefix,
+            length=length,
+            progress=bar.update,
+        )
+    salt.write(salt_file)
+    made.write(out)
+    typer.echo(f"{made.sha256}  {out}")
+    typer.echo(
+        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {out}. "
+        f"{salt_file} is secret: keep it, for without it no row can be shown."
+    )
+
+
+@app.command("reveal")
+def reveal(
+    transcript: TranscriptOption,
+    commitment: CommitmentOption,
+    salt_file: SaltOption,
+    rows: Annotated[str, typer.Option(help="Row numbers from 0, such as 3,17,40-49.")],
+    out: Annotated[Path, typer.Option(help="JSON file of the rows to write.")],
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Show some rows, such as a verifier chose, with the proof that they were committed."""
+    from workbench.bundle import reveal_rows
+
+    fixed = Commitment.read(commitment)
+    salt, numbers = MasterSalt.read(salt_file), _row_numbers(rows)
+    whole, _ = _committed_examples(fixed, transcript, column, split)
+    with _rows_bar(whole, quiet) as bar:
+        shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
+    typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
+
+
+@app.command("bundle")
+def bundle(
+    transcript: TranscriptOption,
+    commitment: CommitmentOption,
+    salt_file: SaltOption,
+    evidence: Annotated[
+        Path, typer.Option(help="JSON that 'palimpsest test query --commitment' wrote.")
+    ],
+    suspect: Annotated[str, typer.Option(help="As in the test.")],
+    out: Annotated[Path, typer.Option(help="File to write (.zip).")],
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
+    reveal: Annotated[
+        str | None, typer.Option(help="Rows to show in clear, such as 3,17,40-49.")
+    ] = None,
+    time_stamp: StampOption = None,
+    content_digests: Annotated[
+        bool,
+        typer.Option(
+            "--content-digests",
+            help="Add digests of the examples: whoever has a text can then find it in the "
+            "transcript.",
+        ),
+    ] = False,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Put a committed test into one file that a stranger can check; publish its SHA-256."""
+    from workbench.bundle import write_bundle
+
+    fixed = Commitment.read(commitment)
+    salt, tested = MasterSalt.read(salt_file), Evidence.read(evidence)
+    shown = [] if reveal is None else _row_numbers(reveal)
+    stamps = _time_stamps(time_stamp, fixed)
+    whole, examples = _committed_examples(fixed, transcript, column, split)
+    window = fixed.window
+    scores_of = _scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
+    scored = scores_of(suspect)
+    references = [scores_of(spec) for spec in reference or []]
+    placebos = [scores_of(spec) for spec in placebo or []]
+    with _rows_bar(whole, quiet) as bar:
+        found = write_bundle(
+            out,
+            fixed,
+            salt,
+            whole,
+            tested,
+            scored,
+            references,
+            placebos,
+            rows=None if examples is whole else examples.rows,
+            reveal=shown,
+            time_stamps=stamps,
+            content_digests=content_digests,
+            progress=bar.update,
+        )
+    typer.echo(f"{found.sha256}  {out}")
+    typer.echo("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
+
+
+@app.command("verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="File that 'palimpsest bundle' wrote.")],
+    digest: Annotated[
+        str | None, typer.Option(help="SHA-256 of the whole file, as published.")
+    ] = None,
+    reveal: Annotated[
+        list[Path] | None,
+        typer.Option(help="Rows that the owner has shown since; may be repeated."),
+    ] = None,
+    rescore: Annotated[
+        str | None,
+        typer.Option(help="Model (folder or hub id) with which to rescore revealed rows."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Rows to rescore, such as 3,17,40-49 (default: all shown).")
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose scores --rescore is compared with: suspect, reference-1, … (default: "
+            "those of its weights)."
+        ),
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = "auto",
+    max_work: Annotated[
+        int, typer.Option(help="Examples times permutations that are recomputed at most.")
+    ] = 10**11,
+) -> None:
+    """Recompute a bundle without any model: what matches, what doesn't, what can't be checked."""
+    from workbench.verification import Reveal, verify_bundle
+
+    if rescore is None and (rows, role, tokenizer) != (None, None, None):
+        raise InputError("--rows, --role and --tokenizer are of --rescore: leave them out")
+    found = verify_bundle(
+        bundle,
+        digest,
+        reveals=[Reveal.read(path) for path in reveal or []],
+        model=rescore,
+        rows=[] if rows is None else _row_numbers(rows),
+        role=role,
+        tokenizer=tokenizer,
+        device=device,
+        max_work=max_work,
+    )
+    typer.echo(str(found))
+    count = len(found.mismatches)
+    typer.echo("nothing mismatches" if found.ok else f"{count} line(s) do not match")
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Options that were written on the command line, not taken by default."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {
+        name: context.params[name]
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
+
+
+def _committed_examples(
+    commitment: Commitment, source: str, columns: list[str] | None, split: str
+) -> tuple[Transcript, Transcript]:
+    """The whole transcript, and the examples that the committed design tests."""
+    whole = _read_transcript(source, columns, split, commitment.claim)
+    design = commitment.design
+    if design.name == "all rows":
+        return whole, whole
+    size, seed = design.parameters.get("n"), design.parameters.get("seed")
+    if design.name != SUBSAMPLE or not isinstance(size, int) or not isinstance(seed, int):
+        raise InputError(
+            f"the committed design {printable(design.name)!r} cannot be made on the command line: "
+            "use workbench.commitment in Python"
+        )
+    return whole, whole.subsample(size, seed)
+
+
+def _scores_opener(
+    examples: Transcript,
+    prefix: int,
+    length: int | None,
+    bos: bool,
+    dtype: str,
+    device: str,
+    quiet: bool,
+) -> Callable[[str], Scores]:
+    from workbench.scorers import open_scores
+
+    encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
+
+    def scores_of(spec: str) -> Scores:
+        return open_scores(
+            spec,
+            examples,
+            encodings=encodings,
+            prefix=prefix,
+            length=length,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+        )
+
+    return scores_of
+
+
+def _time_stamps(paths: list[Path] | None, commitment: Commitment) -> list[TimeStamp]:
+    return [TimeStamp.read(path, commitment) for path in paths or []]
+
+
+def _rows_bar(transcript: Transcript, quiet: bool) -> Any:
+    return tqdm(total=transcript.n, desc="rows", unit="row", disable=quiet, unit_scale=True)
+
+
+def _row_numbers(text: str) -> list[int]:
+    """Row numbers of a list such as 3,17,40-49."""
+    found: list[int] = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"rows {printable(text, 60)!r} are not of the form 3,17,40-49")
+        if int(last or first) - int(first) >= 100_000:
+            raise InputError(f"rows {item.strip()} are more than 100,000: name fewer")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _conclude(evidence: Evidence, json_path: Path | None) -> None:

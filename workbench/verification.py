@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,9 @@ REVEAL_FORMAT = "palimpsest reveal 1"
 MAX_EVIDENCE_BYTES = 16 * 1024**2
 MAX_REVEAL_BYTES = 64 * 1024**2
 MAX_WORK = 10**11  # examples × permutations: some minutes
-MATCHES, DIFFERS, UNCHECKED = "matches", "does not match", "cannot be checked"
+MATCHES: Final = "matches"
+DIFFERS: Final = "does not match"
+UNCHECKED: Final = "cannot be checked"
 
 # Recomputed on another machine, sums differ in the last bits; p-values are counts and do not.
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
