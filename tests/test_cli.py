@@ -278,7 +278,8 @@ def committed(table, tmp_path_factory):
         ),
         "test": here(
             "test", "query", "--transcript", table, "--suspect", "loss:suspect", "--reference",
-            "loss:reference", "--commitment", folder / "c.json", "--json", folder / "e.json",
+            "loss:reference", "--commitment", folder / "c.json", "--salt-file",
+            folder / "secret.salt", "--json", folder / "e.json",
         ),
         "bundle": here(
             "bundle", "--transcript", table, "--suspect", "loss:suspect", "--reference",
@@ -335,7 +336,8 @@ def test_the_salt_stays_with_its_owner(committed):
 DEVIATIONS = {
     "seed": (["--seed", "6"], "seed is committed as 5 and given as 6"),
     "two": (["--alpha", "0.01", "--alternative", "less"],
-            "alternative is committed as greater and given as less; alpha is committed as 0.001"),
+            "alternative is committed as greater and given as less; alpha is committed as 0.001 and "
+            "given as 0.01:"),
     "a default": (["--n-resamples", "9999"], "n-resamples is committed as 1999"),
     "claim": (["--shuffle", "public_randomness"], "shuffle is committed as owner"),
     "subset": (["--subsample", "100"], "subsample is committed as none and given as 100"),
@@ -349,7 +351,8 @@ def test_deviations_from_a_commitment_are_refused(name, committed, table):
     options, message = DEVIATIONS[name]
     done = here(
         "test", "query", "--transcript", table, "--suspect", "loss:suspect", "--reference",
-        "loss:reference", "--commitment", folder / "c.json", *options,
+        "loss:reference", "--commitment", folder / "c.json", "--salt-file", folder / "secret.salt",
+        *options,
     )  # fmt: skip
     assert done.returncode == 2
     assert message in done.stderr
@@ -359,12 +362,13 @@ def test_deviations_from_a_commitment_are_refused(name, committed, table):
 def test_a_committed_subsample_is_drawn_again(table, tmp_path):
     paths = {name: tmp_path / name for name in ("c.json", "s.salt", "e.json", "b.zip")}
     models = ["--transcript", table, "--reference", "loss:reference"]
-    committing = ["--commitment", paths["c.json"], "--suspect", "loss:suspect", *models]
+    committing = ["--commitment", paths["c.json"], "--salt-file", paths["s.salt"], "--suspect",
+                  "loss:suspect", *models]  # fmt: skip
     for arguments in (
         ["commit", *models, "--subsample", "300", "--seed", "9", "--n-resamples", "999", "--out",
          paths["c.json"], "--salt-file", paths["s.salt"], "--quiet"],
         ["test", "query", *committing, "--json", paths["e.json"]],
-        ["bundle", *committing, "--salt-file", paths["s.salt"], "--evidence", paths["e.json"],
+        ["bundle", *committing, "--evidence", paths["e.json"],
          "--out", paths["b.zip"], "--quiet"],
         ["verify", paths["b.zip"]],
     ):  # fmt: skip
@@ -389,7 +393,10 @@ BAD_EVIDENCE = {
     "stamp": (["test", "query", "--suspect", "loss:suspect", "--time-stamp", "e.json"],
               "add --commitment"),
     "not a stamp": (["test", "query", "--suspect", "loss:suspect", "--reference", "loss:reference",
-                     "--commitment", "c.json", "--time-stamp", "e.json"], "no time-stamp"),
+                     "--commitment", "c.json", "--salt-file", "secret.salt", "--time-stamp",
+                     "e.json"], "no time-stamp"),
+    "test without salt": (["test", "query", "--suspect", "loss:suspect", "--commitment", "c.json"],
+                          "add --salt-file"),
 }  # fmt: skip
 
 

@@ -136,7 +136,9 @@ def test_other_forms_are_refused_in_one_sentence(data, path, value, message):
 
 def test_a_committed_test_is_the_query_test_with_these_settings(data):
     commitment = make(data, seed=7, alternative="two-sided", alpha=0.01, smallest_effect=0.3)
-    evidence = committed_test(commitment, data["transcript"], data["suspect"], [data["reference"]])
+    evidence = committed_test(
+        commitment, SALT, data["transcript"], data["suspect"], [data["reference"]]
+    )
     plain = query_test(
         data["transcript"], data["suspect"], [data["reference"]], n_resamples=999, seed=7,
         alternative="two-sided", alpha=0.01, smallest_effect=0.3,
@@ -168,6 +170,7 @@ def test_each_setting_that_deviates_is_named_with_both_values(data, name):
     for word in (name.replace("_", "-"), committed, DEVIATIONS[name]):
         assert ("none" if word is None else str(word)) in sentence
     assert commitment.deviations(commitment.settings()) == []
+    assert "weights is committed as none" in commitment.deviations({"weights": "mine"})[0]
     assert set(DEVIATIONS) == set(commitment.settings())
 
 
@@ -175,11 +178,11 @@ def test_other_data_are_refused(data):
     commitment = make(data, suspect="suspect", placebos=[data["other"]])
     transcript, suspect = data["transcript"], data["suspect"]
     reference, other = [data["reference"]], [data["other"]]
-    committed_test(commitment, transcript, suspect, reference, other)
+    committed_test(commitment, SALT, transcript, suspect, reference, other)
 
     def refused(message, *arguments):
         with pytest.raises(InputError, match=message) as error:
-            committed_test(commitment, *arguments)
+            committed_test(commitment, SALT, *arguments)
         assert "\n" not in str(error.value)
 
     refused("number of references is committed as 1", transcript, suspect, [], other)
@@ -204,6 +207,8 @@ def test_other_data_are_refused(data):
     )  # fmt: skip
     with pytest.raises(InputError, match="another window"):
         make(data, prefix=2)
+    with pytest.raises(InputError, match="secret salt is not the one"):
+        committed_test(commitment, MasterSalt.fresh(), transcript, suspect, reference, other)
 
 
 def test_models_that_are_not_scored_yet_are_committed_by_name(data):
@@ -275,7 +280,12 @@ def test_time_stamps_are_of_this_commitment_or_refused(data, tmp_path):
     with pytest.raises(InputError, match="no time-stamp"):
         TimeStamp.read(tmp_path / "note.txt", commitment)
     evidence = committed_test(
-        commitment, data["transcript"], data["suspect"], [data["reference"]], time_stamps=stamps
+        commitment,
+        SALT,
+        data["transcript"],
+        data["suspect"],
+        [data["reference"]],
+        time_stamps=stamps,
     )
     assert evidence.commitment["dated"] == ATTACHED
     assert [s["name"] for s in evidence.commitment["time_stamps"]] == list(files)

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import InputError, Transcript
-from workbench.merkle import MasterSalt, MerkleTree, content_bytes, leaves_of, root_from, seal
+from workbench.merkle import (
+    MasterSalt,
+    MerkleTree,
+    content_bytes,
+    leaves_of,
+    marks_of,
+    root_from,
+    seal,
+)
 
 KEY = bytes(range(32))
 SALT = MasterSalt(KEY)
@@ -47,11 +55,12 @@ def independent_root(transcript, key):
         salt = hmac.new(key, b"palimpsest salt 1\0" + u64(row), "sha256").digest()
         content = b"t" + b"".join(int(t).to_bytes(4, "little") for t in tokens)
         sealed = sha(b"palimpsest content 1\0" + u64(row) + salt + content)
+        mark = hmac.new(key, b"palimpsest mark 1\0" + content, "sha256").digest()[:16]
         unit = b"\0" + bytes(8)
         if transcript.units is not None:
             unit = b"\1" + i64(transcript.units[row])
         place = i64(transcript.positions[row]) + i64(transcript.strata[row]) + unit
-        leaves.append(sha(b"palimpsest leaf 1\0" + u64(row) + place + sealed))
+        leaves.append(sha(b"palimpsest leaf 1\0" + u64(row) + place + mark + sealed))
     level = leaves
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
@@ -62,8 +71,9 @@ def independent_root(transcript, key):
 def leaves_for(transcript, tree, rows):
     units = None if transcript.units is None else transcript.units[rows]
     return leaves_of(
-        rows, transcript.positions[rows], transcript.strata[rows], units, tree.sealed_of(rows)
-    )
+        rows, transcript.positions[rows], transcript.strata[rows], units, tree.marks_of(rows),
+        tree.sealed_of(rows),
+    )  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,12 +107,13 @@ def test_all_rows_need_no_proof_and_one_row_a_short_one():
 
 def test_every_field_of_a_row_is_in_its_leaf():
     sealed = seal(3, bytes(32), b"sword")
-    base = {"rows": [3], "positions": [8], "strata": [1], "units": [2], "sealed": sealed}
+    base = {"rows": [3], "positions": [8], "strata": [1], "units": [2], "marks": bytes(16),
+            "sealed": sealed}  # fmt: skip
     first = leaves_of(**base)
     changes = [
         {"rows": [4]}, {"positions": [9]}, {"strata": [0]}, {"units": [3]}, {"units": None},
         {"sealed": seal(3, bytes(32), b"swore")}, {"sealed": seal(3, b"\1" * 32, b"sword")},
-        {"sealed": seal(4, bytes(32), b"sword")}, {"positions": [-8]},
+        {"sealed": seal(4, bytes(32), b"sword")}, {"positions": [-8]}, {"marks": b"\1" * 16},
     ]  # fmt: skip
     others = [leaves_of(**{**base, **change}) for change in changes]
     assert len({first, *others}) == len(changes) + 1
@@ -111,8 +122,8 @@ def test_every_field_of_a_row_is_in_its_leaf():
 
 
 def test_the_number_of_rows_is_committed():
-    leaf = leaves_of([0], [0], [0], None, seal(0, bytes(32), b"n"))
-    node = leaves_of([1], [1], [0], None, seal(1, bytes(32), b"n"))
+    leaf = leaves_of([0], [0], [0], None, bytes(16), seal(0, bytes(32), b"n"))
+    node = leaves_of([1], [1], [0], None, bytes(16), seal(1, bytes(32), b"n"))
     assert root_from([0], leaf, b"", 1) != root_from([0], leaf, node, 2)
     three = MerkleTree.build(transcript_of(3), SALT)
     with pytest.raises(InputError, match="too short"):
@@ -164,6 +175,19 @@ def test_root_does_not_depend_on_how_the_table_is_stored(tmp_path):
     assert sum(steps) == 300
 
 
+def test_marks_tell_equal_rows_and_nothing_else():
+    texts = ["a", "b", "a", "c"]
+    marks = marks_of(Transcript.from_arrays(range(4), texts=texts), SALT)
+    assert marks.tobytes() == MerkleTree.build(
+        Transcript.from_arrays(range(4), texts=texts), SALT
+    ).marks  # fmt: skip
+    assert (marks[0] == marks[2]).all()
+    assert len({mark.tobytes() for mark in marks}) == 3
+    others = marks_of(Transcript.from_arrays(range(4), texts=texts), MasterSalt.fresh())
+    assert not (others == marks).all(axis=1).any()
+    assert marks_of(Transcript.from_arrays(range(4)), SALT) is None
+
+
 def test_row_salts_are_hmac_and_differ():
     salts = {SALT.row(i) for i in range(1000)}
     assert len(salts) == 1000
@@ -200,7 +224,9 @@ def test_bad_salts_and_rows_are_one_sentence(tmp_path):
         with pytest.raises(InputError, match="distinct and between 0 and 4"):
             tree.prove(rows)
     with pytest.raises(InputError, match="differ in number"):
-        leaves_of([1, 2], [1], [0, 0], None, bytes(64))
+        leaves_of([1, 2], [1], [0, 0], None, bytes(32), bytes(64))
+    with pytest.raises(InputError, match="differ in number"):
+        leaves_of([1, 2], [1, 2], [0, 0], None, bytes(31), bytes(64))
     for tokens in ([-1], [2**32], [0.5]):
         with pytest.raises(InputError, match="whole numbers"):
             content_bytes("tokens", tokens)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from workbench.archive import Archive, archive_bytes
-from workbench.commitment import ALL_ROWS, Commitment, TimeStamp, rows_sha256
+from workbench.commitment import (
+    ALL_ROWS,
+    Commitment,
+    MarkedTranscript,
+    TimeStamp,
+    committed_test,
+    rows_sha256,
+)
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
-from workbench.merkle import HASH_BYTES, MasterSalt, MerkleTree
+from workbench.merkle import HASH_BYTES, MARK_BYTES, MasterSalt, MerkleTree
 from workbench.scores import Scores
-from workbench.transcript import DIGEST_BYTES, Transcript
+from workbench.transcript import Transcript
 from workbench.verification import (
     ACCOUNT_FORMAT,
     MANIFEST_FORMAT,
@@ -51,7 +59,6 @@ def write_bundle(
     rows: ArrayLike | None = None,
     reveal: Sequence[int] = (),
     time_stamps: Sequence[TimeStamp] = (),
-    content_digests: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Verification:
     """Write everything that somebody needs to check a query test into one file.
@@ -80,10 +87,6 @@ def write_bundle(
         Row numbers whose content is shown.
     time_stamps : sequence of TimeStamp
         Attached to the commitment.
-    content_digests : bool
-        Put in the digests of the examples' content too. They let anybody who has a text find out
-        whether and where it is in the transcript; a statistic that draws on them cannot be
-        recomputed otherwise.
     progress : callable, optional
         Called with the number of rows just hashed.
 
@@ -107,6 +110,16 @@ def write_bundle(
             f"the evidence names {'no commitment' if bound is None else f'commitment {bound[:12]}'}"
             f" and the bundle is of {commitment.sha256[:12]}: test with this commitment first"
         )
+    asked: dict[str, MarkedTranscript] = {}
+    committed_test(
+        commitment,
+        salt,
+        tested,
+        suspect,
+        references,
+        placebos,
+        report=lambda seen: asked.setdefault(rows_sha256(seen.places), seen),
+    )
     tree = _tree(commitment, salt, transcript, progress)
     roles: dict[str, Scores] = {"suspect": suspect}
     roles |= {f"reference-{i}": scores for i, scores in enumerate(references, 1)}
@@ -114,7 +127,7 @@ def write_bundle(
     members = {
         "commitment.json": commitment.canonical,
         "evidence.json": evidence.to_json().encode(),
-        "order.parquet": _order_table(tested, numbers, tree, content_digests),
+        "order.parquet": _order_table(tested, numbers, tree),
         "proof.bin": tree.prove(numbers),
     }
     members |= {f"scores/{role}.parquet": _scores_table(s) for role, s in roles.items()}
@@ -123,7 +136,7 @@ def write_bundle(
         name = f"time-stamps/{number}.{'ots' if stamp.kind == 'OpenTimestamps' else 'tsr'}"
         members[name] = stamp.data
         stamps.append({"member": name, **stamp.account})
-    members["account.json"] = _json(_account(tested, roles, stamps, content_digests))
+    members["account.json"] = _json(_account(tested, roles, stamps, asked))
     if len(reveal):
         members["revealed.json"] = _json(_reveal(transcript, salt, tree, reveal))
     members["manifest.json"] = _json(
@@ -141,7 +154,6 @@ def write_bundle(
         raise InputError(
             f"the bundle would not verify ({found.mismatches[0].name}: "
             f"{found.mismatches[0].detail}): test again with these files and this software"
-            + ("" if content_digests else ", or, if the statistic needs it, add content digests")
         )
     atomic_write(path, lambda p: p.write_bytes(data))
     return found
@@ -225,17 +237,17 @@ def _tree(
             f"{committed.fingerprint[:12]} are committed: give the whole transcript, with the same "
             "columns"
         )
+    commitment.check_salt(salt)
     tree = MerkleTree.build(transcript, salt, progress)
     if tree.root != committed.merkle_root:
         raise InputError(
-            "the secret salt is not the one with which this commitment was made: give its file"
+            f"{transcript.source} does not lead to the committed Merkle root: give the transcript "
+            "that was committed"
         )
     return tree
 
 
-def _order_table(
-    tested: Transcript, numbers: Any, tree: MerkleTree, content_digests: bool
-) -> bytes:
+def _order_table(tested: Transcript, numbers: Any, tree: MerkleTree) -> bytes:
     def fixed(raw: bytes, width: int) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(width), len(raw) // width, [None, pa.py_buffer(raw)])
 
@@ -247,19 +259,8 @@ def _order_table(
     }
     if tested.units is not None:
         columns["unit"] = pa.array(tested.units, pa.int64())
-    digests = tested.row_digests
-    if content_digests and digests is None:
-        raise InputError(f"{tested.source} has no content, so there are no digests of it")
-    if digests is not None:
-        raw = np.ascontiguousarray(digests)
-        if content_digests:
-            columns["digest"] = fixed(raw.tobytes(), DIGEST_BYTES)
-        else:
-            # Numbered by first appearance: how digests sort tells of the contents, a little.
-            _, first, codes = np.unique(
-                raw.view(f"V{DIGEST_BYTES}").reshape(-1), return_index=True, return_inverse=True
-            )
-            columns["same_content"] = pa.array(np.argsort(np.argsort(first))[codes], pa.int64())
+    if tested.row_digests is not None:
+        columns["mark"] = fixed(tree.marks_of(numbers), MARK_BYTES)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
@@ -283,14 +284,13 @@ def _account(
     tested: Transcript,
     roles: Mapping[str, Scores],
     stamps: Sequence[Mapping[str, Any]],
-    content_digests: bool,
+    asked: Mapping[str, MarkedTranscript],
 ) -> dict[str, Any]:
     return {
         "format": ACCOUNT_FORMAT,
         "source": tested.source.rsplit("/", 1)[-1],
         "blocks": tested.blocks,
         "exposure_groups": tested.exposure_groups,
-        "content_digests": content_digests,
         "scores": [
             {
                 "role": role,
@@ -302,14 +302,14 @@ def _account(
             }
             for role, scores in roles.items()
         ],
-        "order_checks": [
+        "content": [
             {
-                "feature": check.feature,
-                "correlation": check.correlation,
-                "log10_pvalue": check.log10_pvalue,
-                "neighbours": check.neighbours,
+                "rows_sha256": rows,
+                "fingerprint": seen.content.fingerprint,
+                "examples_fingerprint": seen.content.examples_fingerprint,
+                "order_checks": [asdict(check) for check in seen.content.order_checks()],
             }
-            for check in tested.order_checks()
+            for rows, seen in asked.items()
         ],
         "time_stamps": list(stamps),
         "environment": environment(),
@@ -335,6 +335,7 @@ def _reveal(
                 "position": int(transcript.positions[row]),
                 "stratum": int(transcript.strata[row]),
                 "unit": None if transcript.units is None else int(transcript.units[row]),
+                "mark": tree.marks_of([row]).hex(),
                 "salt": salt.row(row).hex(),
                 **what,
             }

@@ -5,7 +5,7 @@ input, 3 could not be decided, 130 interrupted.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -573,6 +573,7 @@ def test_query(
             "from them are refused."
         ),
     ] = None,
+    salt_file: Annotated[Path | None, typer.Option(help="The commitment's secret salt.")] = None,
     time_stamp: StampOption = None,
     statistic: StatisticOption = "spearman",
     n_resamples: ResamplesOption = 9999,
@@ -595,8 +596,10 @@ def test_query(
 ) -> None:
     """Does the suspect's likelihood rise with training position?"""
     if commitment is not None:
-        fixed = Commitment.read(commitment)
-        fixed.refuse(fixed.deviations(_given(context, fixed.settings())))
+        if salt_file is None:
+            raise InputError("a committed test needs the commitment's secret: add --salt-file")
+        fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
+        fixed.refuse(fixed.deviations(_given(context)))
         _, examples = _committed_examples(fixed, transcript, column, split)
         window = fixed.window
         scores_of = _scores_opener(
@@ -604,6 +607,7 @@ def test_query(
         )
         evidence = committed_test(
             fixed,
+            salt,
             examples,
             scores_of(suspect),
             [scores_of(spec) for spec in reference or []],
@@ -612,8 +616,10 @@ def test_query(
         )
         _conclude(evidence, json_path)
         return
-    if time_stamp:
-        raise InputError("--time-stamp is of a commitment: add --commitment, or leave it out")
+    if time_stamp or salt_file is not None:
+        raise InputError(
+            "--time-stamp and --salt-file are of a commitment: add --commitment, or leave them out"
+        )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = _read_transcript(transcript, column, split, claim)
     if subsample is not None:
@@ -857,14 +863,6 @@ def bundle(
         str | None, typer.Option(help="Rows to show in clear, such as 3,17,40-49.")
     ] = None,
     time_stamp: StampOption = None,
-    content_digests: Annotated[
-        bool,
-        typer.Option(
-            "--content-digests",
-            help="Add digests of the examples: whoever has a text can then find it in the "
-            "transcript.",
-        ),
-    ] = False,
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -898,7 +896,6 @@ def bundle(
             rows=None if examples is whole else examples.rows,
             reveal=shown,
             time_stamps=stamps,
-            content_digests=content_digests,
             progress=bar.update,
         )
     typer.echo(f"{found.sha256}  {out}")
@@ -958,13 +955,18 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
-    """Options that were written on the command line, not taken by default."""
-    sources = {name: context.get_parameter_source(name) for name in names}
+# Options of a test that a commitment does not fix: where things are, and how models are run.
+_FREE = {"transcript", "suspect", "reference", "placebo", "json_path", "commitment", "salt_file",
+         "time_stamp", "bos", "dtype", "device", "column", "split", "quiet"}  # fmt: skip
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Settings that were written on the command line, not taken by default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
     return {
         name: context.params[name]
         for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
+        if name not in _FREE and source is not None and source.name == "COMMANDLINE"
     }
 
 

@@ -7,13 +7,14 @@ test; does not know bundles.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from workbench.archive import canonical_json, printable, read_limited, strict_json
@@ -22,18 +23,20 @@ from workbench.evidence import Evidence
 from workbench.home import atomic_write
 from workbench.independence import query_test
 from workbench.independence.account import check_levels
-from workbench.merkle import ROW_FORMAT, MasterSalt, MerkleTree
+from workbench.merkle import ROW_FORMAT, MasterSalt, MerkleTree, marks_of
 from workbench.null import ALTERNATIVES, Alternative
 from workbench.scores import Scores, check_aligned
 from workbench.statistics import STATISTICS
-from workbench.transcript import ClaimKind, ShuffleClaim, Transcript
+from workbench.transcript import ClaimKind, Digests, OrderCheck, ShuffleClaim, Transcript
 
 __all__ = [
     "ATTACHED",
     "SELF_DATED",
     "Commitment",
     "CommittedModel",
+    "MarkedTranscript",
     "TimeStamp",
+    "check_statistic",
     "committed_test",
     "parse_model",
     "rows_sha256",
@@ -76,6 +79,7 @@ class CommittedTranscript(Strict):
     fingerprint: Sha256
     examples_fingerprint: Sha256 | None
     merkle_root: Sha256
+    salt_check: Sha256
     row_format: Literal["palimpsest row 1"]
     rows: Annotated[int, Field(ge=2, lt=2**40)]
     kind: Literal["tokens", "text", "none"]
@@ -259,10 +263,7 @@ class Commitment(Strict):
         ('0.01', 3)
         """
         check_levels(alpha, smallest_effect)
-        if statistic not in STATISTICS:
-            raise InputError(
-                f"statistic {statistic!r} is unknown: choose one of {', '.join(STATISTICS)}"
-            )
+        check_statistic(statistic)
         if alternative not in ALTERNATIVES:
             raise InputError(
                 f"alternative {alternative!r} is unknown: choose one of {', '.join(ALTERNATIVES)}"
@@ -290,6 +291,7 @@ class Commitment(Strict):
                 "fingerprint": transcript.fingerprint,
                 "examples_fingerprint": transcript.examples_fingerprint,
                 "merkle_root": tree.root,
+                "salt_check": salt.check,
                 "row_format": ROW_FORMAT,
                 "rows": transcript.n,
                 "kind": transcript.kind,
@@ -402,13 +404,13 @@ class Commitment(Strict):
         Parameters
         ----------
         given : mapping
-            Some of the names in `settings`.
+            By the names in `settings`; what has another name is not committed, and deviates.
         """
         committed = self.settings()
         return [
-            _deviation(name.replace("_", "-"), committed[name], value)
-            for name, value in given.items()
-            if value != committed[name]
+            _deviation(name.replace("_", "-"), committed.get(name), given[name])
+            for name in [*committed, *(other for other in given if other not in committed)]
+            if name in given and given[name] != committed.get(name)
         ]
 
     def data_deviations(
@@ -456,6 +458,14 @@ class Commitment(Strict):
             pairs.append((f"the window (prefix, length) of {scores.label}", window, own))
         return [_deviation(*pair) for pair in pairs if pair[1] != pair[2]]
 
+    def check_salt(self, salt: MasterSalt) -> None:
+        """Raise InputError unless this is the salt of the commitment."""
+        if salt.check != self.transcript.salt_check:
+            raise InputError(
+                f"the secret salt is not the one with which the commitment {self.sha256[:12]} was "
+                "made: give its file"
+            )
+
     def refuse(self, deviations: Sequence[str]) -> None:
         """Raise InputError if there are deviations."""
         if deviations:
@@ -483,8 +493,86 @@ class Commitment(Strict):
         return replace(evidence, commitment=account, caveats=caveats)
 
 
+@dataclass(frozen=True)
+class MarkedTranscript(Transcript):
+    """A transcript with marks in place of digests: what a committed test sees.
+
+    Which rows are of equal content, and how content cuts folds, is then known to whoever is shown
+    the marks, who learns nothing else from them. Everything else is the plain transcript's.
+
+    Attributes
+    ----------
+    plain : Transcript
+    marks : ndarray of uint8, shape (n, 16), or None
+    places : ndarray of int64, shape (n,)
+        Row numbers among the tested examples.
+    report : callable, optional
+        Called with this object whenever a test asks what only the content tells.
+    """
+
+    plain: Transcript | None = None
+    marks: Digests | None = field(default=None, repr=False)
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    report: "Callable[[MarkedTranscript], object] | None" = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        plain: Transcript,
+        marks: Digests | None,
+        places: NDArray[np.int64] | None = None,
+        report: "Callable[[MarkedTranscript], object] | None" = None,
+    ) -> "MarkedTranscript":
+        """The transcript with these marks."""
+        own = {f.name: getattr(plain, f.name) for f in fields(Transcript)}
+        where = np.arange(plain.n, dtype=np.int64) if places is None else places
+        return cls(**own, plain=plain, marks=marks, places=where, report=report)
+
+    @property
+    def content(self) -> Transcript:
+        """The plain transcript, which knows its content."""
+        assert self.plain is not None
+        return self.plain
+
+    @cached_property
+    def row_digests(self) -> Digests | None:
+        """The marks."""
+        return self.marks
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the plain transcript."""
+        self._ask()
+        return self.content.fingerprint
+
+    @property
+    def examples_fingerprint(self) -> str | None:
+        """Of the plain transcript."""
+        return self.content.examples_fingerprint
+
+    def order_checks(self) -> tuple[OrderCheck, ...]:
+        """Of the plain transcript."""
+        self._ask()
+        return self.content.order_checks()
+
+    def take(self, rows: ArrayLike) -> "MarkedTranscript":
+        """The marked transcript of some rows."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return MarkedTranscript.of(
+            self.content.take(chosen),
+            None if self.marks is None else self.marks[chosen],
+            self.places[chosen],
+            self.report,
+        )
+
+    def _ask(self) -> None:
+        if self.report is not None:
+            self.report(self)
+
+
 def committed_test(
     commitment: Commitment,
+    salt: MasterSalt,
     transcript: Transcript,
     suspect: Scores,
     references: Sequence[Scores] = (),
@@ -492,12 +580,18 @@ def committed_test(
     *,
     time_stamps: "Sequence[TimeStamp]" = (),
     progress: Callable[[int], object] | None = None,
+    report: Callable[[MarkedTranscript], object] | None = None,
 ) -> Evidence:
     """The query test exactly as committed; every setting comes from the commitment.
+
+    Where a statistic draws on the content of the examples only to tell equal rows and to cut folds,
+    marks take the place of digests, so that a bundle can show them.
 
     Parameters
     ----------
     commitment : Commitment
+    salt : MasterSalt
+        With which the commitment was made; the marks come from it.
     transcript : Transcript
         The tested examples, after the design has chosen them.
     suspect : Scores
@@ -507,34 +601,61 @@ def committed_test(
         Of the commitment, if others have dated it.
     progress : callable, optional
         Called with the number of permutations just finished.
+    report : callable, optional
+        Called with the transcript whenever the test asks what only the content tells.
 
     Raises
     ------
     InputError
-        Examples or scores deviate from the commitment (each deviation is named); as for
-        `workbench.query_test`.
+        Examples or scores deviate from the commitment (each deviation is named); another salt; as
+        for `workbench.query_test`.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(2000)
-    >>> transcript = Transcript.from_arrays(order)
-    >>> commitment = Commitment.make(transcript, MasterSalt.fresh(), n_resamples=999)
+    >>> transcript, salt = Transcript.from_arrays(order), MasterSalt.fresh()
+    >>> commitment = Commitment.make(transcript, salt, n_resamples=999)
     >>> scores = Scores.from_arrays(loglik=-3 + 0.0004 * order + rng.normal(size=2000))
-    >>> evidence = committed_test(commitment, transcript, scores)
+    >>> evidence = committed_test(commitment, salt, transcript, scores)
     >>> evidence.verdict, evidence.commitment["dated"]
     ('evidence', 'self-dated')
     """
+    commitment.check_salt(salt)
     commitment.refuse(commitment.data_deviations(transcript, suspect, references, placebos))
+    marks = marks_of(transcript, salt)
+
+    def marked(scores: Scores) -> Scores:
+        bound = check_aligned(transcript, scores)
+        return replace(scores, digests=marks if bound else None)
+
     evidence = query_test(
-        transcript,
-        suspect,
-        references,
-        placebos=placebos,
+        MarkedTranscript.of(transcript, marks, report=report),
+        marked(suspect),
+        [marked(scores) for scores in references],
+        placebos=[marked(scores) for scores in placebos],
         progress=progress,
         **commitment.test_settings(),
     )
-    return commitment.bind(evidence, [stamp.account for stamp in time_stamps])
+    keys = [scores.key for scores in (suspect, *references, *placebos)]
+    return commitment.bind(keyed(evidence, keys), [stamp.account for stamp in time_stamps])
+
+
+def keyed(evidence: Evidence, keys: Sequence[str]) -> Evidence:
+    """The evidence with the scores' own keys, which marks have no part in.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    keys : sequence of str
+        Of suspect, references and placebos.
+    """
+    models = [evidence.suspect, *evidence.references, *evidence.placebos]
+    named = [{**model, "scores_key": key} for model, key in zip(models, keys, strict=True)]
+    cut = 1 + len(evidence.references)
+    return replace(
+        evidence, suspect=named[0], references=tuple(named[1:cut]), placebos=tuple(named[cut:])
+    )
 
 
 # ------------------------------------------------------------------------------- time-stamps
@@ -629,6 +750,15 @@ def parse_model(model: type[ModelT], data: bytes, what: str, max_bytes: int) -> 
             f"{what} is not of the expected form ({where}: {printable(first['msg'], 160)}): it is "
             "refused"
         ) from error
+
+
+def check_statistic(name: str) -> None:
+    """Raise InputError unless this version knows the statistic."""
+    if name not in STATISTICS:
+        raise InputError(
+            f"statistic {printable(name, 60)!r} is unknown to this version: choose one of "
+            f"{', '.join(STATISTICS)}"
+        )
 
 
 def rows_sha256(rows: ArrayLike) -> str:

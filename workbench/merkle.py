@@ -8,8 +8,10 @@ in the transcript's row order, and every tag ends with a zero byte. Row format `
   text in UTF-8; ``d`` and its 16-byte digest where only that is known; ``n`` where nothing is.
 - salt: HMAC of ``palimpsest salt 1\0`` ‖ row (8 bytes) under the owner's 32-byte master salt.
 - sealed content: SHA-256 of ``palimpsest content 1\0`` ‖ row (8) ‖ salt (32) ‖ content.
+- mark: the first 16 bytes of HMAC of ``palimpsest mark 1\0`` ‖ content under the master salt; 16
+  zero bytes where nothing is known of the content. Equal contents have equal marks.
 - leaf: SHA-256 of ``palimpsest leaf 1\0`` ‖ row (8) ‖ position (8, signed) ‖ stratum (8, signed) ‖
-  1 or 0, whether there is a unit (1) ‖ unit, or 0 (8, signed) ‖ sealed content (32).
+  1 or 0, whether there is a unit (1) ‖ unit, or 0 (8, signed) ‖ mark (16) ‖ sealed content (32).
 - node: SHA-256 of ``palimpsest node 1\0`` ‖ left (32) ‖ right (32); a last node without a
   neighbour moves up as it is.
 - root: SHA-256 of ``palimpsest root 1\0`` ‖ number of rows (8) ‖ top node (32).
@@ -17,7 +19,8 @@ in the transcript's row order, and every tag ends with a zero byte. Row format `
 Stratum and unit are the transcript's codes of block × exposure count and of what moved as one. The
 content is sealed by itself, so that positions, strata and units of *all* rows can be shown and
 checked against the root while no text is. Without its salt a sealed content cannot be compared with
-a guess, not even where the text is public.
+a guess, not even where the text is public; nor can a mark, which stands in for the digest of the
+content wherever a test asks which rows are equal or draws folds by content.
 """
 
 import hashlib
@@ -34,22 +37,40 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
-from workbench.transcript import Transcript
+from workbench.transcript import DIGEST_BYTES, Digests, Transcript
 
-__all__ = ["ROW_FORMAT", "MasterSalt", "MerkleTree", "content_bytes", "leaves_of", "root_from",
-           "seal"]  # fmt: skip
+__all__ = [
+    "ROW_FORMAT",
+    "MasterSalt",
+    "MerkleTree",
+    "content_bytes",
+    "leaves_of",
+    "marks_of",
+    "root_from",
+    "seal",
+]
 
 Ints = NDArray[np.int64]
 
 ROW_FORMAT = "palimpsest row 1"
 HASH_BYTES = 32
+MARK_BYTES = DIGEST_BYTES  # a mark stands in for a digest
 SALT_FORMAT = "palimpsest salt 1"
-_SALT, _CONTENT, _LEAF, _NODE, _ROOT = (
-    f"palimpsest {what} 1\0".encode() for what in ("salt", "content", "leaf", "node", "root")
+_SALT, _CHECK, _CONTENT, _MARK, _LEAF, _NODE, _ROOT = (
+    f"palimpsest {what} 1\0".encode()
+    for what in ("salt", "salt check", "content", "mark", "leaf", "node", "root")
 )
 _ORDER = np.dtype(
-    [("row", "<u8"), ("position", "<i8"), ("stratum", "<i8"), ("has_unit", "u1"), ("unit", "<i8")]
+    [
+        ("row", "<u8"),
+        ("position", "<i8"),
+        ("stratum", "<i8"),
+        ("has_unit", "u1"),
+        ("unit", "<i8"),
+        ("mark", f"V{MARK_BYTES}"),
+    ]
 )
+_UNKNOWN = b"n"
 _PIECE = 65536  # rows hashed between two reports of progress
 
 
@@ -96,8 +117,20 @@ class MasterSalt:
 
     def row(self, number: int) -> bytes:
         """The salt of one row, 32 bytes; it tells nothing of any other row's."""
+        return self._hmac(_SALT + number.to_bytes(8, "little"))
+
+    def mark(self, content: bytes) -> bytes:
+        """What stands in for a content's digest, 16 bytes; it tells nothing of the content."""
+        return self._hmac(_MARK + content)[:MARK_BYTES]
+
+    @property
+    def check(self) -> str:
+        """A hash by which the right salt is known again; it may be published."""
+        return hashlib.sha256(_CHECK + self._key).hexdigest()
+
+    def _hmac(self, message: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(_SALT + number.to_bytes(8, "little"))
+        inner.update(message)
         outer.update(inner.digest())
         return outer.digest()
 
@@ -184,6 +217,27 @@ def content_bytes(kind: str, example: Any) -> bytes:
     return b"t" + ids.astype("<u4").tobytes()
 
 
+def marks_of(transcript: Transcript, salt: MasterSalt) -> Digests | None:
+    """Marks of a transcript's rows, to be used where digests would be.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, 16), or None
+        None where nothing is known of the content.
+
+    Examples
+    --------
+    >>> t = Transcript.from_arrays([2, 0, 1], texts=["a", "b", "a"])
+    >>> one, two, three = marks_of(t, MasterSalt(bytes(32)))
+    >>> bool((one == three).all()), bool((one == two).all())
+    (True, False)
+    """
+    if transcript.kind == "none" and transcript.row_digests is None:
+        return None
+    joined = b"".join(_mark(salt, content) for content in _contents(transcript))
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, MARK_BYTES)
+
+
 def seal(row: int, salt: bytes, content: bytes) -> bytes:
     """Hash of one row's content under its salt.
 
@@ -200,16 +254,17 @@ def leaves_of(
     positions: ArrayLike,
     strata: ArrayLike,
     units: ArrayLike | None,
+    marks: bytes,
     sealed: bytes,
 ) -> bytes:
-    """Leaves of some rows, 32 bytes each, from their order and their sealed content.
+    """Leaves of some rows, 32 bytes each, from their order, their marks and their sealed content.
 
     Parameters
     ----------
     rows, positions, strata : array_like of int, shape (k,)
     units : array_like of int, shape (k,), or None
-    sealed : bytes
-        Sealed contents of the rows, one after another.
+    marks, sealed : bytes
+        Marks and sealed contents of the rows, one after another.
 
     Raises
     ------
@@ -221,10 +276,14 @@ def leaves_of(
     columns = {"row": numbers, "position": positions, "stratum": strata}
     if units is not None:
         columns |= {"has_unit": np.ones(len(numbers)), "unit": units}
-    if len(sealed) != HASH_BYTES * len(numbers) or any(
-        len(np.asarray(values)) != len(numbers) for values in columns.values()
+    lengths = {len(np.asarray(values)) for values in columns.values()} | {len(numbers)}
+    if (
+        len(lengths) > 1
+        or len(sealed) != HASH_BYTES * len(numbers)
+        or len(marks) != MARK_BYTES * len(numbers)
     ):
-        raise InputError("rows, positions, strata, units and contents differ in number")
+        raise InputError("rows, positions, strata, units, marks and contents differ in number")
+    order["mark"] = np.frombuffer(marks, dtype=f"V{MARK_BYTES}")
     for name, values in columns.items():
         order[name] = values
     width, leaves = _ORDER.itemsize, bytearray()
@@ -246,14 +305,14 @@ def leaves_of(
 
 @dataclass(frozen=True)
 class MerkleTree:
-    """The tree over a transcript's rows, as its owner holds it: 96 bytes per row.
+    """The tree over a transcript's rows, as its owner holds it: 112 bytes per row.
 
     Attributes
     ----------
     n : int
         Rows.
-    sealed : bytes
-        Sealed contents, 32 bytes per row.
+    marks, sealed : bytes
+        Marks and sealed contents, 16 and 32 bytes per row.
     levels : tuple of bytes
         Leaves first, the top node last; 32 bytes per node.
 
@@ -261,12 +320,13 @@ class MerkleTree:
     --------
     >>> t = Transcript.from_arrays([2, 0, 1], texts=["later", "first", "between"])
     >>> tree = MerkleTree.build(t, MasterSalt(bytes(32)))
-    >>> leaf = leaves_of([1], [0], [0], None, tree.sealed_of([1]))
+    >>> leaf = leaves_of([1], [0], [0], None, tree.marks_of([1]), tree.sealed_of([1]))
     >>> root_from([1], leaf, tree.prove([1]), 3) == tree.root
     True
     """
 
     n: int
+    marks: bytes = field(repr=False)
     sealed: bytes = field(repr=False)
     levels: tuple[bytes, ...] = field(repr=False)
 
@@ -291,24 +351,29 @@ class MerkleTree:
         InputError
             A row has no content, or content that cannot be read.
         """
-        sealed = bytearray()
+        sealed, marks = bytearray(), bytearray()
         piece: list[bytes] = []
         for row, content in enumerate(_contents(transcript)):
             piece.append(seal(row, salt.row(row), content))
+            marks += _mark(salt, content)
             if len(piece) == _PIECE or row == transcript.n - 1:
                 sealed += b"".join(piece)
                 if progress is not None:
                     progress(len(piece))
                 piece.clear()
-        kept = bytes(sealed)
         level = leaves_of(
-            np.arange(transcript.n), transcript.positions, transcript.strata, transcript.units, kept
+            np.arange(transcript.n),
+            transcript.positions,
+            transcript.strata,
+            transcript.units,
+            bytes(marks),
+            bytes(sealed),
         )
         levels = [level]
         while len(level) > HASH_BYTES:
             level = _parents(level)
             levels.append(level)
-        return cls(transcript.n, kept, tuple(levels))
+        return cls(transcript.n, bytes(marks), bytes(sealed), tuple(levels))
 
     @cached_property
     def root(self) -> str:
@@ -318,6 +383,10 @@ class MerkleTree:
     def sealed_of(self, rows: ArrayLike) -> bytes:
         """Sealed contents of some rows, 32 bytes each, in the order given."""
         return _take(self.sealed, np.asarray(rows, dtype=np.int64))
+
+    def marks_of(self, rows: ArrayLike) -> bytes:
+        """Marks of some rows, 16 bytes each, in the order given."""
+        return _take(self.marks, np.asarray(rows, dtype=np.int64), MARK_BYTES)
 
     def prove(self, rows: ArrayLike) -> bytes:
         """The nodes that, with the leaves of these rows, give the root; none if they are all rows.
@@ -395,7 +464,7 @@ def _contents(transcript: Transcript) -> Iterator[bytes]:
     else:
         digests = transcript.row_digests
         for row in range(transcript.n):
-            yield b"n" if digests is None else b"d" + digests[row].tobytes()
+            yield _UNKNOWN if digests is None else b"d" + digests[row].tobytes()
 
 
 def _steps(known: Ints, n: int) -> Iterator[tuple[Ints, Ints]]:
@@ -431,9 +500,13 @@ def _parents(level: bytes) -> bytes:
     return bytes(above) + level[len(starts) * 2 * HASH_BYTES :]
 
 
-def _take(hashes: bytes, rows: Ints) -> bytes:
+def _mark(salt: MasterSalt, content: bytes) -> bytes:
+    return bytes(MARK_BYTES) if content == _UNKNOWN else salt.mark(content)
+
+
+def _take(hashes: bytes, rows: Ints, width: int = HASH_BYTES) -> bytes:
     """Some of the hashes that lie one after another, in the order given."""
-    return np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)[rows].tobytes()
+    return np.frombuffer(hashes, dtype=np.uint8).reshape(-1, width)[rows].tobytes()
 
 
 def _root(top: bytes, n: int) -> str:

@@ -6,9 +6,9 @@ part whether it matches, does not match or cannot be checked. Scorers are import
 Members of a bundle, format ``palimpsest bundle 1``: ``manifest.json`` (size and SHA-256 of every
 other member), ``commitment.json``, ``evidence.json``, ``account.json`` (whose scores these are,
 what the owner claims besides, the software), ``order.parquet`` (per tested row: its number in the
-transcript, position, stratum, unit, sealed content, and which rows are of equal content),
-``proof.bin`` (Merkle nodes of the rows that are not tested), ``scores/ROLE.parquet``, and where
-they exist ``revealed.json`` and ``time-stamps/NUMBER.ots`` or ``.tsr``.
+transcript, position, stratum, unit, mark and sealed content), ``proof.bin`` (Merkle nodes of the
+rows that are not tested), ``scores/ROLE.parquet``, and where they exist ``revealed.json`` and
+``time-stamps/NUMBER.ots`` or ``.tsr``.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -36,6 +37,8 @@ from workbench.commitment import (
     Sha256,
     Strict,
     TimeStamp,
+    check_statistic,
+    keyed,
     parse_model,
     rows_sha256,
 )
@@ -44,10 +47,9 @@ from workbench.evidence import FORMAT as EVIDENCE_FORMAT
 from workbench.evidence import Evidence
 from workbench.independence import query_test
 from workbench.independence.account import software
-from workbench.merkle import HASH_BYTES, content_bytes, leaves_of, root_from, seal
+from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
-from workbench.statistics import STATISTICS
-from workbench.transcript import DIGEST_BYTES, OrderCheck, Transcript
+from workbench.transcript import OrderCheck, Transcript
 
 __all__ = ["Finding", "Reveal", "RevealedRow", "Verification", "verify_bundle"]
 
@@ -121,6 +123,15 @@ class StampAccount(Strict):
     bytes: Count
 
 
+class ContentAccount(Strict):
+    """What only the content of some tested rows tells; `rows_sha256` says which rows."""
+
+    rows_sha256: Sha256
+    fingerprint: Sha256
+    examples_fingerprint: Sha256 | None
+    order_checks: tuple[OrderCheckAccount, ...]
+
+
 class Account(Strict):
     """What the owner says besides the evidence; it is needed to recompute it."""
 
@@ -128,9 +139,8 @@ class Account(Strict):
     source: str
     blocks: Annotated[int, Field(ge=1, lt=2**40)]
     exposure_groups: Annotated[int, Field(ge=1, lt=2**40)]
-    content_digests: bool
     scores: tuple[ScoresAccount, ...]
-    order_checks: tuple[OrderCheckAccount, ...]
+    content: tuple[ContentAccount, ...]
     time_stamps: tuple[StampAccount, ...]
     environment: dict[str, str]
 
@@ -144,6 +154,8 @@ class RevealedRow(Strict):
         Number in the committed transcript.
     position, stratum, unit : int
         As in `workbench.merkle`; no unit if rows moved alone.
+    mark : str
+        32 hexadecimal digits.
     salt : str
         64 hexadecimal digits; of this row alone.
     tokens, text : tuple of int, str
@@ -154,6 +166,7 @@ class RevealedRow(Strict):
     position: Signed
     stratum: Signed
     unit: Signed | None
+    mark: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     salt: Sha256
     tokens: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] | None = None
     text: str | None = None
@@ -172,7 +185,8 @@ class RevealedRow(Strict):
     def leaf(self) -> bytes:
         """Leaf of the Merkle tree."""
         unit = None if self.unit is None else [self.unit]
-        return leaves_of([self.row], [self.position], [self.stratum], unit, self.sealed)
+        mark = bytes.fromhex(self.mark)
+        return leaves_of([self.row], [self.position], [self.stratum], unit, mark, self.sealed)
 
 
 class Reveal(Strict):
@@ -282,13 +296,40 @@ class Verification:
 
 @dataclass(frozen=True)
 class ClaimedTranscript(Transcript):
-    """Order and labels without content; what the content said of the order is the owner's claim."""
+    """Order, labels and marks without content; what only the content tells is the owner's claim."""
 
-    claimed_checks: tuple[OrderCheck, ...] = ()
+    claims: Mapping[str, ContentAccount] = field(default_factory=dict, repr=False)
+
+    @property
+    def claim(self) -> ContentAccount:
+        """What the owner says of these rows."""
+        claim = self.claims.get(rows_sha256(self.rows))
+        if claim is None:
+            raise InputError(
+                f"{printable(self.source)}: the account of the bundle says nothing of {self.n:,} "
+                "rows that the statistic asks about: it is refused"
+            )
+        return claim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As claimed."""
+        return self.claim.fingerprint
+
+    @property
+    def examples_fingerprint(self) -> str | None:
+        """As claimed."""
+        return self.claim.examples_fingerprint
 
     def order_checks(self) -> tuple[OrderCheck, ...]:
         """As claimed: without the content they cannot be made again."""
-        return self.claimed_checks
+        return tuple(OrderCheck(**check.model_dump()) for check in self.claim.order_checks)
+
+    def take(self, rows: ArrayLike) -> "ClaimedTranscript":
+        """The same of some rows."""
+        part = super().take(rows)
+        own = {f.name: getattr(part, f.name) for f in fields(Transcript)}
+        return ClaimedTranscript(**own, claims=self.claims)
 
 
 @dataclass(frozen=True)
@@ -302,6 +343,7 @@ class BundleContents:
     evidence: Mapping[str, Any]
     rows: Ints
     transcript: ClaimedTranscript
+    marks: bytes = field(repr=False)
     sealed: bytes = field(repr=False)
     proof: bytes = field(repr=False)
     scores: Mapping[str, Scores] = field(repr=False)
@@ -314,13 +356,22 @@ class BundleContents:
 
     def recompute(self) -> Evidence:
         """The query test, made again with the committed settings."""
-        return query_test(
+        evidence = query_test(
             self.transcript,
             self.scores["suspect"],
             self.of_kind("reference"),
             placebos=self.of_kind("placebo"),
             **self.commitment.test_settings(),
         )
+        examples = self.transcript.examples_fingerprint
+        keys = [
+            score_key(self.scores[entry.role].identity, examples if entry.bound else None)
+            for entry in self.account.scores
+        ]
+        stated = self.evidence.get("commitment")
+        stamps = stated.get("time_stamps") if isinstance(stated, Mapping) else None
+        usable = isinstance(stamps, list) and all(isinstance(s, Mapping) for s in stamps)
+        return self.commitment.bind(keyed(evidence, keys), stamps if stamps and usable else ())
 
 
 # ------------------------------------------------------------------------------- verifying
@@ -403,7 +454,7 @@ def verify_archive(
     whole = archive.sha256
     first = _whole_file(whole, digest)
     contents = read_bundle(archive, max_work)
-    evidence = _bound(contents, contents.recompute())
+    evidence = contents.recompute()
     every = [*([] if contents.reveal is None else [contents.reveal]), *reveals]
     findings = [
         first,
@@ -497,10 +548,14 @@ def _commitment(contents: BundleContents) -> list[Finding]:
 def _order(contents: BundleContents) -> list[Finding]:
     commitment, transcript = contents.commitment, contents.transcript
     committed = commitment.transcript
-    sealed = contents.sealed
     try:
         leaves = leaves_of(
-            contents.rows, transcript.positions, transcript.strata, transcript.units, sealed
+            contents.rows,
+            transcript.positions,
+            transcript.strata,
+            transcript.units,
+            contents.marks,
+            contents.sealed,
         )
         root = root_from(contents.rows, leaves, contents.proof, committed.rows)
         why = "these rows do not lead to the committed Merkle root"
@@ -526,6 +581,17 @@ def _order(contents: BundleContents) -> list[Finding]:
         findings.append(
             Finding("tested rows", MATCHES, f"{design.n:,} as committed ({design.name})")
         )
+    claim = transcript.claim
+    wanted = [design.fingerprint]
+    found = [claim.fingerprint]
+    if design.name == ALL_ROWS:
+        wanted.append(str(committed.examples_fingerprint))
+        found.append(str(claim.examples_fingerprint))
+    findings.append(
+        Finding("fingerprint", MATCHES, f"{claim.fingerprint[:12]}…, as committed")
+        if wanted == found
+        else Finding("fingerprint", DIFFERS, "of other examples than those committed")
+    )
     return findings
 
 
@@ -592,48 +658,6 @@ _LINES = {
 _SHOWN = ("statistic", "z", "pvalue", "pvalue_floor", "log10_pvalue", "verdict", "n", "n_units",
           "seed", "n_resamples", "alpha")  # fmt: skip
 _ELSE = "everything else"
-
-
-def _bound(contents: BundleContents, evidence: Evidence) -> Evidence:
-    """Recomputed evidence with what only the whole transcript gives taken from the claims."""
-    stated = contents.evidence.get("commitment")
-    stamps = stated.get("time_stamps") if isinstance(stated, Mapping) else None
-    usable = isinstance(stamps, list) and all(isinstance(stamp, Mapping) for stamp in stamps)
-    evidence = contents.commitment.bind(evidence, stamps if usable and stamps else ())
-    if contents.account.content_digests:
-        return evidence
-    # The digests of the content are not in the bundle, so what is made of them is compared with
-    # the commitment instead.
-    committed = contents.commitment.design
-    examples = _examples_fingerprint(contents)
-    account = {
-        **evidence.transcript,
-        "fingerprint": committed.fingerprint,
-        "examples_fingerprint": examples,
-    }
-    roles = {entry.role: entry.bound for entry in contents.account.scores}
-
-    def keyed(identity: dict[str, Any], role: str) -> dict[str, Any]:
-        key = score_key(contents.scores[role].identity, examples if roles[role] else None)
-        return {**identity, "scores_key": key}
-
-    return replace(
-        evidence,
-        transcript=account,
-        suspect=keyed(evidence.suspect, "suspect"),
-        references=tuple(keyed(r, f"reference-{i}") for i, r in enumerate(evidence.references, 1)),
-        placebos=tuple(keyed(p, f"placebo-{i}") for i, p in enumerate(evidence.placebos, 1)),
-    )
-
-
-def _examples_fingerprint(contents: BundleContents) -> str | None:
-    """Of the tested examples: the committed one if all rows are tested, else as the owner says."""
-    commitment = contents.commitment
-    if commitment.design.name == ALL_ROWS:
-        return commitment.transcript.examples_fingerprint
-    stated = contents.evidence.get("transcript")
-    value = stated.get("examples_fingerprint") if isinstance(stated, Mapping) else None
-    return value if isinstance(value, str) else None
 
 
 def _evidence(contents: BundleContents, evidence: Evidence) -> list[Finding]:
@@ -789,14 +813,14 @@ def _claims(contents: BundleContents) -> list[Finding]:
         Finding(
             "order against content",
             UNCHECKED,
-            f"{len(contents.account.order_checks)} comparison(s) of the order with the examples "
-            "are the owner's claim, for the examples are not here",
+            f"{len(contents.transcript.order_checks())} comparison(s) of the order with the "
+            "examples are the owner's claim, for the examples are not here",
         ),
         Finding(
             "content of the rows",
             UNCHECKED,
-            "sealed: only revealed rows show what the committed examples are, and that scores "
-            "belong to them",
+            "sealed: only revealed rows show what the committed examples are; that equal rows have "
+            "equal marks is the owner's claim",
         ),
     ]
     if design.name != ALL_ROWS:
@@ -918,18 +942,14 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         Account, member("account.json"), named("account.json"), MAX_COMMITMENT_BYTES
     )
     evidence = _read_evidence(member("evidence.json"), named("evidence.json"))
-    if commitment.statistic not in STATISTICS:
-        raise InputError(
-            f"{label}: the statistic {printable(commitment.statistic, 60)!r} is not known to this "
-            "version of the software: verify with a newer one"
-        )
+    check_statistic(commitment.statistic)
     n = commitment.design.n
     if n * commitment.n_resamples > max_work:
         raise InputError(
             f"{label}: {n:,} examples × {commitment.n_resamples:,} permutations are more work than "
             f"allowed ({max_work:,}): raise the limit (--max-work) if that is meant"
         )
-    rows, transcript, sealed = _read_order(
+    rows, transcript, marks, sealed = _read_order(
         member("order.parquet"), named("order.parquet"), commitment, account
     )
     scores = {
@@ -977,6 +997,7 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         evidence,
         rows,
         transcript,
+        marks,
         sealed,
         member("proof.bin"),
         scores,
@@ -996,7 +1017,7 @@ def _read_evidence(data: bytes, what: str) -> Mapping[str, Any]:
 
 def _read_order(
     data: bytes, what: str, commitment: Commitment, account: Account
-) -> tuple[Ints, ClaimedTranscript, bytes]:
+) -> tuple[Ints, ClaimedTranscript, bytes, bytes]:
     n = commitment.design.n
     table = _read_table(
         data,
@@ -1008,32 +1029,21 @@ def _read_order(
             "stratum": pa.int64(),
             "sealed": pa.binary(HASH_BYTES),
         },
-        {
-            "unit": pa.int64(),
-            "same_content": pa.int64(),
-            "digest": pa.binary(DIGEST_BYTES),
-        },
+        {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)},
     )
     rows = table.column("row").to_numpy().astype(np.int64)
     if len(np.unique(rows)) != n or rows.min() < 0 or rows.max() >= commitment.transcript.rows:
         raise InputError(f"{what}: row numbers are not distinct rows of the transcript")
-    digests = None
-    if account.content_digests != ("digest" in table.column_names):
-        raise InputError(f"{what}: digests are not as the account says: it is refused")
-    if "digest" in table.column_names:
-        joined = b"".join(table.column("digest").to_pylist())
-        digests = np.frombuffer(joined, dtype=np.uint8).reshape(n, DIGEST_BYTES)
-    elif "same_content" in table.column_names:
-        digests = stand_in_digests(table.column("same_content").to_numpy())
-    strata = table.column("stratum").to_numpy().astype(np.int64)
-    checks = tuple(OrderCheck(**check.model_dump()) for check in account.order_checks)
+    known = "mark" in table.column_names
+    raw = b"".join(table.column("mark").to_pylist()) if known else bytes(n * MARK_BYTES)
+    marks = np.frombuffer(raw, dtype=np.uint8).reshape(n, MARK_BYTES)
     try:
         claim = commitment.claim
     except InputError as error:
         raise InputError(f"{what}: the committed {error}") from error
     transcript = ClaimedTranscript(
         table.column("position").to_numpy().astype(np.int64),
-        strata,
+        table.column("stratum").to_numpy().astype(np.int64),
         table.column("unit").to_numpy().astype(np.int64) if "unit" in table.column_names else None,
         "none",
         claim,
@@ -1043,17 +1053,10 @@ def _read_order(
         account.exposure_groups,
         None,
         None,
-        digests,
-        checks,
+        marks if known else None,
+        {claim.rows_sha256: claim for claim in account.content},
     )
-    return rows, transcript, b"".join(table.column("sealed").to_pylist())
-
-
-def stand_in_digests(same_content: ArrayLike) -> NDArray[np.uint8]:
-    """Digests that are equal where the contents are, and tell nothing else about them."""
-    codes = np.zeros((len(np.asarray(same_content)), 2), dtype="<i8")
-    codes[:, 0] = np.asarray(same_content)
-    return codes.view(np.uint8).reshape(-1, DIGEST_BYTES)
+    return rows, transcript, raw, b"".join(table.column("sealed").to_pylist())
 
 
 def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) -> Scores:
