@@ -483,7 +483,7 @@ HOSTILE = {
     "deep": ({"evidence.json": deep}, "nested"),
     "unknown statistic": (
         {"commitment.json": lambda m: edited(
-            m, "commitment.json", lambda c: c.update(statistic="\x1b[2J"))}, r"\\x1b.*unknown to this version",
+            m, "commitment.json", lambda c: c.update(statistic="\x1b[2J"))}, r"\\x1b.*unknown to",
     ),
     "endless work": (
         {"commitment.json": lambda m: edited(

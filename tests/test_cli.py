@@ -336,8 +336,7 @@ def test_the_salt_stays_with_its_owner(committed):
 DEVIATIONS = {
     "seed": (["--seed", "6"], "seed is committed as 5 and given as 6"),
     "two": (["--alpha", "0.01", "--alternative", "less"],
-            "alternative is committed as greater and given as less; alpha is committed as 0.001 and "
-            "given as 0.01:"),
+            "alternative is committed as greater and given as less; alpha is committed as 0.001"),
     "a default": (["--n-resamples", "9999"], "n-resamples is committed as 1999"),
     "claim": (["--shuffle", "public_randomness"], "shuffle is committed as owner"),
     "subset": (["--subsample", "100"], "subsample is committed as none and given as 100"),
