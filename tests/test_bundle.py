@@ -295,6 +295,10 @@ CHANGES = {
             m, "evidence.json", lambda e: e["null"]["counts"].__setitem__(0, 50))},
         {"everything else"},
     ),
+    "a number beyond all floats": (
+        lambda m: {"evidence.json": edited(m, "evidence.json", lambda e: e.update(z=10**400))},
+        {"statistic"},
+    ),
     "a new field": (
         lambda m: {"evidence.json": edited(m, "evidence.json", lambda e: e.update(extra="trust"))},
         {"everything else"},
@@ -460,6 +464,13 @@ HOSTILE = {
         {"scores/suspect.parquet": lambda m: nudged_scores(m, "suspect", by=float("nan"))},
         "must be finite",
     ),
+    "scores beyond all numbers": (
+        {
+            "scores/suspect.parquet": lambda m: nudged_scores(m, "suspect", by=1.7e308),
+            "scores/reference-1.parquet": lambda m: nudged_scores(m, "reference-1", by=-1.7e308),
+        },
+        "no test can be made of these numbers",
+    ),
     "nobody scored": (
         {"scores/suspect.parquet": lambda m: scores_table(m, identity=[1])}, "who scored",
     ),
@@ -576,6 +587,33 @@ def test_rows_are_revealed_without_the_rest(made, tmp_path):
         assert not verify_bundle(made["path"], reveals=[with_row(**{name: value})]).ok
     other = Commitment.make(transcript, MasterSalt.fresh())
     assert shown.check(other).status == "does not match"
+
+
+class Liar(MasterSalt):
+    """Marks all rows alike, as if all were of equal content."""
+
+    def mark(self, content):
+        return b"m" * 16
+
+
+class Divider(MasterSalt):
+    """Marks rows of equal content differently, in the order in which they come."""
+
+    count = 0
+
+    def mark(self, content):
+        self.count += 1
+        return bytes([self.count % 4]) * 16
+
+
+@pytest.mark.parametrize("kind", [Liar, Divider])
+def test_false_marks_are_found_among_revealed_rows(tmp_path, kind):
+    transcript = Transcript.from_arrays(range(4), texts=["a", "b", "a", "b"])
+    commitment = Commitment.make(transcript, kind(KEY))
+    shown = reveal_rows(tmp_path / "r.json", commitment, kind(KEY), transcript, [0, 1, 2])
+    finding = shown.check(commitment)
+    assert finding.status == "does not match"
+    assert "marks" in finding.detail
 
 
 def test_only_the_owner_of_salt_and_transcript_can_reveal(made, tmp_path):

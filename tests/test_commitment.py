@@ -122,6 +122,7 @@ def changed(content, path, value):
         ("design.parameters", {"share": 0.5}, "parameters"),
         ("shuffle.kind", "trust me", "kind"),
         ("n_resamples", 0, "n_resamples"),
+        ("date", "yesterday", "date"),
         ("references", "none", "references"),
     ],
 )
@@ -251,6 +252,7 @@ def test_a_design_is_committed_with_its_rows(data):
         ({"statistic": "luck"}, "'luck' is unknown"),
         ({"alternative": "up"}, "'up' is unknown"),
         ({"n_resamples": 0}, "n_resamples"),
+        ({"date": "2026-01-31"}, "date"),
     ],
 )
 def test_settings_that_no_test_takes_are_not_committed(data, settings, message):

@@ -149,7 +149,13 @@ def write_bundle(
         }
     )
     data = archive_bytes(members)
-    found = verify_archive(Archive.from_bytes(data, str(path)))
+    try:
+        found = verify_archive(Archive.from_bytes(data, str(path)))
+    except InputError as error:
+        raise InputError(
+            "nobody else could recompute this test from its bundle, for there are no examples in "
+            f"it: {error}"
+        ) from error
     if not found.ok:
         raise InputError(
             f"the bundle would not verify ({found.mismatches[0].name}: "

@@ -6,6 +6,7 @@ input, 3 could not be decided, 130 interrupted.
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -814,6 +815,7 @@ def commit(
             smallest_effect=smallest_effect,
             prefix=prefix,
             length=length,
+            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             progress=bar.update,
         )
     salt.write(salt_file)

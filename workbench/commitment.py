@@ -186,6 +186,8 @@ class Commitment(Strict):
         As decimal text.
     smallest_effect : str or None
         As decimal text.
+    date : str or None
+        When it was made, in UTC, as the owner says: that date is worth the owner's word.
     """
 
     format: Literal["palimpsest commitment 1"]
@@ -204,6 +206,7 @@ class Commitment(Strict):
     alternative: Literal["greater", "less", "two-sided"]
     alpha: Fraction
     smallest_effect: Fraction | None
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] | None
 
     @classmethod
     def make(
@@ -225,6 +228,7 @@ class Commitment(Strict):
         smallest_effect: float | None = None,
         prefix: int = 0,
         length: int | None = None,
+        date: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> "Commitment":
         """Commit to a query test.
@@ -247,6 +251,8 @@ class Commitment(Strict):
             As for `workbench.query_test`.
         prefix, length : int, optional
             The scored window.
+        date : str, optional
+            Such as 2026-01-31T12:00:00Z; the owner's word for when this is.
         progress : callable, optional
             Called with the number of rows just hashed.
 
@@ -314,6 +320,7 @@ class Commitment(Strict):
             "alternative": alternative,
             "alpha": _decimals(alpha),
             "smallest_effect": _decimals(smallest_effect),
+            "date": date,
         }
         return cls.from_bytes(canonical_json(content), "the commitment")
 

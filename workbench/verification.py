@@ -230,6 +230,11 @@ class Reveal(Strict):
         except InputError as error:
             return Finding("revealed rows", DIFFERS, str(error))
         shown = _listed(numbers)
+        contents = {(row.tokens, row.text): row.mark for row in self.rows}
+        odd = [row.row for row in self.rows if contents[row.tokens, row.text] != row.mark]
+        if odd or len(set(contents.values())) != len(contents):
+            detail = f"among rows {shown} equal contents have other marks, or other contents equal"
+            return Finding("revealed rows", DIFFERS, f"{detail} ones")
         if root != committed.merkle_root:
             return Finding(
                 "revealed rows",
@@ -356,13 +361,23 @@ class BundleContents:
 
     def recompute(self) -> Evidence:
         """The query test, made again with the committed settings."""
-        evidence = query_test(
-            self.transcript,
-            self.scores["suspect"],
-            self.of_kind("reference"),
-            placebos=self.of_kind("placebo"),
-            **self.commitment.test_settings(),
-        )
+        try:
+            with np.errstate(all="ignore"):
+                evidence = query_test(
+                    self.transcript,
+                    self.scores["suspect"],
+                    self.of_kind("reference"),
+                    placebos=self.of_kind("placebo"),
+                    **self.commitment.test_settings(),
+                )
+                evidence.to_json()
+        except InputError:
+            raise
+        except (ArithmeticError, IndexError, ValueError) as error:
+            raise InputError(
+                f"{self.archive.label}: no test can be made of these numbers "
+                f"({printable(error, 120)}): it is refused"
+            ) from error
         examples = self.transcript.examples_fingerprint
         keys = [
             score_key(self.scores[entry.role].identity, examples if entry.bound else None)
@@ -521,7 +536,8 @@ def _commitment(contents: BundleContents) -> list[Finding]:
             Finding(
                 "date of the commitment",
                 UNCHECKED,
-                "self-dated: nobody else vouches that it was made before the suspect was at hand",
+                f"self-dated ({commitment.date or 'no date given'}): nobody else vouches that it "
+                "was made before the suspect was at hand",
             )
         )
     findings += [
@@ -873,7 +889,10 @@ def _same(claimed: object, found: object, absolute: float) -> bool:
     if isinstance(claimed, float) or isinstance(found, float):
         if not isinstance(claimed, int | float) or not isinstance(found, int | float):
             return False
-        return math.isclose(claimed, found, rel_tol=_RELATIVE, abs_tol=absolute)
+        try:
+            return math.isclose(claimed, found, rel_tol=_RELATIVE, abs_tol=absolute)
+        except OverflowError:  # a whole number beyond all floats
+            return False
     if isinstance(claimed, str) and isinstance(found, str):
         return claimed == found or _same_words(claimed, found)
     return type(claimed) is type(found) and claimed == found
