@@ -332,6 +332,27 @@ CHANGES = {
             m, "commitment.json", lambda c: c["transcript"].update(merkle_root="0" * 64))},
         {"commitment", "training order", "revealed rows"},
     ),
+    "committed rows without end": (
+        lambda m: {"commitment.json": edited(
+            m, "commitment.json", lambda c: c["transcript"].update(rows=2**39))},
+        {"commitment", "training order", "tested rows", "revealed rows"},
+    ),
+    "a committed key": (
+        lambda m: {"commitment.json": edited(
+            m, "commitment.json", lambda c: c["references"][0].update(scores_key="0" * 64))},
+        {"commitment", "models"},
+    ),
+    "another fingerprint": (
+        lambda m: {"account.json": edited(
+            m, "account.json", lambda a: a["content"][0].update(fingerprint="0" * 64))},
+        {"fingerprint", "transcript of the evidence"},
+    ),
+    "an order check": (
+        lambda m: {"account.json": edited(
+            m, "account.json", lambda a: a["content"][0]["order_checks"][0].update(
+                log10_pvalue=-20.0))},
+        {"gates", "verdict"},
+    ),
     "a revealed token": (
         lambda m: {"revealed.json": edited(
             m, "revealed.json", lambda r: r["rows"][0]["tokens"].__setitem__(0, 499))},
@@ -474,6 +495,10 @@ HOSTILE = {
     "nobody scored": (
         {"scores/suspect.parquet": lambda m: scores_table(m, identity=[1])}, "who scored",
     ),
+    "a window in words": (
+        {"scores/suspect.parquet": lambda m: scores_table(m, identity={
+            "scorer": "arrays", "model": "bob", "prefix": "3", "length": 4})}, "who scored",
+    ),
     "another key": (
         {"scores/suspect.parquet": lambda m: scores_table(m, key="0" * 64)}, "belong together",
     ),
@@ -503,6 +528,10 @@ HOSTILE = {
     "claim without bits": (
         {"commitment.json": lambda m: edited(m, "commitment.json", lambda c: c["shuffle"].update(
             kind="published_shuffler"))}, "seed_bits",
+    ),
+    "nothing claimed": (
+        {"account.json": lambda m: edited(m, "account.json", lambda a: a.update(content=[]))},
+        "says nothing of 80 rows",
     ),
     "roles": (
         {"account.json": lambda m: edited(

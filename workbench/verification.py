@@ -12,6 +12,7 @@ rows that are not tested), ``scores/ROLE.parquet``, and where they exist ``revea
 """
 
 import hashlib
+import json
 import math
 import re
 import tempfile
@@ -255,7 +256,7 @@ class Finding:
         What was looked at.
     status : {"matches", "does not match", "cannot be checked"}
     detail : str
-        Safe for a terminal.
+        May have text of the bundle; the line that is printed shows its control characters.
     """
 
     name: str
@@ -359,6 +360,17 @@ class BundleContents:
         """Scores of the references or placebos, in order."""
         return [scores for role, scores in self.scores.items() if role.startswith(f"{kind}-")]
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """Keys of the scores by role, made with the fingerprint that the owner claims."""
+        examples = self.transcript.examples_fingerprint
+        return {
+            entry.role: score_key(
+                self.scores[entry.role].identity, examples if entry.bound else None
+            )
+            for entry in self.account.scores
+        }
+
     def recompute(self) -> Evidence:
         """The query test, made again with the committed settings."""
         try:
@@ -378,15 +390,11 @@ class BundleContents:
                 f"{self.archive.label}: no test can be made of these numbers "
                 f"({printable(error, 120)}): it is refused"
             ) from error
-        examples = self.transcript.examples_fingerprint
-        keys = [
-            score_key(self.scores[entry.role].identity, examples if entry.bound else None)
-            for entry in self.account.scores
-        ]
         stated = self.evidence.get("commitment")
         stamps = stated.get("time_stamps") if isinstance(stated, Mapping) else None
         usable = isinstance(stamps, list) and all(isinstance(s, Mapping) for s in stamps)
-        return self.commitment.bind(keyed(evidence, keys), stamps if stamps and usable else ())
+        evidence = keyed(evidence, list(self.keys.values()))
+        return self.commitment.bind(evidence, stamps if stamps and usable else ())
 
 
 # ------------------------------------------------------------------------------- verifying
@@ -476,11 +484,12 @@ def verify_archive(
         _members(contents),
         *_commitment(contents),
         *_order(contents),
-        *_references(contents),
+        _models(contents),
         *_evidence(contents, evidence),
     ]
-    findings += [f for reveal in every for f in _revealed(contents, reveal)]
-    findings += _rescored(contents, every, model, rows, role, tokenizer, device)
+    revealed = [_revealed(contents, reveal) for reveal in every]
+    sound = [r for r, f in zip(every, revealed, strict=True) if f.status == MATCHES]
+    findings += [*revealed, *_rescored(contents, sound, model, rows, role, tokenizer, device)]
     findings += _claims(contents)
     return Verification(tuple(findings), whole, evidence)
 
@@ -588,7 +597,9 @@ def _order(contents: BundleContents) -> list[Finding]:
         else Finding("training order", DIFFERS, why)
     ]
     design = commitment.design
-    everything = bool(np.array_equal(contents.rows, np.arange(committed.rows)))
+    everything = len(contents.rows) == committed.rows and bool(
+        np.array_equal(contents.rows, np.arange(committed.rows))
+    )
     if rows_sha256(contents.rows) != design.rows_sha256:
         findings.append(Finding("tested rows", DIFFERS, "not those committed"))
     elif design.name == ALL_ROWS and not everything:
@@ -611,8 +622,8 @@ def _order(contents: BundleContents) -> list[Finding]:
     return findings
 
 
-def _references(contents: BundleContents) -> list[Finding]:
-    """Settings and models against the commitment; fingerprints through the evidence."""
+def _models(contents: BundleContents) -> Finding:
+    """Models and their scores against the commitment and the account."""
     commitment = contents.commitment
     wrong = []
     for kind, models in (("reference", commitment.references), ("placebo", commitment.placebos)):
@@ -620,10 +631,11 @@ def _references(contents: BundleContents) -> list[Finding]:
         if len(given) != len(models):
             wrong.append(f"{len(models)} {kind}s are committed and {len(given)} are here")
         for number, (model, scores) in enumerate(zip(models, given, strict=False), 1):
-            found = CommittedModel.of(scores).model_dump(exclude={"scores_key"})
+            found = CommittedModel.of(scores).model_dump()
+            found["scores_key"] = contents.keys[f"{kind}-{number}"]
             wrong += [
                 f"{kind} {number}'s {name} is committed as {value} and is {found[name]}"
-                for name, value in model.model_dump(exclude={"scores_key"}).items()
+                for name, value in model.model_dump().items()
                 if value is not None and value != found[name]
             ]
     suspect = contents.scores["suspect"].label
@@ -644,16 +656,14 @@ def _references(contents: BundleContents) -> list[Finding]:
         or entry.tokenizer_sha256 != contents.scores[entry.role].identity.tokenizer_sha256
     ]
     if wrong:
-        return [Finding("models", DIFFERS, "; ".join(wrong))]
+        return Finding("models", DIFFERS, "; ".join(wrong))
     fixed = sum(model.values_sha256 is not None for model in commitment.references)
-    return [
-        Finding(
-            "models",
-            MATCHES,
-            f"{len(commitment.references)} reference(s) as committed, {fixed} of them with their "
-            "very scores",
-        )
-    ]
+    return Finding(
+        "models",
+        MATCHES,
+        f"{len(commitment.references)} reference(s) as committed, {fixed} of them with their very "
+        "scores",
+    )
 
 
 # Lines of the verification, and the fields of the evidence that each compares.
@@ -708,7 +718,7 @@ def _other_software(there: object, here: Mapping[str, str]) -> str:
     return f" (software differs: {', '.join(others)})" if others else ""
 
 
-def _revealed(contents: BundleContents, reveal: Reveal) -> list[Finding]:
+def _revealed(contents: BundleContents, reveal: Reveal) -> Finding:
     finding = reveal.check(contents.commitment)
     place = {int(row): i for i, row in enumerate(contents.rows)}
     sealed = memoryview(contents.sealed)
@@ -720,8 +730,8 @@ def _revealed(contents: BundleContents, reveal: Reveal) -> list[Finding]:
     ]
     if other:
         detail = f"rows {_listed(other)} are not the rows of that number in the bundle"
-        return [Finding("revealed rows", DIFFERS, detail)]
-    return [finding]
+        return Finding("revealed rows", DIFFERS, detail)
+    return finding
 
 
 def _rescored(
@@ -1166,7 +1176,7 @@ def _check_metadata(raw: bytes, what: str) -> None:
     identity = content.get("identity") if isinstance(content, Mapping) else None
     caveats = content.get("caveats", []) if isinstance(content, Mapping) else None
     try:
-        TypeAdapter(ScorerIdentity).validate_python(identity, strict=False)
+        TypeAdapter(ScorerIdentity).validate_json(json.dumps(identity), strict=True)
         TypeAdapter(list[str]).validate_python(caveats, strict=True)
     except ValidationError as error:
         raise InputError(f"{what}: its metadata do not say who scored") from error
