@@ -519,7 +519,7 @@ HOSTILE = {
     "deep": ({"evidence.json": deep}, "nested"),
     "unknown statistic": (
         {"commitment.json": lambda m: edited(
-            m, "commitment.json", lambda c: c.update(statistic="\x1b[2J"))}, r"\\x1b.*unknown to",
+            m, "commitment.json", lambda c: c.update(statistic="\x1b[2J"))}, r"\\x1b.*is unknown",
     ),
     "endless work": (
         {"commitment.json": lambda m: edited(

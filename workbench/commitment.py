@@ -763,8 +763,7 @@ def check_statistic(name: str) -> None:
     """Raise InputError unless this version knows the statistic."""
     if name not in STATISTICS:
         raise InputError(
-            f"statistic {printable(name, 60)!r} is unknown to this version: choose one of "
-            f"{', '.join(STATISTICS)}"
+            f"statistic {name[:60]!r} is unknown: choose one of {', '.join(STATISTICS)}"
         )
 
 
