@@ -147,7 +147,9 @@ def test_neither_texts_nor_secrets_are_inside(made, tmp_path):
     assert hashlib.sha256(texts[6].encode()).digest() not in data
 
 
-@pytest.mark.parametrize("design", ["all", "some", "units", "blocks", "repeats", "unbound"])
+@pytest.mark.parametrize(
+    "design", ["all", "some", "units", "blocks", "repeats", "unbound", "digests", "positions"]
+)
 def test_kinds_of_transcripts(tmp_path, design):
     labels = {
         "units": {"units": np.arange(N) // 2},
@@ -165,6 +167,10 @@ def test_kinds_of_transcripts(tmp_path, design):
         models = {k: replace(m, digests=transcript.row_digests) for k, m in models.items()}
     if design == "unbound":
         models["bob"] = replace(models["bob"], digests=None)
+    if design in ("digests", "positions"):  # as in a recorded run, or in a bare list of positions
+        digests = transcript.row_digests if design == "digests" else None
+        transcript = Transcript.from_arrays(transcript.positions, digests=digests, shuffle=CLAIM)
+        models = {k: replace(m, digests=digests) for k, m in models.items()}
     rows = np.array([70, 3, *range(10, 60)]) if design == "some" else None
     _, evidence, found = bundled(tmp_path / "b.zip", transcript, models, rows)
     assert found.ok, found

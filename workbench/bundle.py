@@ -2,6 +2,7 @@
 
 Writes what `workbench.verification` reads. The texts stay with the owner, and so does the master
 salt: a bundle has positions, blocks, units and scores of the tested rows, and their content sealed.
+Scores under a model that others have are a fingerprint of a text all the same (docs/evidence.md).
 """
 
 import hashlib

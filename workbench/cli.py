@@ -149,7 +149,11 @@ StampOption = Annotated[
     ),
 ]
 ReferenceOption = Annotated[
-    list[str] | None, typer.Option("--reference", help="As --suspect; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        help="Scores file, model, or column loss:NAME / loglik:NAME; may be repeated.",
+    ),
 ]
 PlaceboOption = Annotated[
     list[str] | None,
