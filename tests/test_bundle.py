@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workbench import Evidence, InputError, Scores, ShuffleClaim, Transcript
 from workbench.archive import Archive, archive_bytes
 from workbench.bundle import reveal_rows, write_bundle
 from workbench.commitment import Commitment, TimeStamp, committed_test
 from workbench.merkle import MasterSalt
-from workbench.verification import Reveal, verify_bundle
+from workbench.verification import Reveal, verify_archive, verify_bundle
 
 N = 80
 KEY = hashlib.sha256(b"a secret of the tests").digest()
@@ -83,18 +85,20 @@ def rebuilt(made, tmp_path, members=(), manifest=True, **changes):
     """The bundle with changed members, the inner hashes made to fit again."""
     content = {**made["members"], **dict(members), **changes}
     content = {name: data for name, data in content.items() if data is not None}
-    if manifest:
-        listed = {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in content.items()
-            if name != "manifest.json"
-        }
-        content["manifest.json"] = json.dumps(
-            {"format": "palimpsest bundle 1", "members": listed}, sort_keys=True
-        ).encode()
     path = tmp_path / "changed.zip"
-    path.write_bytes(archive_bytes(content))
+    path.write_bytes(with_manifest(content) if manifest else archive_bytes(content))
     return path
+
+
+def with_manifest(content):
+    """An archive of these members, the manifest made anew."""
+    listed = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in content.items()
+        if name != "manifest.json"
+    }
+    manifest = json.dumps({"format": "palimpsest bundle 1", "members": listed}, sort_keys=True)
+    return archive_bytes({**content, "manifest.json": manifest.encode()})
 
 
 def edited(made, name, change):
@@ -141,7 +145,7 @@ def test_neither_texts_nor_secrets_are_inside(made, tmp_path):
     for secret in (KEY, SALT.row(4)):
         assert secret not in data
         assert secret.hex().encode() not in data
-    # Nor anything by which a public text could be recognised.
+    # Nor a plain digest by which a public text could be recognised.
     digests = transcript.row_digests
     assert not [i for i in range(N) if digests[i].tobytes() in data]
     assert hashlib.sha256(texts[6].encode()).digest() not in data
@@ -564,6 +568,28 @@ def test_hostile_bundles_are_refused_in_one_sentence(made, tmp_path, name):
     with pytest.raises(InputError, match=message or "more work than allowed") as refused:
         verify_bundle(path, **limits)
     assert str(refused.value).isprintable()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_change_is_refused_or_found_or_changes_nothing(made, data):
+    """Bytes of one member replaced, left out or repeated, the manifest made anew to fit."""
+    members = dict(made["members"])
+    name = data.draw(st.sampled_from(sorted(set(members) - {"manifest.json", "proof.bin"})))
+    content = bytearray(members[name])
+    start = data.draw(st.integers(0, len(content) - 1))
+    end = start + data.draw(st.integers(0, 6))
+    content[start:end] = data.draw(st.binary(max_size=6) | st.just(bytes(content[start:end]) * 2))
+    archive = Archive.from_bytes(with_manifest({**members, name: bytes(content)}), "b.zip")
+    try:
+        found = verify_archive(archive, max_work=10**6)
+        said = str(found).splitlines()
+    except InputError as error:
+        found, said = None, [str(error)]
+    assert all(line.isprintable() for line in said)
+    if found is not None and found.ok:
+        assert found.evidence.pvalue == made["evidence"].pvalue
+        assert found.evidence.statistic == made["evidence"].statistic
 
 
 def test_manifest_and_archive_must_list_the_same(made, tmp_path):

@@ -46,6 +46,7 @@ from workbench.commitment import (
 from workbench.errors import InputError
 from workbench.evidence import FORMAT as EVIDENCE_FORMAT
 from workbench.evidence import Evidence
+from workbench.footers import Footer, read_footer
 from workbench.independence import query_test
 from workbench.independence.account import software
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
@@ -1107,7 +1108,7 @@ def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) 
     return scores if transcript is None else replace(scores, digests=transcript.row_digests)
 
 
-_WIDTHS = {"INT64": 8, "DOUBLE": 8, "INT32": 4, "FLOAT": 4}
+_WIDTHS = {1: 4, 2: 8, 4: 4, 5: 8}  # INT32, INT64, FLOAT, DOUBLE
 
 
 def _read_table(
@@ -1119,13 +1120,17 @@ def _read_table(
     check_identity: bool = False,
 ) -> pa.Table:
     """A Parquet table of known columns, none of which can hold more than the file's size allows."""
+    footer = read_footer(data, what)
+    if footer.rows != n:
+        raise InputError(f"{what} says that it has {footer.rows:,} rows, not {n:,}")
+    _check_sizes(footer, len(data), what)
     try:
         reader = pq.ParquetFile(
             pa.BufferReader(data),
             thrift_string_size_limit=16 * 1024**2,
             thrift_container_size_limit=100_000,
         )
-        layout, schema = reader.metadata, reader.schema_arrow
+        schema = reader.schema_arrow
         names = list(schema.names)
         known = {**required, **optional}
         if len(set(names)) != len(names) or not set(required) <= set(names) <= set(known):
@@ -1138,9 +1143,6 @@ def _read_table(
                 f"{what}: column {wrong} is of type {printable(schema.field(wrong).type, 60)}, not "
                 f"{known[wrong]}"
             )
-        if layout.num_rows != n:
-            raise InputError(f"{what} says that it has {layout.num_rows:,} rows, not {n:,}")
-        _check_sizes(layout, len(data), what)
         if check_identity:
             _check_metadata((schema.metadata or {}).get(METADATA_KEY, b""), what)
         table = reader.read(use_threads=False)
@@ -1153,20 +1155,16 @@ def _read_table(
     return table
 
 
-def _check_sizes(layout: Any, size: int, what: str) -> None:
-    total = 0
-    for group in range(layout.num_row_groups):
-        for column in range(layout.num_columns):
-            chunk = layout.row_group(group).column(column)
-            if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
-                raise InputError(f"{what} is compressed, and tables of a bundle are not")
-            width = _WIDTHS.get(chunk.physical_type, layout.schema.column(column).length or 1)
-            total += chunk.total_compressed_size
-            if chunk.num_values < 0 or chunk.num_values * width > chunk.total_compressed_size:
-                raise InputError(
-                    f"{what} says that it has {chunk.num_values:,} values in "
-                    f"{chunk.total_compressed_size:,} bytes, where they do not fit"
-                )
+def _check_sizes(footer: Footer, size: int, what: str) -> None:
+    for chunk in footer.columns:
+        if not chunk.plain or chunk.stored != chunk.unpacked:
+            raise InputError(f"{what} is compressed, and tables of a bundle are not")
+        if chunk.values * _WIDTHS.get(chunk.physical_type, 1) > chunk.stored:
+            raise InputError(
+                f"{what} says that it has {chunk.values:,} values in {chunk.stored:,} bytes, where "
+                "they do not fit"
+            )
+    total = sum(chunk.stored for chunk in footer.columns)
     if total > size:
         raise InputError(f"{what} says that it has {total:,} bytes of columns in {size:,} bytes")
 
