@@ -614,6 +614,15 @@ def test_text_of_the_bundle_cannot_move_the_cursor(made, tmp_path):
     assert len(str(found).splitlines()) == len(found.findings)
 
 
+def test_other_software_is_named(made, tmp_path):
+    change = edited(made, "account.json", lambda a: a["environment"].update(numpy="1.0\x1b"))
+    found = verify_bundle(rebuilt(made, tmp_path, {"account.json": change}))
+    assert found.ok
+    [line] = [f for f in found.findings if f.name == "software"]
+    assert (line.status, "numpy 1.0" in line.detail) == ("cannot be checked", True)
+    assert lines(made["found"])["software"] == "matches"
+
+
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 63])
 def test_a_digest_that_is_none_is_refused(made, digest):
     with pytest.raises(InputError, match="64 hexadecimal digits"):

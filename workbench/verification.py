@@ -745,9 +745,11 @@ def _rescored(
     device: str,
 ) -> list[Finding]:
     name = "scores"
-    claim = "the owner's claim: no row was rescored here"
     if model is None:
-        return [Finding(name, UNCHECKED, claim)]
+        suspect = contents.scores["suspect"].identity
+        which = suspect.weights_sha256 or suspect.endpoint or "weights not named"
+        detail = f"the owner's claim (suspect {suspect.model}, {which}): no row was rescored here"
+        return [Finding(name, UNCHECKED, detail)]
     place = {int(row): i for i, row in enumerate(contents.rows)}
     shown = {row.row: row for reveal in reveals for row in reveal.rows if row.row in place}
     wanted = [int(row) for row in rows] or sorted(shown)
@@ -828,9 +830,15 @@ def _compare_scores(
 
 
 def _claims(contents: BundleContents) -> list[Finding]:
-    """What no bundle can show, said each time."""
+    """The software, and what no bundle can show, said each time."""
     design = contents.commitment.design
+    there, here = contents.account.environment, environment()
+    others = [f"{name} {there.get(name)}, here {v}" for name, v in here.items()
+              if there.get(name) != v]  # fmt: skip
     findings = [
+        Finding("software", UNCHECKED, f"made with {'; '.join(others)}")
+        if others
+        else Finding("software", MATCHES, ", ".join(f"{name} {v}" for name, v in here.items())),
         Finding(
             "random order",
             UNCHECKED,
