@@ -1,9 +1,13 @@
 """The command line: exit codes, clear errors, JSON keys. Scores come from columns, no model."""
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +142,17 @@ def test_unknown_options_exit_with_2():
 
 def test_help_names_every_command():
     text = palimpsest("--help", NO_COLOR="1", COLUMNS="120").stdout
-    for command in ("lab", "sample", "score", "test", "report"):
+    for command in (
+        "lab",
+        "sample",
+        "score",
+        "commit",
+        "test",
+        "bundle",
+        "reveal",
+        "verify",
+        "report",
+    ):
         assert command in text
 
 
@@ -250,6 +264,167 @@ def test_sampling_twice_is_answered_from_the_file(tmp_path):
 )
 def test_lab_commands_refuse_bad_input(arguments, message):
     done = palimpsest(*arguments, "--quiet")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def here(*arguments):
+    """The same command inside this process, which need not start anew each time."""
+    from workbench import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        patch.object(sys, "argv", ["palimpsest", *map(str, arguments)]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.app_main()
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def committed(table, tmp_path_factory):
+    """The walk of an audit: commit, test, bundle, reveal."""
+    folder = tmp_path_factory.mktemp("committed")
+    done = {
+        "commit": here(
+            "commit", "--transcript", table, "--reference", "loss:reference", "--seed", "5",
+            "--n-resamples", "1999", "--smallest-effect", "0.1", "--out", folder / "c.json",
+            "--salt-file", folder / "secret.salt", "--quiet",
+        ),
+        "test": here(
+            "test", "query", "--transcript", table, "--suspect", "loss:suspect", "--reference",
+            "loss:reference", "--commitment", folder / "c.json", "--salt-file",
+            folder / "secret.salt", "--json", folder / "e.json",
+        ),
+        "bundle": here(
+            "bundle", "--transcript", table, "--suspect", "loss:suspect", "--reference",
+            "loss:reference", "--commitment", folder / "c.json", "--salt-file",
+            folder / "secret.salt", "--evidence", folder / "e.json", "--out", folder / "b.zip",
+            "--reveal", "3,10-12", "--quiet",
+        ),
+        "reveal": here(
+            "reveal", "--transcript", table, "--commitment", folder / "c.json", "--salt-file",
+            folder / "secret.salt", "--rows", "7", "--out", folder / "r.json", "--quiet",
+        ),
+    }  # fmt: skip
+    for name, command in done.items():
+        assert command.returncode == 0, (name, command.stderr)
+    return folder, {name: command.stdout for name, command in done.items()}
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_commit_test_bundle_verify(committed):
+    folder, said = committed
+    assert said["commit"].startswith(sha256(folder / "c.json"))
+    assert "self-dated" in said["commit"]
+    content = json.loads((folder / "e.json").read_text())
+    assert (content["seed"], content["n_resamples"], content["verdict"]) == (5, 1999, "evidence")
+    assert content["commitment"]["sha256"] == sha256(folder / "c.json")
+    assert said["bundle"].startswith(sha256(folder / "b.zip"))
+    verified = here(
+        "verify", folder / "b.zip", "--digest", sha256(folder / "b.zip"), "--reveal",
+        folder / "r.json",
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout.count("matches           revealed rows") == 2
+    assert verified.stdout.endswith("nothing mismatches\n")
+    other = here("verify", folder / "b.zip", "--digest", "0" * 64)
+    assert other.returncode == 1
+    assert "does not match    whole file" in other.stdout
+
+
+def test_the_salt_stays_with_its_owner(committed):
+    folder, said = committed
+    path = folder / "secret.salt"
+    assert path.stat().st_mode & 0o777 == 0o600
+    secret = path.read_text().splitlines()[1]
+    for name in ("c.json", "e.json", "b.zip", "r.json"):
+        data = (folder / name).read_bytes()
+        assert secret.encode() not in data
+        assert bytes.fromhex(secret) not in data
+    assert not [name for name, text in said.items() if secret in text]
+
+
+DEVIATIONS = {
+    "seed": (["--seed", "6"], "seed is committed as 5 and given as 6"),
+    "two": (["--alpha", "0.01", "--alternative", "less"],
+            "alternative is committed as greater and given as less; alpha is committed as 0.001"),
+    "a default": (["--n-resamples", "9999"], "n-resamples is committed as 1999"),
+    "claim": (["--shuffle", "public_randomness"], "shuffle is committed as owner"),
+    "subset": (["--subsample", "100"], "subsample is committed as none and given as 100"),
+    "reference": (["--reference", "loss:other"], "number of references is committed as 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(DEVIATIONS))
+def test_deviations_from_a_commitment_are_refused(name, committed, table):
+    folder, _ = committed
+    options, message = DEVIATIONS[name]
+    done = here(
+        "test", "query", "--transcript", table, "--suspect", "loss:suspect", "--reference",
+        "loss:reference", "--commitment", folder / "c.json", "--salt-file", folder / "secret.salt",
+        *options,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_committed_subsample_is_drawn_again(table, tmp_path):
+    paths = {name: tmp_path / name for name in ("c.json", "s.salt", "e.json", "b.zip")}
+    models = ["--transcript", table, "--reference", "loss:reference"]
+    committing = ["--commitment", paths["c.json"], "--salt-file", paths["s.salt"], "--suspect",
+                  "loss:suspect", *models]  # fmt: skip
+    for arguments in (
+        ["commit", *models, "--subsample", "300", "--seed", "9", "--n-resamples", "999", "--out",
+         paths["c.json"], "--salt-file", paths["s.salt"], "--quiet"],
+        ["test", "query", *committing, "--json", paths["e.json"]],
+        ["bundle", *committing, "--evidence", paths["e.json"],
+         "--out", paths["b.zip"], "--quiet"],
+        ["verify", paths["b.zip"]],
+    ):  # fmt: skip
+        done = here(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert "300 as committed (subsample)" in done.stdout
+    assert "committed over 1,500" in done.stdout
+
+
+BAD_EVIDENCE = {
+    "commit again": (["commit", "--out", "c.json", "--salt-file", "new.salt"], "never replaced"),
+    "same salt": (["commit", "--out", "n.json", "--salt-file", "secret.salt"], "never replaced"),
+    "no commitment": (["reveal", "--commitment", "e.json", "--salt-file", "secret.salt", "--rows",
+                       "1", "--out", "x.json"], "e.json"),
+    "no salt": (["reveal", "--commitment", "c.json", "--salt-file", "c.json", "--rows", "1",
+                 "--out", "x.json"], "no file of a secret salt"),
+    "rows": (["reveal", "--commitment", "c.json", "--salt-file", "secret.salt", "--rows", "1;2",
+              "--out", "x.json"], "not of the form 3,17,40-49"),
+    "verify what": (["verify", "e.json"], "is no archive"),
+    "verify nothing": (["verify", "absent.zip"], "does not exist"),
+    "verify by": (["verify", "b.zip", "--rows", "3"], "are of --rescore"),
+    "stamp": (["test", "query", "--suspect", "loss:suspect", "--time-stamp", "e.json"],
+              "add --commitment"),
+    "not a stamp": (["test", "query", "--suspect", "loss:suspect", "--reference", "loss:reference",
+                     "--commitment", "c.json", "--salt-file", "secret.salt", "--time-stamp",
+                     "e.json"], "no time-stamp"),
+    "test without salt": (["test", "query", "--suspect", "loss:suspect", "--commitment", "c.json"],
+                          "add --salt-file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BAD_EVIDENCE))
+def test_bad_evidence_is_one_sentence_and_exit_code_2(name, committed, table):
+    folder, _ = committed
+    arguments, message = BAD_EVIDENCE[name]
+    named = [folder / a if a.endswith((".json", ".salt", ".zip")) else a for a in arguments]
+    if arguments[0] != "verify":
+        named += ["--transcript", table]
+    done = here(*named)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

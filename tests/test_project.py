@@ -137,6 +137,7 @@ def test_import_is_light() -> None:
         "workbench.scorers",
         "workbench.cli",
         "workbench.evidence",
+        "workbench.verification",
         "workbench.cluster",
         "workbench.scorers.ray",
     ],

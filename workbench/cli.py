@@ -1,22 +1,29 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 could not be decided,
-130 interrupted.
+Exit status: 0 ran (whatever the verdict), 1 a notebook failed or a bundle does not match, 2 bad
+input, 3 could not be decided, 130 interrupted.
 """
 
 import contextlib
 import sys
 import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from tqdm import tqdm
 
+from workbench.archive import printable
+from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import partition_test, query_test, reshuffle_test
+from workbench.merkle import MasterSalt
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
+from workbench.scores import Scores
 from workbench.statistics import PARTITION_STATISTICS, STATISTICS, PositionWeights
 from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
 from workbench.texts import Texts
@@ -162,6 +169,50 @@ ShuffleSeedOption = Annotated[
 ]
 SeedBitsOption = Annotated[
     int | None, typer.Option("--seed-bits", help="Bits of the shuffle's seed space.")
+]
+
+CommitmentOption = Annotated[
+    Path,
+    typer.Option("--commitment", help="File that 'palimpsest commit' wrote.", show_default=False),
+]
+SaltOption = Annotated[
+    Path,
+    typer.Option(
+        "--salt-file",
+        help="The owner's secret salt, in a file of its own; keep it, and show it to nobody.",
+        show_default=False,
+    ),
+]
+StampOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--time-stamp",
+        help="OpenTimestamps (.ots) or RFC 3161 (.tsr) file of the commitment; may be repeated.",
+    ),
+]
+ReferenceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        help="Scores file, model, or column loss:NAME / loglik:NAME; may be repeated.",
+    ),
+]
+PlaceboOption = Annotated[
+    list[str] | None,
+    typer.Option("--placebo", help="Independent model tested the same way; may be repeated."),
+]
+StatisticOption = Annotated[
+    str,
+    typer.Option(
+        "--statistic",
+        help=f"One of {', '.join(STATISTICS)}; others are put together from such names: "
+        f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, max(A, B), held-out(A, B), "
+        "tokens-top30, residual-degree3.",
+    ),
+]
+SubsampleOption = Annotated[
+    int | None,
+    typer.Option("--subsample", help="Test a random subset of this many examples."),
 ]
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
@@ -627,7 +678,7 @@ def plan_command(
     ] = 300,
     pvalue: Annotated[float, typer.Option(help="To be reached.")] = 1e-8,
     power: Annotated[float, typer.Option(help="Probability of reaching it.")] = 0.9,
-    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
+    statistic: StatisticOption = "spearman",
     seed: Annotated[int, typer.Option(help="Of the draw of examples.")] = 0,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
@@ -728,26 +779,24 @@ def _effect(text: str) -> float | Evidence:
 
 @test_app.command("query")
 def test_query(
+    context: typer.Context,
     transcript: TranscriptOption,
     suspect: Annotated[
         str, typer.Option(help="Scores file, model, or column loss:NAME / loglik:NAME.")
     ],
-    reference: Annotated[
-        list[str] | None, typer.Option(help="As --suspect; may be repeated.")
-    ] = None,
-    placebo: Annotated[
-        list[str] | None,
-        typer.Option(help="Independent model tested the same way; may be repeated."),
-    ] = None,
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
     json_path: JsonOption = None,
-    statistic: Annotated[
-        str,
+    commitment: Annotated[
+        Path | None,
         typer.Option(
-            help=f"One of {', '.join(STATISTICS)}; others are put together from such names: "
-            f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, max(A, B), held-out(A, B), "
-            "tokens-top30, residual-degree3."
+            help="Test as committed in this file: its settings are taken, and options that differ "
+            "from them are refused."
         ),
-    ] = "spearman",
+    ] = None,
+    salt_file: Annotated[Path | None, typer.Option(help="The commitment's secret salt.")] = None,
+    time_stamp: StampOption = None,
+    statistic: StatisticOption = "spearman",
     weights: Annotated[
         Path | None,
         typer.Option(help="Table of weights of position, learned on another order (JSON)."),
@@ -760,9 +809,7 @@ def test_query(
     shuffle: ShuffleOption = "owner",
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
-    subsample: Annotated[
-        int | None, typer.Option(help="Test a random subset of this many examples.")
-    ] = None,
+    subsample: SubsampleOption = None,
     plan: PlanOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
@@ -774,8 +821,31 @@ def test_query(
     quiet: QuietOption = False,
 ) -> None:
     """Does the suspect's likelihood rise with training position?"""
-    from workbench.scorers import open_scores
-
+    if commitment is not None:
+        if salt_file is None:
+            raise InputError("a committed test needs the commitment's secret: add --salt-file")
+        fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
+        fixed.refuse(fixed.deviations(_given(context)))
+        _, examples = _committed_examples(fixed, transcript, column, split)
+        window = fixed.window
+        scores_of = _scores_opener(
+            examples, window.prefix, window.length, bos, dtype, device, quiet
+        )
+        evidence = committed_test(
+            fixed,
+            salt,
+            examples,
+            scores_of(suspect),
+            [scores_of(spec) for spec in reference or []],
+            [scores_of(spec) for spec in placebo or []],
+            time_stamps=_time_stamps(time_stamp, fixed),
+        )
+        _conclude(evidence, json_path)
+        return
+    if time_stamp or salt_file is not None:
+        raise InputError(
+            "--time-stamp and --salt-file are of a commitment: add --commitment, or leave them out"
+        )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = _read_transcript(transcript, column, split, claim)
     if subsample is not None:
@@ -784,22 +854,7 @@ def test_query(
         examples = examples.subsample(subsample, seed)
     if plan is not None:
         examples = _planned(plan, examples)
-
-    encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
-
-    def scores_of(spec: str) -> Any:
-        return open_scores(
-            spec,
-            examples,
-            encodings=encodings,
-            prefix=prefix,
-            length=length,
-            bos=bos,
-            dtype=dtype,
-            device=device,
-            progress=not quiet,
-        )
-
+    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     evidence = query_test(
         examples,
         scores_of(suspect),
@@ -931,6 +986,287 @@ def test_reshuffle(
         smallest_effect=smallest_effect,
     )
     _conclude(evidence, json_path)
+
+
+@app.command("commit")
+def commit(
+    transcript: TranscriptOption,
+    out: Annotated[Path, typer.Option(help="JSON file of the commitment to write.")],
+    salt_file: SaltOption,
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
+    suspect: Annotated[
+        str | None, typer.Option(help="The suspect's name, if it is to be fixed too.")
+    ] = None,
+    statistic: StatisticOption = "spearman",
+    n_resamples: ResamplesOption = 9999,
+    alternative: AlternativeOption = "greater",
+    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    alpha: AlphaOption = 1e-3,
+    smallest_effect: SmallestOption = None,
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+    subsample: SubsampleOption = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Fix what will be tested and how, before the suspect is asked; publish the SHA-256."""
+    for path, what in ((out, "a commitment"), (salt_file, "a secret salt")):
+        if path.exists():
+            raise InputError(f"{path} exists, and {what} is never replaced: name another file")
+    whole = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    examples = whole if subsample is None else whole.subsample(subsample, seed)
+    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
+    references = [scores_of(spec) for spec in reference or []]
+    placebos = [scores_of(spec) for spec in placebo or []]
+    salt = MasterSalt.fresh()
+    with _rows_bar(whole, quiet) as bar:
+        made = Commitment.make(
+            whole,
+            salt,
+            rows=None if subsample is None else examples.rows,
+            design="all rows" if subsample is None else SUBSAMPLE,
+            parameters={} if subsample is None else {"n": subsample, "seed": seed},
+            references=references,
+            placebos=placebos,
+            suspect=suspect,
+            statistic=statistic,
+            n_resamples=n_resamples,
+            alternative=cast(Any, alternative),
+            seed=seed,
+            alpha=alpha,
+            smallest_effect=smallest_effect,
+            prefix=prefix,
+            length=length,
+            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            progress=bar.update,
+        )
+    salt.write(salt_file)
+    made.write(out)
+    typer.echo(f"{made.sha256}  {out}")
+    typer.echo(
+        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {out}. "
+        f"{salt_file} is secret: keep it, for without it no row can be shown."
+    )
+
+
+@app.command("reveal")
+def reveal(
+    transcript: TranscriptOption,
+    commitment: CommitmentOption,
+    salt_file: SaltOption,
+    rows: Annotated[str, typer.Option(help="Row numbers from 0, such as 3,17,40-49.")],
+    out: Annotated[Path, typer.Option(help="JSON file of the rows to write.")],
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Show some rows, such as a verifier chose, with the proof that they were committed."""
+    from workbench.bundle import reveal_rows
+
+    fixed = Commitment.read(commitment)
+    salt, numbers = MasterSalt.read(salt_file), _row_numbers(rows)
+    whole, _ = _committed_examples(fixed, transcript, column, split)
+    with _rows_bar(whole, quiet) as bar:
+        shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
+    typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
+
+
+@app.command("bundle")
+def bundle(
+    transcript: TranscriptOption,
+    commitment: CommitmentOption,
+    salt_file: SaltOption,
+    evidence: Annotated[
+        Path, typer.Option(help="JSON that 'palimpsest test query --commitment' wrote.")
+    ],
+    suspect: Annotated[str, typer.Option(help="As in the test.")],
+    out: Annotated[Path, typer.Option(help="File to write (.zip).")],
+    reference: ReferenceOption = None,
+    placebo: PlaceboOption = None,
+    reveal: Annotated[
+        str | None, typer.Option(help="Rows to show in clear, such as 3,17,40-49.")
+    ] = None,
+    time_stamp: StampOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Put a committed test into one file that a stranger can check; publish its SHA-256."""
+    from workbench.bundle import write_bundle
+
+    fixed = Commitment.read(commitment)
+    salt, tested = MasterSalt.read(salt_file), Evidence.read(evidence)
+    shown = [] if reveal is None else _row_numbers(reveal)
+    stamps = _time_stamps(time_stamp, fixed)
+    whole, examples = _committed_examples(fixed, transcript, column, split)
+    window = fixed.window
+    scores_of = _scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
+    scored = scores_of(suspect)
+    references = [scores_of(spec) for spec in reference or []]
+    placebos = [scores_of(spec) for spec in placebo or []]
+    with _rows_bar(whole, quiet) as bar:
+        found = write_bundle(
+            out,
+            fixed,
+            salt,
+            whole,
+            tested,
+            scored,
+            references,
+            placebos,
+            rows=None if examples is whole else examples.rows,
+            reveal=shown,
+            time_stamps=stamps,
+            progress=bar.update,
+        )
+    typer.echo(f"{found.sha256}  {out}")
+    typer.echo("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
+
+
+@app.command("verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="File that 'palimpsest bundle' wrote.")],
+    digest: Annotated[
+        str | None, typer.Option(help="SHA-256 of the whole file, as published.")
+    ] = None,
+    reveal: Annotated[
+        list[Path] | None,
+        typer.Option(help="Rows that the owner has shown since; may be repeated."),
+    ] = None,
+    rescore: Annotated[
+        str | None,
+        typer.Option(help="Model (folder or hub id) with which to rescore revealed rows."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Rows to rescore, such as 3,17,40-49 (default: all shown).")
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose scores --rescore is compared with: suspect, reference-1, … (default: "
+            "those of its weights)."
+        ),
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = "auto",
+    max_work: Annotated[
+        int, typer.Option(help="Examples times permutations that are recomputed at most.")
+    ] = 10**11,
+) -> None:
+    """Recompute a bundle without any model: what matches, what doesn't, what can't be checked."""
+    from workbench.verification import Reveal, verify_bundle
+
+    if rescore is None and (rows, role, tokenizer) != (None, None, None):
+        raise InputError("--rows, --role and --tokenizer are of --rescore: leave them out")
+    found = verify_bundle(
+        bundle,
+        digest,
+        reveals=[Reveal.read(path) for path in reveal or []],
+        model=rescore,
+        rows=[] if rows is None else _row_numbers(rows),
+        role=role,
+        tokenizer=tokenizer,
+        device=device,
+        max_work=max_work,
+    )
+    typer.echo(str(found))
+    count = len(found.mismatches)
+    typer.echo("nothing mismatches" if found.ok else f"{count} line(s) do not match")
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+# Options of a test that a commitment does not fix: where things are, and how models are run.
+_FREE = {"transcript", "suspect", "reference", "placebo", "json_path", "commitment", "salt_file",
+         "time_stamp", "bos", "dtype", "device", "column", "split", "quiet"}  # fmt: skip
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Settings that were written on the command line, not taken by default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {
+        name: context.params[name]
+        for name, source in sources.items()
+        if name not in _FREE and source is not None and source.name == "COMMANDLINE"
+    }
+
+
+def _committed_examples(
+    commitment: Commitment, source: str, columns: list[str] | None, split: str
+) -> tuple[Transcript, Transcript]:
+    """The whole transcript, and the examples that the committed design tests."""
+    whole = _read_transcript(source, columns, split, commitment.claim)
+    design = commitment.design
+    if design.name == "all rows":
+        return whole, whole
+    size, seed = design.parameters.get("n"), design.parameters.get("seed")
+    if design.name != SUBSAMPLE or not isinstance(size, int) or not isinstance(seed, int):
+        raise InputError(
+            f"the committed design {printable(design.name)!r} cannot be made on the command line: "
+            "use workbench.commitment in Python"
+        )
+    return whole, whole.subsample(size, seed)
+
+
+def _scores_opener(
+    examples: Transcript,
+    prefix: int,
+    length: int | None,
+    bos: bool,
+    dtype: str,
+    device: str,
+    quiet: bool,
+) -> Callable[[str], Scores]:
+    from workbench.scorers import open_scores
+
+    encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
+
+    def scores_of(spec: str) -> Scores:
+        return open_scores(
+            spec,
+            examples,
+            encodings=encodings,
+            prefix=prefix,
+            length=length,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+        )
+
+    return scores_of
+
+
+def _time_stamps(paths: list[Path] | None, commitment: Commitment) -> list[TimeStamp]:
+    return [TimeStamp.read(path, commitment) for path in paths or []]
+
+
+def _rows_bar(transcript: Transcript, quiet: bool) -> Any:
+    return tqdm(total=transcript.n, desc="rows", unit="row", disable=quiet, unit_scale=True)
+
+
+def _row_numbers(text: str) -> list[int]:
+    """Row numbers of a list such as 3,17,40-49."""
+    found: list[int] = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"rows {printable(text, 60)!r} are not of the form 3,17,40-49")
+        if int(last or first) - int(first) >= 100_000:
+            raise InputError(f"rows {item.strip()} are more than 100,000: name fewer")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _conclude(evidence: Evidence, json_path: Path | None) -> None:

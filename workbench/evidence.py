@@ -158,6 +158,9 @@ class Evidence:
         For the reshuffle test `n_resamples` is the number of siblings.
     software : dict
         Versions.
+    commitment : dict or None
+        What was fixed beforehand (`workbench.commitment.Commitment`): ``sha256`` of it, ``dated``
+        (``self-dated``, or that a time-stamp is attached), ``time_stamps``. None without one.
     distribution : NullDistribution or None
         The draws themselves; not part of the JSON.
     """
@@ -193,6 +196,7 @@ class Evidence:
     n_resamples: int
     details: dict[str, Any]
     software: dict[str, str]
+    commitment: dict[str, Any] | None = None
     distribution: NullDistribution | None = field(default=None, repr=False, compare=False)
 
     # ------------------------------------------------------------------ forms
@@ -234,6 +238,8 @@ class Evidence:
         ]
         if self.references_check is not None:
             lines.append(("references' check", str(self.references_check)))
+        if self.commitment is not None:
+            lines.append(("commitment", f"{self.commitment['sha256']}, {self.commitment['dated']}"))
         lines.extend((f"gate {g.number} {g.name}", f"{g.status}: {g.detail}") for g in self.gates)
         lines.extend(("caveat", caveat) for caveat in self.caveats)
         return lines
@@ -327,7 +333,7 @@ class Evidence:
             content = _from_former(content)
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise InputError(f"this is not evidence of the form {FORMAT!r}: run the test again")
-        values = {k: v for k, v in content.items() if k != "format"}
+        values = {"commitment": None, **{k: v for k, v in content.items() if k != "format"}}
         expected = {f.name for f in fields(cls)} - {"distribution"}
         if set(values) != expected:
             raise InputError(

@@ -5,6 +5,7 @@ identity in the metadata; written in parts, so that a killed run keeps what it f
 know models or tests.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -209,6 +210,14 @@ class Scores:
         """SHA-256 of identity and examples: two models can never share scores."""
         return score_key(self.identity, self.examples_fingerprint)
 
+    @cached_property
+    def values_sha256(self) -> str:
+        """SHA-256 of the numbers, sums and token counts; `key` is of who scored what."""
+        digest = hashlib.sha256(b"palimpsest scores values 1\0")
+        digest.update(np.ascontiguousarray(self.loglik_sum, dtype="<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.n_tokens, dtype="<i4").tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def from_arrays(
         cls,
@@ -352,8 +361,15 @@ class Scores:
             self.caveats,
         )
 
-    def write(self, path: str | Path) -> Path:
+    def write(self, path: str | Path, *, plain: bool = False) -> Path:
         """Write as Parquet, identity in the metadata; replaces the file atomically.
+
+        Parameters
+        ----------
+        path : str or Path
+        plain : bool
+            Neither compressed nor encoded by dictionaries: then the file's size bounds what it
+            can hold, which a reader who does not trust it can check.
 
         Raises
         ------
@@ -372,7 +388,12 @@ class Scores:
         table = _score_table(
             self.loglik_sum, self.n_tokens, self.digests, self.token_logliks
         ).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        return atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+        return atomic_write(
+            path,
+            lambda p: pq.write_table(
+                table, p, compression="none" if plain else "zstd", use_dictionary=not plain
+            ),
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> "Scores":

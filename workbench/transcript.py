@@ -606,6 +606,22 @@ class Transcript:
             result.extend(chunk.to_pylist())
         return result
 
+    def text_chunks(self) -> Iterator[list[str]]:
+        """All texts in row order, a piece at a time, so that they need not fit the memory at once.
+
+        Raises
+        ------
+        InputError
+            As for `texts`.
+        """
+        if self.kind == "tokens":
+            raise InputError(f"{self.source} holds token ids, not text")
+        done = 0
+        for chunk in self._content_chunks(None):
+            self._check_present(chunk, done, None)
+            yield chunk.to_pylist()
+            done += len(chunk)
+
     def _check_present(self, chunk: pa.Array, done: int, rows: ArrayLike | None) -> None:
         if chunk.null_count:
             local = done + int(np.flatnonzero(np.asarray(chunk.is_null()))[0])

@@ -1,0 +1,1195 @@
+"""Verification: what a stranger can find out about a bundle, line by line, without any model.
+
+Reads bundles and reveals of unknown origin, recomputes the query test from them, and says of each
+part whether it matches, does not match or cannot be checked. Scorers are imported only to rescore.
+
+Members of a bundle, format ``palimpsest bundle 1``: ``manifest.json`` (size and SHA-256 of every
+other member), ``commitment.json``, ``evidence.json``, ``account.json`` (whose scores these are,
+what the owner claims besides, the software), ``order.parquet`` (per tested row: its number in the
+transcript, position, stratum, unit, mark and sealed content), ``proof.bin`` (Merkle nodes of the
+rows that are not tested), ``scores/ROLE.parquet``, and where they exist ``revealed.json`` and
+``time-stamps/NUMBER.ots`` or ``.tsr``.
+"""
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+
+from workbench.archive import Archive, printable, read_limited, strict_json
+from workbench.commitment import (
+    ALL_ROWS,
+    MAX_COMMITMENT_BYTES,
+    Commitment,
+    CommittedModel,
+    Count,
+    Sha256,
+    Strict,
+    TimeStamp,
+    check_statistic,
+    keyed,
+    parse_model,
+    rows_sha256,
+)
+from workbench.errors import InputError
+from workbench.evidence import FORMAT as EVIDENCE_FORMAT
+from workbench.evidence import Evidence
+from workbench.footers import Footer, read_footer
+from workbench.independence import query_test
+from workbench.independence.account import software
+from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
+from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
+from workbench.transcript import OrderCheck, Transcript
+
+__all__ = ["Finding", "Reveal", "RevealedRow", "Verification", "verify_bundle"]
+
+Ints = NDArray[np.int64]
+
+MANIFEST_FORMAT = "palimpsest bundle 1"
+ACCOUNT_FORMAT = "palimpsest account 1"
+REVEAL_FORMAT = "palimpsest reveal 1"
+MAX_EVIDENCE_BYTES = 16 * 1024**2
+MAX_REVEAL_BYTES = 64 * 1024**2
+MAX_WORK = 10**11  # examples × permutations: some minutes
+MATCHES: Final = "matches"
+DIFFERS: Final = "does not match"
+UNCHECKED: Final = "cannot be checked"
+
+# Recomputed on another machine, sums differ in the last bits; p-values are counts and do not.
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-12
+# Mean nats per token that a model may give otherwise on another machine.
+_RESCORE_TOLERANCE = {"float32": 2e-3}
+_RESCORE_TOLERANCE_ELSE = 0.05
+
+Status = Literal["matches", "does not match", "cannot be checked"]
+Signed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Role = Annotated[str, Field(pattern=r"^(suspect|(reference|placebo)-[1-9][0-9]?)$")]
+
+
+# ------------------------------------------------------------------------------- what is inside
+
+
+class MemberAccount(Strict):
+    """One member, as the manifest lists it."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class Manifest(Strict):
+    """Every other member of a bundle."""
+
+    format: Literal["palimpsest bundle 1"]
+    members: dict[str, MemberAccount]
+
+
+class ScoresAccount(Strict):
+    """Scores in a bundle; `bound`: whether they carried the digests of the examples."""
+
+    role: Role
+    label: str
+    bound: bool
+    weights_sha256: str | None
+    tokenizer_sha256: str | None
+    values_sha256: Sha256
+
+
+class OrderCheckAccount(Strict):
+    """One `workbench.transcript.OrderCheck` that the owner made against the content."""
+
+    feature: str
+    correlation: float
+    log10_pvalue: float
+    neighbours: bool
+
+
+class StampAccount(Strict):
+    """One attached time-stamp; `name` is its file's own."""
+
+    member: str
+    name: str
+    kind: str
+    sha256: Sha256
+    bytes: Count
+
+
+class ContentAccount(Strict):
+    """What only the content of some tested rows tells; `rows_sha256` says which rows."""
+
+    rows_sha256: Sha256
+    fingerprint: Sha256
+    examples_fingerprint: Sha256 | None
+    order_checks: tuple[OrderCheckAccount, ...]
+
+
+class Account(Strict):
+    """What the owner says besides the evidence; it is needed to recompute it."""
+
+    format: Literal["palimpsest account 1"]
+    source: str
+    blocks: Annotated[int, Field(ge=1, lt=2**40)]
+    exposure_groups: Annotated[int, Field(ge=1, lt=2**40)]
+    scores: tuple[ScoresAccount, ...]
+    content: tuple[ContentAccount, ...]
+    time_stamps: tuple[StampAccount, ...]
+    environment: dict[str, str]
+
+
+class RevealedRow(Strict):
+    """One row of the transcript, shown with its salt.
+
+    Attributes
+    ----------
+    row : int
+        Number in the committed transcript.
+    position, stratum, unit : int
+        As in `workbench.merkle`; no unit if rows moved alone.
+    mark : str
+        32 hexadecimal digits.
+    salt : str
+        64 hexadecimal digits; of this row alone.
+    tokens, text : tuple of int, str
+        One of the two.
+    """
+
+    row: Count
+    position: Signed
+    stratum: Signed
+    unit: Signed | None
+    mark: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    salt: Sha256
+    tokens: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] | None = None
+    text: str | None = None
+
+    @property
+    def sealed(self) -> bytes:
+        """Sealed content, from salt and content."""
+        content = (
+            content_bytes("tokens", np.array(self.tokens, dtype=np.int64))
+            if self.tokens is not None
+            else content_bytes("text", self.text)
+        )
+        return seal(self.row, bytes.fromhex(self.salt), content)
+
+    @property
+    def leaf(self) -> bytes:
+        """Leaf of the Merkle tree."""
+        unit = None if self.unit is None else [self.unit]
+        mark = bytes.fromhex(self.mark)
+        return leaves_of([self.row], [self.position], [self.stratum], unit, mark, self.sealed)
+
+
+class Reveal(Strict):
+    """Some rows of a committed transcript with the proof that they are in it.
+
+    It can be checked against the commitment alone, without the other rows and without a bundle.
+    Its attribute names are the keys of its JSON; `proof` is in hexadecimal digits.
+    """
+
+    format: Literal["palimpsest reveal 1"]
+    rows: Annotated[tuple[RevealedRow, ...], Field(min_length=1, max_length=100_000)]
+    proof: Annotated[str, Field(pattern=r"^([0-9a-f]{64})*$")]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Reveal":
+        """Read what `palimpsest reveal` wrote.
+
+        Raises
+        ------
+        InputError
+            Missing, or no reveal.
+        """
+        return cls.from_bytes(read_limited(path, MAX_REVEAL_BYTES), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str) -> "Reveal":
+        """As `read`, from bytes."""
+        reveal = parse_model(cls, data, what, MAX_REVEAL_BYTES)
+        odd = next((r.row for r in reveal.rows if (r.tokens is None) == (r.text is None)), None)
+        if odd is not None:
+            raise InputError(f"{what}: row {odd} must have either tokens or text: it is refused")
+        return reveal
+
+    def check(self, commitment: Commitment) -> "Finding":
+        """Are these rows, in these places, what was committed?"""
+        committed = commitment.transcript
+        numbers = [row.row for row in self.rows]
+        try:
+            leaves = b"".join(row.leaf for row in self.rows)
+            root = root_from(numbers, leaves, bytes.fromhex(self.proof), committed.rows)
+        except InputError as error:
+            return Finding("revealed rows", DIFFERS, str(error))
+        shown = _listed(numbers)
+        contents = {(row.tokens, row.text): row.mark for row in self.rows}
+        odd = [row.row for row in self.rows if contents[row.tokens, row.text] != row.mark]
+        if odd or len(set(contents.values())) != len(contents):
+            detail = f"among rows {shown} equal contents have other marks, or other contents equal"
+            return Finding("revealed rows", DIFFERS, f"{detail} ones")
+        if root != committed.merkle_root:
+            return Finding(
+                "revealed rows",
+                DIFFERS,
+                f"rows {shown} do not lead to the committed Merkle root: a row, its number, its "
+                "place or its salt is not what was committed",
+            )
+        return Finding("revealed rows", MATCHES, f"rows {shown} are those committed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a verification.
+
+    Attributes
+    ----------
+    name : str
+        What was looked at.
+    status : {"matches", "does not match", "cannot be checked"}
+    detail : str
+        May have text of the bundle; the line that is printed shows its control characters.
+    """
+
+    name: str
+    status: Status
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<17} {self.name}: {printable(self.detail, 2000)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What `verify_bundle` found.
+
+    Attributes
+    ----------
+    findings : tuple of Finding
+    sha256 : str
+        Of the whole file.
+    evidence : Evidence or None
+        Recomputed from the bundle; None where the file is not the published one.
+    """
+
+    findings: tuple[Finding, ...]
+    sha256: str
+    evidence: Evidence | None = field(default=None, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing mismatches; what cannot be checked is still to be read."""
+        return not self.mismatches
+
+    @property
+    def mismatches(self) -> tuple[Finding, ...]:
+        """Lines that do not match."""
+        return tuple(f for f in self.findings if f.status == DIFFERS)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class ClaimedTranscript(Transcript):
+    """Order, labels and marks without content; what only the content tells is the owner's claim."""
+
+    claims: Mapping[str, ContentAccount] = field(default_factory=dict, repr=False)
+
+    @property
+    def claim(self) -> ContentAccount:
+        """What the owner says of these rows."""
+        claim = self.claims.get(rows_sha256(self.rows))
+        if claim is None:
+            raise InputError(
+                f"{printable(self.source)}: the account of the bundle says nothing of {self.n:,} "
+                "rows that the statistic asks about: it is refused"
+            )
+        return claim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As claimed."""
+        return self.claim.fingerprint
+
+    @property
+    def examples_fingerprint(self) -> str | None:
+        """As claimed."""
+        return self.claim.examples_fingerprint
+
+    def order_checks(self) -> tuple[OrderCheck, ...]:
+        """As claimed: without the content they cannot be made again."""
+        return tuple(OrderCheck(**check.model_dump()) for check in self.claim.order_checks)
+
+    def take(self, rows: ArrayLike) -> "ClaimedTranscript":
+        """The same of some rows."""
+        part = super().take(rows)
+        own = {f.name: getattr(part, f.name) for f in fields(Transcript)}
+        return ClaimedTranscript(**own, claims=self.claims)
+
+
+@dataclass(frozen=True)
+class BundleContents:
+    """A bundle's members, read and checked for form; what they say is not checked yet."""
+
+    archive: Archive
+    manifest: Manifest
+    commitment: Commitment
+    account: Account
+    evidence: Mapping[str, Any]
+    rows: Ints
+    transcript: ClaimedTranscript
+    marks: bytes = field(repr=False)
+    sealed: bytes = field(repr=False)
+    proof: bytes = field(repr=False)
+    scores: Mapping[str, Scores] = field(repr=False)
+    time_stamps: tuple[TimeStamp, ...]
+    reveal: Reveal | None
+
+    def of_kind(self, kind: str) -> list[Scores]:
+        """Scores of the references or placebos, in order."""
+        return [scores for role, scores in self.scores.items() if role.startswith(f"{kind}-")]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Keys of the scores by role, made with the fingerprint that the owner claims."""
+        examples = self.transcript.examples_fingerprint
+        return {
+            entry.role: score_key(
+                self.scores[entry.role].identity, examples if entry.bound else None
+            )
+            for entry in self.account.scores
+        }
+
+    def recompute(self) -> Evidence:
+        """The query test, made again with the committed settings."""
+        try:
+            with np.errstate(all="ignore"):
+                evidence = query_test(
+                    self.transcript,
+                    self.scores["suspect"],
+                    self.of_kind("reference"),
+                    placebos=self.of_kind("placebo"),
+                    **self.commitment.test_settings(),
+                )
+                evidence.to_json()
+        except InputError:
+            raise
+        except (ArithmeticError, IndexError, ValueError) as error:
+            raise InputError(
+                f"{self.archive.label}: no test can be made of these numbers "
+                f"({printable(error, 120)}): it is refused"
+            ) from error
+        stated = self.evidence.get("commitment")
+        stamps = stated.get("time_stamps") if isinstance(stated, Mapping) else None
+        usable = isinstance(stamps, list) and all(isinstance(s, Mapping) for s in stamps)
+        evidence = keyed(evidence, list(self.keys.values()))
+        return self.commitment.bind(evidence, stamps if stamps and usable else ())
+
+
+# ------------------------------------------------------------------------------- verifying
+
+
+def verify_bundle(
+    path: str | Path,
+    digest: str | None = None,
+    *,
+    reveals: Sequence[Reveal] = (),
+    model: str | Path | None = None,
+    rows: Sequence[int] = (),
+    role: str | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    max_work: int = MAX_WORK,
+) -> Verification:
+    """Check a bundle from a stranger: everything is recomputed, and no model is needed.
+
+    Parameters
+    ----------
+    path : str or Path
+    digest : str, optional
+        SHA-256 of the whole file as it was published. Without it a bundle can be consistent with
+        itself and still be another than the published one.
+    reveals : sequence of Reveal
+        Further rows that the owner has shown since.
+    model : str or Path, optional
+        A model with which to rescore revealed rows: the suspect's or a reference's.
+    rows : sequence of int
+        Row numbers to rescore; all that are revealed by default.
+    role : str, optional
+        ``suspect``, ``reference-1``, …: whose scores the model is compared with; by default those
+        that name the hash of its weights.
+    tokenizer, device :
+        As for `workbench.CausalLMScorer`.
+    max_work : int
+        Examples × permutations that are recomputed at most.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    InputError
+        The file is no bundle, or one that is refused: hostile names, sizes, JSON or tables.
+    """
+    data = read_limited(path)
+    whole = hashlib.sha256(data).hexdigest()
+    first = _whole_file(whole, digest)
+    if first.status == DIFFERS:
+        return Verification((first,), whole)
+    return verify_archive(
+        Archive.from_bytes(data, printable(path)),
+        digest,
+        reveals=reveals,
+        model=model,
+        rows=rows,
+        role=role,
+        tokenizer=tokenizer,
+        device=device,
+        max_work=max_work,
+    )
+
+
+def verify_archive(
+    archive: Archive,
+    digest: str | None = None,
+    *,
+    reveals: Sequence[Reveal] = (),
+    model: str | Path | None = None,
+    rows: Sequence[int] = (),
+    role: str | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    max_work: int = MAX_WORK,
+) -> Verification:
+    """As `verify_bundle`, of an archive that was read already."""
+    whole = archive.sha256
+    first = _whole_file(whole, digest)
+    contents = read_bundle(archive, max_work)
+    evidence = contents.recompute()
+    every = [*([] if contents.reveal is None else [contents.reveal]), *reveals]
+    findings = [
+        first,
+        _members(contents),
+        *_commitment(contents),
+        *_order(contents),
+        _models(contents),
+        *_evidence(contents, evidence),
+    ]
+    revealed = [_revealed(contents, reveal) for reveal in every]
+    sound = [r for r, f in zip(every, revealed, strict=True) if f.status == MATCHES]
+    findings += [*revealed, *_rescored(contents, sound, model, rows, role, tokenizer, device)]
+    findings += _claims(contents)
+    return Verification(tuple(findings), whole, evidence)
+
+
+def _whole_file(found: str, digest: str | None) -> Finding:
+    if digest is None:
+        return Finding(
+            "whole file",
+            UNCHECKED,
+            f"no published digest was given; this file's SHA-256 is {found}",
+        )
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest.strip()):
+        raise InputError(
+            f"{printable(digest, 80)!r} is no SHA-256: give the 64 hexadecimal digits that were "
+            "published"
+        )
+    if digest.strip().lower() != found:
+        return Finding(
+            "whole file",
+            DIFFERS,
+            f"its SHA-256 is {found}, not the published one; nothing else was looked at",
+        )
+    return Finding("whole file", MATCHES, f"SHA-256 {found}, as published")
+
+
+def _members(contents: BundleContents) -> Finding:
+    wrong = []
+    for name, data in contents.archive.members.items():
+        if name == "manifest.json":
+            continue
+        listed = contents.manifest.members[name]
+        if (listed.bytes, listed.sha256) != (len(data), hashlib.sha256(data).hexdigest()):
+            wrong.append(name)
+    if wrong:
+        return Finding("members", DIFFERS, f"changed since the manifest: {', '.join(wrong)}")
+    return Finding("members", MATCHES, f"{len(contents.manifest.members)} as in the manifest")
+
+
+def _commitment(contents: BundleContents) -> list[Finding]:
+    commitment, evidence = contents.commitment, contents.evidence
+    bound = evidence.get("commitment")
+    stated = bound.get("sha256") if isinstance(bound, Mapping) else None
+    digest = commitment.sha256
+    findings = [
+        Finding("commitment", MATCHES, f"SHA-256 {digest}, the one that the evidence names")
+        if stated == digest
+        else Finding(
+            "commitment", DIFFERS, f"its SHA-256 is {digest} and the evidence names {stated}"
+        )
+    ]
+    if not contents.time_stamps:
+        findings.append(
+            Finding(
+                "date of the commitment",
+                UNCHECKED,
+                f"self-dated ({commitment.date or 'no date given'}): nobody else vouches that it "
+                "was made before the suspect was at hand",
+            )
+        )
+    findings += [
+        Finding(
+            "date of the commitment",
+            UNCHECKED,
+            f"attached, not checked by this software: {stamp.name} ({stamp.kind}), which speaks of "
+            "this commitment; check it with the tool that made it",
+        )
+        for stamp in contents.time_stamps
+    ]
+    claimed = [] if not isinstance(bound, Mapping) else bound.get("time_stamps") or []
+    if claimed and not contents.time_stamps:
+        findings.append(
+            Finding(
+                "date of the commitment",
+                DIFFERS,
+                "the evidence says that a time-stamp is attached, and the bundle has none",
+            )
+        )
+    return findings
+
+
+def _order(contents: BundleContents) -> list[Finding]:
+    commitment, transcript = contents.commitment, contents.transcript
+    committed = commitment.transcript
+    try:
+        leaves = leaves_of(
+            contents.rows,
+            transcript.positions,
+            transcript.strata,
+            transcript.units,
+            contents.marks,
+            contents.sealed,
+        )
+        root = root_from(contents.rows, leaves, contents.proof, committed.rows)
+        why = "these rows do not lead to the committed Merkle root"
+    except InputError as error:
+        root, why = None, str(error)
+    findings = [
+        Finding(
+            "training order",
+            MATCHES,
+            f"positions, blocks and units of {transcript.n:,} rows lead to the Merkle root "
+            f"committed over {committed.rows:,}",
+        )
+        if root == committed.merkle_root
+        else Finding("training order", DIFFERS, why)
+    ]
+    design = commitment.design
+    everything = len(contents.rows) == committed.rows and bool(
+        np.array_equal(contents.rows, np.arange(committed.rows))
+    )
+    if rows_sha256(contents.rows) != design.rows_sha256:
+        findings.append(Finding("tested rows", DIFFERS, "not those committed"))
+    elif design.name == ALL_ROWS and not everything:
+        findings.append(Finding("tested rows", DIFFERS, "all rows were committed, and some lack"))
+    else:
+        findings.append(
+            Finding("tested rows", MATCHES, f"{design.n:,} as committed ({design.name})")
+        )
+    claim = transcript.claim
+    wanted = [design.fingerprint]
+    found = [claim.fingerprint]
+    if design.name == ALL_ROWS:
+        wanted.append(str(committed.examples_fingerprint))
+        found.append(str(claim.examples_fingerprint))
+    findings.append(
+        Finding("fingerprint", MATCHES, f"{claim.fingerprint[:12]}…, as committed")
+        if wanted == found
+        else Finding("fingerprint", DIFFERS, "of other examples than those committed")
+    )
+    return findings
+
+
+def _models(contents: BundleContents) -> Finding:
+    """Models and their scores against the commitment and the account."""
+    commitment = contents.commitment
+    wrong = []
+    for kind, models in (("reference", commitment.references), ("placebo", commitment.placebos)):
+        given = contents.of_kind(kind)
+        if len(given) != len(models):
+            wrong.append(f"{len(models)} {kind}s are committed and {len(given)} are here")
+        for number, (model, scores) in enumerate(zip(models, given, strict=False), 1):
+            found = CommittedModel.of(scores).model_dump()
+            found["scores_key"] = contents.keys[f"{kind}-{number}"]
+            wrong += [
+                f"{kind} {number}'s {name} is committed as {value} and is {found[name]}"
+                for name, value in model.model_dump().items()
+                if value is not None and value != found[name]
+            ]
+    suspect = contents.scores["suspect"].label
+    if commitment.suspect not in (None, suspect):
+        wrong.append(f"the suspect is committed as {commitment.suspect} and is {suspect}")
+    window = (commitment.window.prefix, commitment.window.length)
+    wrong += [
+        f"{scores.label} was scored on {scores.identity.window}, another window than committed"
+        for scores in contents.scores.values()
+        if (scores.identity.prefix, scores.identity.length) != window
+    ]
+    wrong += [
+        f"the scores of {entry.role} are not those that the account names"
+        for entry in contents.account.scores
+        if entry.values_sha256 != contents.scores[entry.role].values_sha256
+        or entry.label != contents.scores[entry.role].label
+        or entry.weights_sha256 != contents.scores[entry.role].identity.weights_sha256
+        or entry.tokenizer_sha256 != contents.scores[entry.role].identity.tokenizer_sha256
+    ]
+    if wrong:
+        return Finding("models", DIFFERS, "; ".join(wrong))
+    fixed = sum(model.values_sha256 is not None for model in commitment.references)
+    return Finding(
+        "models",
+        MATCHES,
+        f"{len(commitment.references)} reference(s) as committed, {fixed} of them with their very "
+        "scores",
+    )
+
+
+# Lines of the verification, and the fields of the evidence that each compares.
+_LINES = {
+    "settings": ("test", "alpha", "alternative", "seed", "n_resamples", "smallest_effect", "n",
+                 "n_units", "contrast"),
+    "models of the evidence": ("suspect", "references", "placebos"),
+    "transcript of the evidence": ("transcript",),
+    "statistic": ("statistic", "z"),
+    "exact p": ("pvalue", "pvalue_exact", "pvalue_floor"),
+    "asymptotic p": ("pvalue_asymptotic", "log10_pvalue", "pvalue_model"),
+    "effect": ("effect", "statistic_upper95"),
+    "references' check": ("references_check",),
+    "gates": ("gates",),
+    "verdict": ("verdict", "verdict_reason"),
+    "caveats": ("caveats",),
+}  # fmt: skip
+_SHOWN = ("statistic", "z", "pvalue", "pvalue_floor", "log10_pvalue", "verdict", "n", "n_units",
+          "seed", "n_resamples", "alpha")  # fmt: skip
+_ELSE = "everything else"
+
+
+def _evidence(contents: BundleContents, evidence: Evidence) -> list[Finding]:
+    found = strict_json(evidence.to_json().encode(), "the recomputed evidence")
+    claimed = dict(contents.evidence)
+    there, here = claimed.pop("software", {}), found.pop("software")
+    rest = sorted((set(found) | set(claimed)) - {f for fields in _LINES.values() for f in fields})
+    findings = []
+    for line, names in {**_LINES, _ELSE: tuple(rest)}.items():
+        differences = [
+            difference
+            for name in names
+            for difference in _differences(name, claimed.get(name), found.get(name))
+        ]
+        if differences:
+            detail = "; ".join(differences[:3])
+            if len(differences) > 3:
+                detail += f"; and {len(differences) - 3} more"
+            findings.append(Finding(line, DIFFERS, detail + _other_software(there, here)))
+            continue
+        shown = ", ".join(f"{n} {_shown(found[n])}" for n in names if n in _SHOWN)
+        findings.append(Finding(line, MATCHES, f"recomputed: {shown}" if shown else "recomputed"))
+    return findings
+
+
+def _other_software(there: object, here: Mapping[str, str]) -> str:
+    """A hint where another NumPy may have drawn other permutations from the same seed."""
+    if not isinstance(there, Mapping):
+        return ""
+    others = [f"{n} {printable(there.get(n), 20)} there, {v} here" for n, v in here.items()
+              if there.get(n) != v]  # fmt: skip
+    return f" (software differs: {', '.join(others)})" if others else ""
+
+
+def _revealed(contents: BundleContents, reveal: Reveal) -> Finding:
+    finding = reveal.check(contents.commitment)
+    place = {int(row): i for i, row in enumerate(contents.rows)}
+    sealed = memoryview(contents.sealed)
+    other = [
+        row.row
+        for row in reveal.rows
+        if row.row in place
+        and row.sealed != sealed[place[row.row] * HASH_BYTES : (place[row.row] + 1) * HASH_BYTES]
+    ]
+    if other:
+        detail = f"rows {_listed(other)} are not the rows of that number in the bundle"
+        return Finding("revealed rows", DIFFERS, detail)
+    return finding
+
+
+def _rescored(
+    contents: BundleContents,
+    reveals: Iterable[Reveal],
+    model: str | Path | None,
+    rows: Sequence[int],
+    role: str | None,
+    tokenizer: str | Path | None,
+    device: str,
+) -> list[Finding]:
+    name = "scores"
+    if model is None:
+        suspect = contents.scores["suspect"].identity
+        which = suspect.weights_sha256 or suspect.endpoint or "weights not named"
+        detail = f"the owner's claim (suspect {suspect.model}, {which}): no row was rescored here"
+        return [Finding(name, UNCHECKED, detail)]
+    place = {int(row): i for i, row in enumerate(contents.rows)}
+    shown = {row.row: row for reveal in reveals for row in reveal.rows if row.row in place}
+    wanted = [int(row) for row in rows] or sorted(shown)
+    hidden = [row for row in wanted if row not in shown]
+    findings = []
+    if hidden or not wanted:
+        which = f"rows {_listed(hidden)} are" if hidden else "no tested row is"
+        findings.append(
+            Finding(name, UNCHECKED, f"{which} not revealed: ask the owner for a reveal of them")
+        )
+    wanted = [row for row in wanted if row in shown]
+    if not wanted:
+        return findings
+    from workbench.scorers import CausalLMScorer  # models only here
+
+    roles = [role] if role is not None else list(contents.scores)
+    if role is not None and role not in contents.scores:
+        raise InputError(
+            f"role {printable(role)!r} is not in the bundle: use one of "
+            f"{', '.join(contents.scores)}"
+        )
+    for chosen in roles:
+        recorded = contents.scores[chosen]
+        identity = recorded.identity
+        scorer = CausalLMScorer(
+            model,
+            tokenizer=tokenizer,
+            dtype=identity.dtype or "auto",
+            device=device,
+            bos=identity.bos == "prepended",
+            prefix=identity.prefix,
+            length=identity.length,
+        )
+        weights = scorer.identity().weights_sha256
+        if role is None and weights != identity.weights_sha256:
+            continue
+        if weights != identity.weights_sha256 and identity.weights_sha256 is not None:
+            findings.append(
+                Finding(
+                    f"weights of {chosen}",
+                    DIFFERS,
+                    f"the scores name {identity.weights_sha256} and this model has {weights}",
+                )
+            )
+        examples = [shown[row] for row in wanted]
+        tokens, texts = [e.tokens for e in examples], [e.text for e in examples]
+        asked = (
+            Transcript.from_arrays(np.arange(len(wanted)), texts=[t or "" for t in texts])
+            if examples[0].tokens is None
+            else Transcript.from_arrays(
+                np.arange(len(wanted)), tokens=[np.array(t, dtype=np.int64) for t in tokens]
+            )
+        )
+        values = scorer.score(scorer.encode(asked), np.arange(len(wanted)))
+        findings.append(_compare_scores(chosen, recorded, [place[r] for r in wanted], values))
+        return findings
+    raise InputError(
+        f"no scores in the bundle are of the model {printable(model)} (by the hash of its "
+        "weights): give the model that was scored, or say whose scores are meant with role"
+    )
+
+
+def _compare_scores(
+    role: str, recorded: Scores, places: Sequence[int], values: Sequence[NDArray[np.float32]]
+) -> Finding:
+    means = np.array([float(v.sum(dtype=np.float64)) / v.size for v in values])
+    counts = np.array([v.size for v in values])
+    apart = float(np.abs(means - recorded.loglik_mean[places]).max())
+    limit = _RESCORE_TOLERANCE.get(recorded.identity.dtype or "", _RESCORE_TOLERANCE_ELSE)
+    name = f"scores of {role}"
+    detail = (
+        f"{len(places)} row(s) rescored, largest difference {apart:.2g} nats per token (allowed "
+        f"{limit:g})"
+    )
+    if not np.array_equal(counts, recorded.n_tokens[places]):
+        return Finding(name, DIFFERS, f"another number of tokens was scored; {detail}")
+    return Finding(name, MATCHES if apart <= limit else DIFFERS, detail)
+
+
+def _claims(contents: BundleContents) -> list[Finding]:
+    """The software, and what no bundle can show, said each time."""
+    design = contents.commitment.design
+    there, here = contents.account.environment, environment()
+    others = [f"{name} {there.get(name)}, here {v}" for name, v in here.items()
+              if there.get(name) != v]  # fmt: skip
+    findings = [
+        Finding("software", UNCHECKED, f"made with {'; '.join(others)}")
+        if others
+        else Finding("software", MATCHES, ", ".join(f"{name} {v}" for name, v in here.items())),
+        Finding(
+            "random order",
+            UNCHECKED,
+            f"that the order was shuffled as claimed ({contents.commitment.shuffle.kind}) is "
+            "outside of any bundle",
+        ),
+        Finding(
+            "order against content",
+            UNCHECKED,
+            f"{len(contents.transcript.order_checks())} comparison(s) of the order with the "
+            "examples are the owner's claim, for the examples are not here",
+        ),
+        Finding(
+            "content of the rows",
+            UNCHECKED,
+            "sealed: only revealed rows show what the committed examples are; that equal rows have "
+            "equal marks is the owner's claim",
+        ),
+    ]
+    if design.name != ALL_ROWS:
+        findings.append(
+            Finding(
+                "choice of the rows",
+                UNCHECKED,
+                f"that the design {design.name!r} chooses these rows needs the whole transcript",
+            )
+        )
+    return findings
+
+
+# ------------------------------------------------------------------------------- comparing
+
+_NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def _differences(name: str, claimed: object, found: object) -> list[str]:
+    """Where two JSON values differ by more than rounding."""
+    if isinstance(claimed, Mapping) and isinstance(found, Mapping):
+        return [
+            difference
+            for key in sorted(set(claimed) | set(found))
+            for difference in _differences(f"{name}.{key}", claimed.get(key), found.get(key))
+        ]
+    if isinstance(claimed, list) and isinstance(found, list) and len(claimed) == len(found):
+        if name == "null.counts":
+            # A draw on the edge of two bins may fall into either.
+            numbers = [*claimed, *found]
+            if all(type(v) is int for v in numbers) and sum(claimed) == sum(found):
+                moved = sum(abs(a - b) for a, b in zip(claimed, found, strict=True))
+                if moved <= max(2, sum(found) // 1000):
+                    return []
+        return [
+            difference
+            for number, (a, b) in enumerate(zip(claimed, found, strict=True))
+            for difference in _differences(
+                name if name == "null.counts" else f"{name}[{number}]", a, b
+            )
+        ]
+    if _same(claimed, found, 2e-6 if name.startswith("null.") else _ABSOLUTE):
+        return []
+    return [f"{name} is {_shown(claimed)} in the evidence and {_shown(found)} recomputed"]
+
+
+def _same(claimed: object, found: object, absolute: float) -> bool:
+    if isinstance(claimed, bool) or isinstance(found, bool):
+        return claimed is found
+    if isinstance(claimed, float) or isinstance(found, float):
+        if not isinstance(claimed, int | float) or not isinstance(found, int | float):
+            return False
+        try:
+            return math.isclose(claimed, found, rel_tol=_RELATIVE, abs_tol=absolute)
+        except OverflowError:  # a whole number beyond all floats
+            return False
+    if isinstance(claimed, str) and isinstance(found, str):
+        return claimed == found or _same_words(claimed, found)
+    return type(claimed) is type(found) and claimed == found
+
+
+def _same_words(claimed: str, found: str) -> bool:
+    """Equal but for the last printed digit of a number."""
+    if _NUMBER.split(claimed) != _NUMBER.split(found):
+        return False
+    for a, b in zip(_NUMBER.findall(claimed), _NUMBER.findall(found), strict=True):
+        if a == b:
+            continue
+        if "." not in a or "." not in b or len(a) > 40 or len(b) > 40:
+            return False
+        x, y = float(a.replace(",", "")), float(b.replace(",", ""))
+        digits = max(len(text.partition("e")[0].partition(".")[2]) for text in (a, b))
+        exponent = int(a.partition("e")[2] or 0)
+        if abs(exponent) > 300 or abs(x - y) > 1.5 * 10.0 ** (exponent - digits):
+            return False
+    return True
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return printable(value, 120)
+
+
+def _listed(numbers: Sequence[int], most: int = 8) -> str:
+    text = ", ".join(map(str, numbers[:most]))
+    return text if len(numbers) <= most else f"{text} and {len(numbers) - most} more"
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
+    """Read a bundle's members; form and limits are checked, what they say is not.
+
+    Raises
+    ------
+    InputError
+        A member is missing, superfluous, too large or not of its form.
+    """
+    members, label = archive.members, archive.label
+
+    def member(name: str) -> bytes:
+        if name not in members:
+            raise InputError(f"{label} has no {name}: it is no bundle, or not a whole one")
+        return members[name]
+
+    def named(name: str) -> str:
+        return f"{label}: {name}"
+
+    manifest = parse_model(
+        Manifest, member("manifest.json"), named("manifest.json"), MAX_COMMITMENT_BYTES
+    )
+    odd = set(manifest.members) ^ (set(members) - {"manifest.json"})
+    if odd:
+        raise InputError(
+            f"{label}: {printable(sorted(odd)[0])!r} is in the manifest or in the archive, but not "
+            "in both: it is refused"
+        )
+    commitment = Commitment.from_bytes(member("commitment.json"), named("commitment.json"))
+    account = parse_model(
+        Account, member("account.json"), named("account.json"), MAX_COMMITMENT_BYTES
+    )
+    evidence = _read_evidence(member("evidence.json"), named("evidence.json"))
+    check_statistic(commitment.statistic)
+    n = commitment.design.n
+    if n * commitment.n_resamples > max_work:
+        raise InputError(
+            f"{label}: {n:,} examples × {commitment.n_resamples:,} permutations are more work than "
+            f"allowed ({max_work:,}): raise the limit (--max-work) if that is meant"
+        )
+    rows, transcript, marks, sealed = _read_order(
+        member("order.parquet"), named("order.parquet"), commitment, account
+    )
+    scores = {
+        entry.role: _read_scores(
+            member(f"scores/{entry.role}.parquet"),
+            named(f"scores/{entry.role}.parquet"),
+            n,
+            transcript if entry.bound else None,
+        )
+        for entry in account.scores
+    }
+    roles = [entry.role for entry in account.scores]
+    wanted = [
+        "suspect",
+        *(f"reference-{i + 1}" for i in range(len(commitment.references))),
+        *(f"placebo-{i + 1}" for i in range(len(commitment.placebos))),
+    ]
+    if roles != wanted:
+        raise InputError(
+            f"{label}: its scores are of {printable(', '.join(roles))}, and the commitment wants "
+            f"{', '.join(wanted)}: it is refused"
+        )
+    stamps = []
+    for entry in account.time_stamps:
+        if not re.fullmatch(r"time-stamps/[1-9][0-9]?\.(ots|tsr)", entry.member):
+            raise InputError(f"{label}: {printable(entry.member)!r} is no time-stamp's name")
+        stamp = TimeStamp.from_bytes(entry.name, member(entry.member), commitment)
+        if {"member": entry.member, **stamp.account} != entry.model_dump():
+            raise InputError(f"{label}: {entry.member} is not what the account says: it is refused")
+        stamps.append(stamp)
+    reveal = None
+    if "revealed.json" in members:
+        reveal = Reveal.from_bytes(members["revealed.json"], named("revealed.json"))
+    known = {"commitment.json", "evidence.json", "account.json", "order.parquet", "proof.bin"}
+    known |= {"manifest.json", "revealed.json", *(f"scores/{role}.parquet" for role in roles)}
+    known |= {entry.member for entry in account.time_stamps}
+    if set(members) - known:
+        odd_name = sorted(set(members) - known)[0]
+        raise InputError(f"{label}: {odd_name!r} belongs to no bundle: it is refused")
+    return BundleContents(
+        archive,
+        manifest,
+        commitment,
+        account,
+        evidence,
+        rows,
+        transcript,
+        marks,
+        sealed,
+        member("proof.bin"),
+        scores,
+        tuple(stamps),
+        reveal,
+    )
+
+
+def _read_evidence(data: bytes, what: str) -> Mapping[str, Any]:
+    content = strict_json(data, what, MAX_EVIDENCE_BYTES)
+    if not isinstance(content, Mapping) or content.get("format") != EVIDENCE_FORMAT:
+        raise InputError(f"{what} is not evidence of the form {EVIDENCE_FORMAT!r}: it is refused")
+    if content.get("test") != "query":
+        raise InputError(f"{what} is of another test than the query test: it is refused")
+    return content
+
+
+def _read_order(
+    data: bytes, what: str, commitment: Commitment, account: Account
+) -> tuple[Ints, ClaimedTranscript, bytes, bytes]:
+    n = commitment.design.n
+    table = _read_table(
+        data,
+        what,
+        n,
+        {
+            "row": pa.int64(),
+            "position": pa.int64(),
+            "stratum": pa.int64(),
+            "sealed": pa.binary(HASH_BYTES),
+        },
+        {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)},
+    )
+    rows = table.column("row").to_numpy().astype(np.int64)
+    if len(np.unique(rows)) != n or rows.min() < 0 or rows.max() >= commitment.transcript.rows:
+        raise InputError(f"{what}: row numbers are not distinct rows of the transcript")
+    known = "mark" in table.column_names
+    raw = b"".join(table.column("mark").to_pylist()) if known else bytes(n * MARK_BYTES)
+    marks = np.frombuffer(raw, dtype=np.uint8).reshape(n, MARK_BYTES)
+    try:
+        claim = commitment.claim
+    except InputError as error:
+        raise InputError(f"{what}: the committed {error}") from error
+    transcript = ClaimedTranscript(
+        table.column("position").to_numpy().astype(np.int64),
+        table.column("stratum").to_numpy().astype(np.int64),
+        table.column("unit").to_numpy().astype(np.int64) if "unit" in table.column_names else None,
+        "none",
+        claim,
+        account.source,
+        np.arange(n, dtype=np.int64),
+        account.blocks,
+        account.exposure_groups,
+        None,
+        None,
+        marks if known else None,
+        {claim.rows_sha256: claim for claim in account.content},
+    )
+    return rows, transcript, raw, b"".join(table.column("sealed").to_pylist())
+
+
+def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) -> Scores:
+    _read_table(
+        data,
+        what,
+        n,
+        {"loglik_sum": pa.float64(), "n_tokens": pa.int32()},
+        {"token_logliks": pa.large_list(pa.float32())},
+        check_identity=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.parquet"
+        path.write_bytes(data)
+        try:
+            scores = Scores.read(path)
+        except InputError as error:
+            raise InputError(f"{what}: {str(error).replace(str(path), 'the table')}") from error
+    return scores if transcript is None else replace(scores, digests=transcript.row_digests)
+
+
+_WIDTHS = {1: 4, 2: 8, 4: 4, 5: 8}  # INT32, INT64, FLOAT, DOUBLE
+
+
+def _read_table(
+    data: bytes,
+    what: str,
+    n: int,
+    required: Mapping[str, pa.DataType],
+    optional: Mapping[str, pa.DataType],
+    check_identity: bool = False,
+) -> pa.Table:
+    """A Parquet table of known columns, none of which can hold more than the file's size allows."""
+    footer = read_footer(data, what)
+    if footer.rows != n:
+        raise InputError(f"{what} says that it has {footer.rows:,} rows, not {n:,}")
+    _check_sizes(footer, len(data), what)
+    try:
+        reader = pq.ParquetFile(
+            pa.BufferReader(data),
+            thrift_string_size_limit=16 * 1024**2,
+            thrift_container_size_limit=100_000,
+        )
+        schema = reader.schema_arrow
+        names = list(schema.names)
+        known = {**required, **optional}
+        if len(set(names)) != len(names) or not set(required) <= set(names) <= set(known):
+            raise InputError(
+                f"{what} has the columns {printable(', '.join(names), 120)}, not those of its kind"
+            )
+        wrong = next((name for name in names if schema.field(name).type != known[name]), None)
+        if wrong is not None:
+            raise InputError(
+                f"{what}: column {wrong} is of type {printable(schema.field(wrong).type, 60)}, not "
+                f"{known[wrong]}"
+            )
+        if check_identity:
+            _check_metadata((schema.metadata or {}).get(METADATA_KEY, b""), what)
+        table = reader.read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} cannot be read ({printable(error, 120)})") from error
+    if table.num_rows != n or any(column.null_count for column in table.columns):
+        raise InputError(f"{what} has {table.num_rows:,} rows or gaps, not {n:,} whole rows")
+    return table
+
+
+def _check_sizes(footer: Footer, size: int, what: str) -> None:
+    for chunk in footer.columns:
+        if not chunk.plain or chunk.stored != chunk.unpacked:
+            raise InputError(f"{what} is compressed, and tables of a bundle are not")
+        if chunk.values * _WIDTHS.get(chunk.physical_type, 1) > chunk.stored:
+            raise InputError(
+                f"{what} says that it has {chunk.values:,} values in {chunk.stored:,} bytes, where "
+                "they do not fit"
+            )
+    total = sum(chunk.stored for chunk in footer.columns)
+    if total > size:
+        raise InputError(f"{what} says that it has {total:,} bytes of columns in {size:,} bytes")
+
+
+def _check_metadata(raw: bytes, what: str) -> None:
+    content = strict_json(raw or b"{}", f"{what}: its metadata", MAX_COMMITMENT_BYTES)
+    identity = content.get("identity") if isinstance(content, Mapping) else None
+    caveats = content.get("caveats", []) if isinstance(content, Mapping) else None
+    try:
+        TypeAdapter(ScorerIdentity).validate_json(json.dumps(identity), strict=True)
+        TypeAdapter(list[str]).validate_python(caveats, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{what}: its metadata do not say who scored") from error
+    if not isinstance(content.get("key"), str):
+        raise InputError(f"{what}: its metadata have no key")
+
+
+def environment() -> dict[str, str]:
+    """Versions that a bundle was made with."""
+    return {**software(), "pyarrow": pa.__version__}
