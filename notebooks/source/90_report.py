@@ -20,6 +20,7 @@ source = "recorded"
 output_dir = ""
 suspect = "derivative"
 references = "reference-same,reference-other"
+statistic = "spearman"
 n_resamples = 9999
 alpha = 0.001
 smallest_effect = 0.0
@@ -56,12 +57,13 @@ print(f"independent models tested as placebos: {', '.join(placebos) or 'none'}")
 # fixed beforehand: a quarter of what the same queries show on the owner's own model.
 
 # %%
-own = query_test(run.transcript, run.scores("alice"), chosen, seed=seed)
+own = query_test(run.transcript, run.scores("alice"), chosen, statistic, seed=seed)
 smallest = smallest_effect or round(own.statistic / 4, 4)
 evidence = query_test(
     run.transcript,
     run.scores(suspect),
     chosen,
+    statistic,
     n_resamples=n_resamples,
     seed=seed,
     alpha=alpha,
@@ -71,8 +73,9 @@ evidence = query_test(
 print(f"{suspect}: {evidence.verdict}")
 
 # %%
-curves = {suspect: query_contrast(run.scores(suspect), chosen)}
-curves.update({name: query_contrast(run.scores(name), chosen) for name in placebos})
+curves = {}
+for name in (suspect, *placebos):
+    curves[name] = query_contrast(run.scores(name), chosen, statistic, run.transcript, seed)
 figures.show(figures.memorisation_curve(run.transcript.positions, curves))
 
 # %%
@@ -110,7 +113,7 @@ controls = {}
 for name in ("independent", "reference-same", "reference-other"):
     refs = [run.scores(r) for r in reference_names if r != name]
     controls[name] = query_test(
-        run.transcript, run.scores(name), refs, seed=seed, smallest_effect=smallest
+        run.transcript, run.scores(name), refs, statistic, seed=seed, smallest_effect=smallest
     )
     e = controls[name]
     print(f"{name:<16} exact p {e.pvalue:.4f}, z {e.z:+.2f}: {e.verdict}")
