@@ -257,6 +257,19 @@ def test_settings_of_the_servers_sampler_are_sent_and_part_of_who_scored(server)
     assert any("server's own" in line for line in plain.remarks())
 
 
+@pytest.mark.parametrize("kind", [ChatScorer, SampledScorer])
+def test_a_chat_that_wants_the_newer_name_of_the_limit_is_understood(kind, server):
+    t = transcript_of(6)
+    options = {"access": "chat", "places": 2}
+    with server.running() as url:
+        plain = score_transcript(t, kind(url, "m", **options, **FAST))
+    newer = Server(server.model, newer_limit=True)
+    with newer.running() as url:
+        other = score_transcript(t, kind(url, "m", **options, **FAST))
+    np.testing.assert_array_equal(plain.loglik_sum, other.loglik_sum)
+    assert newer.received - server.received <= 2  # what was refused
+
+
 def test_options_out_of_range():
     for kind, options in (
         (SampledScorer, {"match": "most"}),

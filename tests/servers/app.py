@@ -86,6 +86,7 @@ class Server:
     key: str | None = None
     refusal: tuple[int, Any] | None = None
     most_prompts: int | None = None
+    newer_limit: bool = False  # a chat takes max_completion_tokens alone
     # how it says that these are too many, or that it takes no ids
     complaint: tuple[int, str | None] = (400, None)
     delay: float = 0.0
@@ -226,6 +227,13 @@ class Server:
         return _reply("text_completion", body, choices, used)
 
     def _talk(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
+        if self.newer_limit:
+            if "max_tokens" in body:
+                raise _Unsupported(
+                    "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+                    "'max_completion_tokens' instead."
+                )
+            body = {**body, "max_tokens": body["max_completion_tokens"]}
         prompt = body["messages"][-1]["content"]
         # an assistant begins its answer with a word: the space at the seam is understood
         ids = model.encode(prompt + " ")

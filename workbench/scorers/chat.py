@@ -188,14 +188,18 @@ class ChatScorer(RemoteScorer):
             return
         name = f"{self.endpoint.model} at {self.endpoint.base_url}"
         texts = ("The capital of France is", "one two three four one two three four one two three")
-        items = [self._item(text, self._listed_if_any) for text in texts]
         answers: list[dict[str, float]] = [{}]
         for attempt in range(PROBE_ROUNDS):  # a fault in passing must not condemn a server
+            items = [self._item(text, self._listed_if_any) for text in texts]
             try:
                 answers = self.endpoint.ask(
                     self.prompts.path, items, bundle=self.bundle, fresh=attempt > 0
                 )
             except RefusedError as error:
+                other = self.prompts.otherwise(error)
+                if other is not None:
+                    self.prompts = other
+                    continue
                 if error.status not in (400, 422):
                     raise
                 raise InputError(
@@ -260,7 +264,7 @@ class ChatScorer(RemoteScorer):
     def _item(self, text: str, read: Any) -> Item[dict[str, float]]:
         chat = self.prompts.access == "chat"
         ask = {"logprobs": True, "top_logprobs": self.top} if chat else {"logprobs": self.top}
-        body = {**self.prompts.body(text), **ask, "max_tokens": 1, "temperature": 0}
+        body = {**self.prompts.body(text), **ask, self.prompts.limit: 1, "temperature": 0}
         return Item(body, read, self.prompts.most_tokens(text), 1)
 
     def _listed(self, choice: Mapping[str, Any]) -> dict[str, float]:

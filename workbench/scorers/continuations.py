@@ -8,13 +8,14 @@ learnt, by what a reference model says of the text. Sends nothing, and reads no 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
+from workbench.scorers.endpoint import RefusedError
 from workbench.scorers.passages import Passages
 
 __all__ = ["INSTRUCTION", "Gap", "Prompts", "by_row", "gaps_of", "places_of"]
@@ -125,11 +126,15 @@ class Prompts:
     prefill : bool
         Begin the chat's answer with the text, as vLLM understands it
         (``continue_final_message``), so that the model goes on in the middle of it.
+    limit : str
+        How the server calls the number of tokens that may be generated: ``max_tokens``, or
+        ``max_completion_tokens`` where it refuses that; found out by the first question.
     """
 
     access: str = "chat"
     instruction: str = INSTRUCTION
     prefill: bool = False
+    limit: str = "max_tokens"
 
     def __post_init__(self) -> None:
         if self.access not in ACCESS:
@@ -172,6 +177,16 @@ class Prompts:
                 {"role": "user", "content": text},
             ]
         }
+
+    def otherwise(self, error: RefusedError) -> "Prompts | None":
+        """These prompts with the limit that a server asks for in its refusal; None if it does not.
+
+        What is generated is the same, and so are identities of scores.
+        """
+        other = "max_completion_tokens"
+        if error.status in (400, 422) and self.limit != other and other in str(error):
+            return replace(self, limit=other)
+        return None
 
     def most_tokens(self, text: str) -> int:
         """Upper limit of the prompt's tokens: one per byte, and room for the chat's template."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.errors import InputError
 from workbench.scorers.continuations import INSTRUCTION, Gap, Prompts, by_row, gaps_of, places_of
-from workbench.scorers.endpoint import BadAnswerError, Item
+from workbench.scorers.endpoint import BadAnswerError, Item, RefusedError
 from workbench.scorers.passages import Passages
 from workbench.scorers.remote import RemoteOptions, RemoteScorer
 from workbench.scores import Scores, check_aligned
@@ -155,7 +155,8 @@ class SampledScorer(RemoteScorer):
         self.draws = 1 if temperature == 0 else draws
         self.sampling = dict(sampling or {})
         reserved = sorted(
-            {"prompt", "messages", "model", "seed", "max_tokens"} & set(self.sampling)
+            {"prompt", "messages", "model", "seed", "max_tokens", "max_completion_tokens"}
+            & set(self.sampling)
         )
         if reserved:
             raise InputError(f"sampling sets {reserved[0]}, which is the scorer's: leave it out")
@@ -319,7 +320,7 @@ class SampledScorer(RemoteScorer):
     def _item(self, text: str, draw: int) -> Item[str]:
         body = {
             **self.prompts.body(text),
-            "max_tokens": self.new_tokens,
+            self.prompts.limit: self.new_tokens,
             "temperature": self.temperature,
             **({"top_p": 1} if self.temperature > 0 else {}),
             **self.sampling,
@@ -331,9 +332,16 @@ class SampledScorer(RemoteScorer):
     def steadiness(self) -> list[str]:
         """The likeliest continuation of a canary, asked anew."""
         text = "one two three four one two three four one two three"
-        body = {**self.prompts.body(text), "max_tokens": 8, "temperature": 0, "seed": 0}
+        body = {**self.prompts.body(text), self.prompts.limit: 8, "temperature": 0, "seed": 0}
         item = Item(body, _said, self.prompts.most_tokens(text), 8)
-        return self.endpoint.ask(self.prompts.path, [item], fresh=True)
+        try:
+            return self.endpoint.ask(self.prompts.path, [item], fresh=True)
+        except RefusedError as error:
+            other = self.prompts.otherwise(error)
+            if other is None:
+                raise
+            self.prompts = other
+            return self.steadiness()
 
     def remarks(self) -> list[str]:
         """What the numbers are, and are not."""
