@@ -1,5 +1,6 @@
 # make report   train the lab's models if they are not cached, run the notebooks, write reports/
 # make test     every check of this project
+# make test-servers  what a real server answers: compiles llama.cpp once, some four minutes
 # make lab      JupyterLab on the first notebook
 # make bench    speed and power against peers; BENCH=--smoke runs each on tiny inputs only
 # make notebooks  execute notebooks/source/*.py into notebooks/*.ipynb, outputs included
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: report test lab bench notebooks clean
+.PHONY: report test test-servers lab bench notebooks clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -40,8 +41,14 @@ test: $(READY)
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
-	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet
+	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up.
+	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
+
+test-servers: $(READY)
+	@echo "compiling llama.cpp if it is not there: some four minutes on two cores"
+	$(PIP) install --quiet -c constraints.txt -e '.[servers]'
+	PALIMPSEST_TEST_SERVERS=1 $(BIN)/python -m pytest -rP -m servers tests/test_servers_llama.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -242,11 +242,27 @@ def test_samples_are_averaged_over_draws_and_come_once(server, ngrams):
     assert {b for v in scores.token_logliks for b in np.round(v * 200) / 200 - v} <= {0.0}
 
 
+def test_settings_of_the_servers_sampler_are_sent_and_part_of_who_scored(server):
+    server.keep_requests = True
+    t = Transcript.from_arrays([0, 1], texts=["one two three four", "five six seven eight"])
+    with server.running() as url:
+        one = SampledScorer(url, "m", sampling={"top_k": 0}, places=2, **FAST)
+        score_transcript(t, one)
+    drawn = [body for body in server.asked if body["temperature"] > 0]
+    assert drawn
+    assert all(body["top_p"] == 1 and body["top_k"] == 0 for body in drawn)
+    assert one.identity().settings["sampling"] == '{"top_k": 0}'
+    assert not any("server's own" in line for line in one.remarks())
+    plain = SampledScorer("http://a/v1", "m", places=2)
+    assert any("server's own" in line for line in plain.remarks())
+
+
 def test_options_out_of_range():
     for kind, options in (
         (SampledScorer, {"match": "most"}),
         (SampledScorer, {"draws": 0}),
         (SampledScorer, {"temperature": -1}),
+        (SampledScorer, {"sampling": {"seed": 3}}),
         (SampledScorer, {"access": "telepathy"}),
         (SampledScorer, {"prefill": True}),
         (ChatScorer, {"top": 0}),

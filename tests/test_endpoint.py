@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from servers.app import FAULTS, Server
+from servers.app import FAULTS, Server, _Unsupported
 
 from workbench.errors import InputError
 from workbench.scorers.answers import AnswerStore, Budget, BudgetSpentError, Spend
@@ -168,6 +168,34 @@ def test_a_server_that_keeps_failing_stops_the_run_with_its_words_and_keeps_what
         assert server.received == 7
         with one.answers() as store:
             assert len(store) == 4
+
+
+def test_a_server_that_takes_one_prompt_gets_one():
+    server = Server(Echo(), keep_requests=True, most_prompts=1, complaint=(500, ""))
+    with server.running() as url:
+        one = endpoint(url, concurrency=1)
+        assert one.ask("completions", items(6), bundle=3) == ["b"] * 6
+        assert [len(b["prompt"]) for b in server.asked] == [3, 3, 3, 1, 2, 1, 1, 1, 1, 1]
+        assert one.ask("completions", items(9), bundle=9) == ["b"] * 9
+        assert [len(b["prompt"]) for b in server.asked[10:]] == [1, 1, 1]
+        with one.answers() as store:
+            assert store.spend.completion_tokens == 9
+
+
+def test_a_server_out_of_order_for_a_while_still_gets_bundles():
+    class OutOfOrder(Server):
+        def _complete(self, model, body):
+            if self.received <= 3:
+                raise _Unsupported("out of order")
+            return super()._complete(model, body)
+
+    server = OutOfOrder(Echo(), keep_requests=True, complaint=(500, None))
+    with server.running() as url:
+        one = endpoint(url, concurrency=1)
+        assert one.ask("completions", items(6), bundle=6) == ["b"] * 6
+        assert [len(b["prompt"]) for b in server.asked] == [6, 6, 6, 1, 5]
+        assert one.ask("completions", [item("x"), item("y")], bundle=2) == ["y", "z"]
+        assert len(server.asked[-1]["prompt"]) == 2
 
 
 def test_nobody_there_is_one_sentence():

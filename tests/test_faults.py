@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from servers.app import FAULTS, Server
@@ -168,6 +169,27 @@ def palimpsest(*arguments, home) -> subprocess.CompletedProcess:
     )
 
 
+def a_notebook(folder, url, transcript):
+    """As a user would write it who asks an endpoint from a notebook."""
+    cells = [
+        'output_dir = ""',
+        "from pathlib import Path\n\n"
+        "from workbench import CompletionsScorer, Transcript, query_test, score_transcript\n\n"
+        f"transcript = Transcript.read({str(transcript)!r})\n"
+        f"scorer = CompletionsScorer({url!r}, 'bob', api_key_env='BOB_KEY')\n"
+        "scores = score_transcript(transcript, scorer, progress=True)\n"
+        "evidence = query_test(transcript, scores)\n"
+        "evidence.write(Path(output_dir) / 'evidence' / 'bob.json')\n"
+        "print(scorer, scorer.endpoint, scores.caveats)\n"
+        "evidence",
+    ]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(nb, str(folder / "own.ipynb"))
+    return folder / "own.ipynb"
+
+
 @pytest.mark.slow
 def test_the_command_line_asks_an_endpoint_and_no_secret_is_written(ngrams, tmp_path):
     home, results = tmp_path / "home", tmp_path / "results"
@@ -200,6 +222,17 @@ def test_the_command_line_asks_an_endpoint_and_no_secret_is_written(ngrams, tmp_
         said += tested.stdout + tested.stderr
         evidence = json.loads((results / "evidence.json").read_text())
         assert any("owner's word" in caveat for caveat in evidence["caveats"])
+        planned = palimpsest(
+            "plan", "--endpoint", url, "--model", "bob", "--transcript", transcript,
+            "--api-key-env", "BOB_KEY", "--pilot", 30, "--out", results / "plan.json", home=home,
+        )  # fmt: skip
+        assert planned.returncode == 0, planned.stderr
+        reported = palimpsest(
+            "report", a_notebook(results, url, transcript), "--out", results / "reports", home=home
+        )
+        assert reported.returncode == 0, reported.stderr
+        assert list((results / "reports").rglob("*.html"))
+        said += planned.stdout + planned.stderr + reported.stdout + reported.stderr
         server.key = "somebody else's"  # and the server repeats what it was given
         refused = palimpsest(
             "score", "--endpoint", url, "--model", "eve", "--transcript", transcript,

@@ -20,6 +20,7 @@ EXPECTED = {
     "04_reshuffle_test",
     "05_calibration_and_power",
     "06_bring_your_own",
+    "07_black_box",
     "90_report",
 }
 LONGEST_CELL = 15

@@ -10,7 +10,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from workbench import panels
+from workbench.costs import QueryCost
 from workbench.errors import InputError
+from workbench.independence import KnownEffect, QueryPlan
 from workbench.lab.observations import Observations, SiblingScores
 from workbench.lab.runs import Run
 from workbench.ngrams import CountSettings, NgramCounts
@@ -112,9 +114,18 @@ def make_observations(names: tuple[str, ...] = ("alice", "derivative", "independ
     )
 
 
+def make_plans(names: tuple[str, ...] = ("echo", "sampled")) -> dict[str, QueryPlan]:
+    effects = (KnownEffect(0.3, 0.2, 0.4, 0.9, 300, "pilot"), KnownEffect.known(-0.01))
+    cost = QueryCost(requests=0.1, prompt_tokens=70, completion_tokens=4)
+    return {
+        name: QueryPlan(name, "spearman", (), 1e-8, 0.9, effect, cost)
+        for name, effect in zip(names, effects, strict=False)
+    }
+
+
 def make(name: str) -> Panel:
     maker, opened = PANELS[name]
-    given = {"run": make_run, "observations": make_observations}
+    given = {"run": make_run, "observations": make_observations, "plans": make_plans}
     return maker(given[opened]()) if opened else maker()
 
 
@@ -361,6 +372,24 @@ def test_reshuffle_panel_gives_the_public_functions_answer() -> None:
     )
     assert f"rank p, exact | {expected.pvalue:.3f} (rank {expected.details['rank']})" in panel.text
     assert f"model-based p, Student's t | {expected.pvalue_model:.2g}" in panel.text
+
+
+def test_plan_panel_gives_the_plans_own_numbers() -> None:
+    plans = make_plans()
+    panel = panels.plan_panel(plans)
+    plan = plans["echo"]
+    low, high = plan.interval
+    assert f"echo | {plan.queries:,} ({low:,} to {high:,})" in panel.text
+    assert "sampled | beyond any number" in panel.text
+    panel.controls["digits"].value = 4
+    panel.controls["prompt_price"].value = 2.0
+    panel.controls["completion_price"].value = 6.0
+    cheaper = plan.for_target(1e-4)
+    money = cheaper.queries * (70 * 2 + 4 * 6) / 1e6
+    assert f"echo | {cheaper.queries:,} (" in panel.text
+    assert f" | {money:,.2f}" in panel.text
+    panel.controls["shown"].value = ()
+    assert panel.text.startswith("no form of access is chosen")
 
 
 @pytest.mark.parametrize("name", ON_RUNS)

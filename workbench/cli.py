@@ -4,7 +4,9 @@ Exit status: 0 ran (whatever the verdict), 1 a notebook failed, 2 bad input, 3 c
 130 interrupted.
 """
 
+import contextlib
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -96,6 +98,45 @@ EndpointOption = Annotated[
         "--endpoint",
         help="Address of an OpenAI-compatible server that serves the model, such as "
         "http://localhost:8000/v1.",
+    ),
+]
+AccessOption = Annotated[
+    str,
+    typer.Option(
+        help="With --endpoint: completions (likelihoods of prompts), chat (likeliest next tokens) "
+        "or sampled (text only)."
+    ),
+]
+ThroughOption = Annotated[
+    str | None, typer.Option(help="Where chat and sampled access ask: chat or completions.")
+]
+FormOption = Annotated[
+    str, typer.Option(help="Of completions: auto, echo, prompt_logprobs, token_ids.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env", help="Name of the environment variable that holds the endpoint's key."
+    ),
+]
+MaxRequestsOption = Annotated[int | None, typer.Option(help="Hard limit, failures included.")]
+MaxTokensOption = Annotated[int | None, typer.Option(help="Hard limit.")]
+MaxMoneyOption = Annotated[float | None, typer.Option(help="Hard limit; needs the prices.")]
+PromptPriceOption = Annotated[float | None, typer.Option(help="Per million prompt tokens.")]
+CompletionPriceOption = Annotated[float | None, typer.Option(help="Per million completion tokens.")]
+ConcurrencyOption = Annotated[int, typer.Option(help="Requests under way at a time.")]
+BundleOption = Annotated[int, typer.Option(help="Prompts per request.")]
+PlacesOption = Annotated[int, typer.Option(help="Of chat and sampled access, per example.")]
+TopOption = Annotated[int, typer.Option(help="Likeliest tokens that chat access asks for.")]
+DrawsOption = Annotated[int, typer.Option(help="Samples per place.")]
+TemperatureOption = Annotated[float, typer.Option(help="Of sampled access.")]
+OnChangeOption = Annotated[
+    str, typer.Option(help="If the model behind the endpoint changes: warn or stop.")
+]
+PlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", help="File of 'palimpsest plan': only the examples that it gives to the test."
     ),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the evidence as JSON.")]
@@ -255,6 +296,27 @@ def lab_siblings(
     typer.echo(f"--released {made.released}")
 
 
+@lab_app.command("serve")
+def lab_serve(
+    model: Annotated[str, typer.Option(help="A model of the recipe's run.")] = "derivative",
+    recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
+    port: Annotated[int, typer.Option(help="On this machine only.")] = 8000,
+    quiet: QuietOption = False,
+) -> None:
+    """Serve a lab model as an OpenAI-compatible endpoint, until it is interrupted."""
+    from workbench import lab
+
+    run = lab.open_run(recipe, progress=not quiet)
+    if model not in run.folders:
+        raise InputError(
+            f"{model!r} is no model of the run: choose one of {', '.join(run.folders)}"
+        )
+    with lab.serving(run.folders[model], port) as url:
+        typer.echo(f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
 @lab_app.command("list")
 def lab_list() -> None:
     """List the trained models in the cache."""
@@ -296,11 +358,21 @@ def lab_record(
             "--observations", help="Record n-gram counts and siblings' scores of sampled texts."
         ),
     ] = False,
+    access: Annotated[
+        bool,
+        typer.Option("--access", help="Record scores and costs through every form of access."),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a run's scores (numbers and provenance, no text) for people without the models."""
     from workbench import lab
 
+    if access:
+        if observations:
+            raise InputError("--access and --observations are two recordings: make one at a time")
+        asked = lab.open_access(recipe, full=True, progress=not quiet)
+        typer.echo(f"wrote {lab.record_access(asked, out)}")
+        return
     if observations:
         if out.suffix:
             raise InputError(f"--out {out} has the ending {out.suffix}: name a folder")
@@ -388,41 +460,24 @@ def score(
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     endpoint: EndpointOption = None,
-    access: Annotated[
-        str,
-        typer.Option(
-            help="With --endpoint: completions (likelihoods of prompts), chat (likeliest next "
-            "tokens) or sampled (text only)."
-        ),
-    ] = "completions",
-    through: Annotated[
-        str | None,
-        typer.Option(help="Where chat and sampled access ask: chat or completions."),
-    ] = None,
-    form: Annotated[
-        str, typer.Option(help="Of completions: auto, echo, prompt_logprobs, token_ids.")
-    ] = "auto",
+    access: AccessOption = "completions",
+    through: ThroughOption = None,
+    form: FormOption = "auto",
     tokenizer: TokenizerOption = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(help="Name of the environment variable that holds the endpoint's key."),
-    ] = None,
-    max_requests: Annotated[int | None, typer.Option(help="Hard limit, failures included.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Hard limit.")] = None,
-    max_money: Annotated[float | None, typer.Option(help="Hard limit; needs the prices.")] = None,
-    prompt_price: Annotated[float | None, typer.Option(help="Per million prompt tokens.")] = None,
-    completion_price: Annotated[
-        float | None, typer.Option(help="Per million completion tokens.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at a time.")] = 4,
-    bundle: Annotated[int, typer.Option(help="Prompts per request.")] = 16,
-    places: Annotated[int, typer.Option(help="Of chat and sampled access, per example.")] = 8,
-    top: Annotated[int, typer.Option(help="Likeliest tokens that chat access asks for.")] = 20,
-    draws: Annotated[int, typer.Option(help="Samples per place.")] = 4,
-    temperature: Annotated[float, typer.Option(help="Of sampled access.")] = 1.0,
-    on_change: Annotated[
-        str, typer.Option(help="If the model behind the endpoint changes: warn or stop.")
-    ] = "warn",
+    api_key_env: KeyOption = None,
+    max_requests: MaxRequestsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_money: MaxMoneyOption = None,
+    prompt_price: PromptPriceOption = None,
+    completion_price: CompletionPriceOption = None,
+    concurrency: ConcurrencyOption = 4,
+    bundle: BundleOption = 16,
+    places: PlacesOption = 8,
+    top: TopOption = 20,
+    draws: DrawsOption = 4,
+    temperature: TemperatureOption = 1.0,
+    on_change: OnChangeOption = "warn",
+    plan: PlanOption = None,
     keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
@@ -440,6 +495,8 @@ def score(
 
     _check_workers(cluster, workers)
     examples = _read_transcript(transcript, column, split)
+    if plan is not None:
+        examples = _planned(plan, examples)
     scorer: Any
     if endpoint is None:
         scorer = CausalLMScorer(
@@ -465,20 +522,16 @@ def score(
                 "revision, bos, dtype and device are the server's business: leave them out with "
                 "--endpoint"
             )
-        asked: dict[str, Any] = {
-            "completions": {"form": form},
-            "chat": {"top": top, "places": places},
-            "sampled": {"draws": draws, "temperature": temperature, "places": places},
-        }
-        if access not in asked:
-            raise InputError(f"access {access!r} is unknown: use one of {', '.join(asked)}")
-        if through is not None:
-            if access == "completions":
-                raise InputError("--through is of chat and sampled access: leave it out")
-            asked[access]["access"] = through
-        scorer = _scorer_of(access)(
+        scorer = _endpoint_scorer(
             endpoint,
             model,
+            access=access,
+            through=through,
+            form=form,
+            places=places,
+            top=top,
+            draws=draws,
+            temperature=temperature,
             tokenizer=tokenizer,
             prefix=prefix,
             length=length,
@@ -487,7 +540,6 @@ def score(
             on_change=on_change,
             api_key_env=api_key_env,
             budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
-            **asked[access],
         )
     scores = score_transcript(
         examples,
@@ -506,15 +558,172 @@ def score(
         typer.echo(f"note: {caveat}")
 
 
-def _scorer_of(access: str) -> Any:
+def _endpoint_scorer(
+    endpoint: str,
+    model: str,
+    *,
+    access: str,
+    through: str | None,
+    form: str,
+    places: int,
+    top: int,
+    draws: int,
+    temperature: float,
+    **options: Any,
+) -> Any:
+    """The scorer of a way of access, with the options that it has."""
     from workbench.scorers import SCORERS
 
+    asked: dict[str, dict[str, Any]] = {
+        "completions": {"form": form},
+        "chat": {"top": top, "places": places},
+        "sampled": {"draws": draws, "temperature": temperature, "places": places},
+    }
+    if access not in asked:
+        raise InputError(f"access {access!r} is unknown: use one of {', '.join(asked)}")
+    if through is not None:
+        if access == "completions":
+            raise InputError("--through is of chat and sampled access: leave it out")
+        asked[access]["access"] = through
     try:
-        return SCORERS[access].load()
+        kind = SCORERS[access].load()
     except ImportError as error:
         raise InputError(
             "an endpoint needs the libraries that ask it: pip install 'palimpsest-workbench[api]'"
         ) from error
+    return kind(endpoint, model, **options, **asked[access])
+
+
+def _planned(plan: Path, examples: Transcript) -> Transcript:
+    from workbench.independence import QueryPlan
+
+    return QueryPlan.read(plan).test_examples(examples)
+
+
+@app.command("plan")
+def plan_command(
+    transcript: TranscriptOption,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Hub id or folder of a causal language model; with --endpoint, its name there."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="JSON file of the plan to write.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scores file, model, or column loss:NAME / loglik:NAME; may be repeated."
+        ),
+    ] = None,
+    effect: Annotated[
+        str | None,
+        typer.Option(
+            help="No pilot, nothing is asked: a rank correlation, or a query test's --json file."
+        ),
+    ] = None,
+    pilot: Annotated[
+        int, typer.Option(help="Examples asked about now, and excluded from the test.")
+    ] = 300,
+    pvalue: Annotated[float, typer.Option(help="To be reached.")] = 1e-8,
+    power: Annotated[float, typer.Option(help="Probability of reaching it.")] = 0.9,
+    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")] = "spearman",
+    seed: Annotated[int, typer.Option(help="Of the draw of examples.")] = 0,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    endpoint: EndpointOption = None,
+    access: AccessOption = "completions",
+    through: ThroughOption = None,
+    form: FormOption = "auto",
+    tokenizer: TokenizerOption = None,
+    api_key_env: KeyOption = None,
+    max_requests: MaxRequestsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_money: MaxMoneyOption = None,
+    prompt_price: PromptPriceOption = None,
+    completion_price: CompletionPriceOption = None,
+    concurrency: ConcurrencyOption = 4,
+    bundle: BundleOption = 16,
+    places: PlacesOption = 8,
+    top: TopOption = 20,
+    draws: DrawsOption = 4,
+    temperature: TemperatureOption = 1.0,
+    on_change: OnChangeOption = "warn",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """How many queries, requests, tokens, hours and how much money will a test need?"""
+    from workbench.independence.plan import Pilot
+    from workbench.pilot import plan_query
+    from workbench.scorers import Budget, CausalLMScorer, open_scores
+
+    if (prompt_price is None) != (completion_price is None):
+        raise InputError("one price is missing: give --prompt-price and --completion-price")
+    examples = _read_transcript(transcript, column, split)
+    suspect: Any
+    if endpoint is None:
+        suspect = CausalLMScorer(model, prefix=prefix, length=length)
+    else:
+        suspect = _endpoint_scorer(
+            endpoint,
+            model,
+            access=access,
+            through=through,
+            form=form,
+            places=places,
+            top=top,
+            draws=draws,
+            temperature=temperature,
+            tokenizer=tokenizer,
+            prefix=prefix,
+            length=length,
+            bundle=bundle,
+            concurrency=concurrency,
+            on_change=on_change,
+            api_key_env=api_key_env,
+            budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
+        )
+    known = None if effect is None else _effect(effect)
+    references: list[Any] = []
+    if known is None and reference:
+        # Models score no more than the pilot; a file of scores is of the whole transcript.
+        few, _ = Pilot(examples.fingerprint, pilot, seed).split(examples)
+        references = [
+            open_scores(
+                spec,
+                examples if Path(spec).is_file() else few,
+                prefix=prefix,
+                length=length,
+                progress=not quiet,
+            )
+            for spec in reference
+        ]
+    made = plan_query(
+        examples,
+        suspect,
+        references,
+        effect=known,
+        statistic=statistic,
+        pvalue=pvalue,
+        power=power,
+        pilot=pilot,
+        prices=None
+        if prompt_price is None or completion_price is None
+        else (prompt_price, completion_price),
+        seed=seed,
+        progress=not quiet,
+    )
+    if out is not None:
+        made.write(out)
+    typer.echo(made.summary())
+
+
+def _effect(text: str) -> float | Evidence:
+    try:
+        return float(text)
+    except ValueError:
+        return Evidence.read(text)
 
 
 @test_app.command("query")
@@ -553,6 +762,7 @@ def test_query(
     subsample: Annotated[
         int | None, typer.Option(help="Test a random subset of this many examples.")
     ] = None,
+    plan: PlanOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -568,7 +778,11 @@ def test_query(
     claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = _read_transcript(transcript, column, split, claim)
     if subsample is not None:
+        if plan is not None:
+            raise InputError("--plan says which examples are tested: leave out --subsample")
         examples = examples.subsample(subsample, seed)
+    if plan is not None:
+        examples = _planned(plan, examples)
 
     encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
 

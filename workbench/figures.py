@@ -24,6 +24,7 @@ from scipy.stats import beta, kstwo, norm
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import query_contrast
+from workbench.independence.plan import QueryPlan
 from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
@@ -34,6 +35,7 @@ __all__ = [
     "count_curve",
     "evidence_lines",
     "evidence_vs_queries",
+    "evidence_vs_spend",
     "loss_curves",
     "memorisation_curve",
     "null_histogram",
@@ -460,6 +462,94 @@ def evidence_vs_queries(
         for name, values in z.items()
     )
     return _finish(figure, f"Evidence against the number of queries. {described}.")
+
+
+SPENDS = {
+    "queries": "queries (examples scored)",
+    "requests": "requests",
+    "tokens": "tokens, prompts and completions",
+    "hours": "hours",
+    "money": "money, in the currency of the prices",
+}
+
+
+def evidence_vs_spend(plans: Mapping[str, QueryPlan], by: str = "queries") -> Figure:
+    """Evidence to be expected against what it costs, one line per plan.
+
+    The band shows the interval of the effect; the point where a plan reaches its p-value with its
+    power is marked.
+
+    Parameters
+    ----------
+    plans : mapping of name to QueryPlan
+        All for the same p-value.
+    by : str
+        One of ``queries``, ``requests``, ``tokens``, ``hours``, ``money``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        Plans for several p-values; a spend that a plan does not know.
+    """
+    if by not in SPENDS:
+        raise InputError(f"by is {by!r}: choose one of {', '.join(SPENDS)}")
+    targets = {plan.pvalue for plan in plans.values()}
+    if len(targets) != 1:
+        raise InputError("the plans are for several p-values or none: give plans for the same one")
+    pvalue = targets.pop()
+    for name, plan in plans.items():
+        if plan.totals(1)[by] is None:
+            raise InputError(f"the plan {name!r} knows no {by}: measure it, or give its prices")
+    figure, axes = _axes()
+    colours = sns.color_palette("colorblind", max(7, len(plans)))
+    threshold = float(norm.isf(pvalue))
+    drawn, words = [], []
+    needed = [plan.queries for plan in plans.values() if plan.queries is not None]
+    most = 3 * max(needed, default=1000)
+    with matplotlib.style.context(STYLE):
+        for (name, plan), colour, marker, dash in zip(
+            plans.items(), colours, itertools.cycle(MARKERS), itertools.cycle(DASHES), strict=False
+        ):
+            ns = np.unique(np.geomspace(20, most, 60).astype(int))
+            spent = np.array([plan.totals(int(n))[by] for n in ns], dtype=np.float64)
+            z, low, high = (
+                plan.expected_z(ns, effect)
+                for effect in (plan.effect.per_unit, plan.effect.low, plan.effect.high)
+            )
+            axes.plot(spent, z, label=name, color=colour, linestyle=dash)
+            axes.fill_between(spent, low, high, color=colour, alpha=0.15, linewidth=0)
+            drawn.append(name)
+            if plan.queries is None:
+                words.append(f"{name}: no effect in the direction tested")
+                continue
+            total = plan.totals(plan.queries)[by]
+            at = float(plan.expected_z(plan.queries))
+            axes.plot([total], [at], marker=marker, color=colour, markersize=9, linestyle="none")
+            words.append(f"{name}: {total:,.4g} {by} with power {plan.power:g}")
+        axes.set_xscale("log")
+        # what lies far beyond the target would flatten everything else
+        axes.set_ylim(min(-1.0, axes.get_ylim()[0]), 2.2 * threshold)
+        axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
+        axes.text(
+            0.01,
+            threshold,
+            f"p = {pvalue:g}",
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            ha="left",
+            fontsize=12,
+            color="#444444",
+        )
+        axes.set_xlabel(SPENDS[by])
+        axes.set_ylabel("expected z (null sd)")
+        _legend_outside(axes, drawn)
+    return _finish(
+        figure, f"Evidence to be expected against {by}, to p = {pvalue:g}. {'; '.join(words)}."
+    )
 
 
 def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], smooth: int = 32) -> Figure:

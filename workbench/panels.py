@@ -7,7 +7,7 @@ public functions answer; it computes nothing that a cell could not. Reports leav
 import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -20,6 +20,7 @@ from workbench import figures
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import (
+    QueryPlan,
     partition_test,
     query_contrast,
     query_test,
@@ -38,6 +39,7 @@ __all__ = [
     "curve_panel",
     "design_panel",
     "partition_panel",
+    "plan_panel",
     "query_panel",
     "report_panel",
     "reshuffle_panel",
@@ -708,6 +710,85 @@ def design_panel() -> Panel:
     return Panel(controls, draw, "500px")
 
 
+def plan_panel(plans: Mapping[str, QueryPlan]) -> Panel:
+    """See what a p-value and a power cost through each form of access.
+
+    Parameters
+    ----------
+    plans : mapping of name to QueryPlan
+        One per form of access; their effects and costs are used, their targets and prices chosen
+        here.
+
+    Returns
+    -------
+    Panel
+    """
+    controls = {
+        **_number("digits", "p below 1e-", "Zeros of the p-value to be reached.", 8, 2, 30, 1),
+        **_number("power", "power", "Probability of reaching it.", 0.9, 0.5, 0.99, 0.01),
+        **_number(
+            "prompt_price",
+            "prompt price",
+            "Money per million prompt tokens.",
+            0.5,
+            0.0,
+            60.0,
+            0.05,
+        ),
+        **_number(
+            "completion_price",
+            "completion price",
+            "Money per million completion tokens.",
+            1.5,
+            0.0,
+            60.0,
+            0.05,
+        ),
+        **_choice(
+            "by",
+            "against",
+            "What the figure shows the evidence against.",
+            ("queries", "requests", "tokens", "money"),
+            "tokens",
+        ),
+        **_choices("shown", "access", "Forms of access to compare.", list(plans), list(plans)),
+    }
+
+    def draw(settings: Settings) -> _Content:
+        chosen = {
+            name: replace(
+                plans[name].for_target(10.0 ** -settings["digits"], settings["power"]),
+                price_per_million_prompt_tokens=settings["prompt_price"],
+                price_per_million_completion_tokens=settings["completion_price"],
+            )
+            for name in settings["shown"]
+        }
+        if not chosen:
+            raise InputError("no form of access is chosen: mark at least one")
+        rows = []
+        for name, plan in chosen.items():
+            if plan.queries is None:
+                rows.append((name, "beyond any number", "", "", ""))
+                continue
+            spent = plan.totals(plan.queries)
+            low, high = plan.interval
+            between = f"{low:,} to {high:,}" if low and high else "unbounded"
+            rows.append(
+                (
+                    name,
+                    f"{plan.queries:,} ({between})",
+                    f"{spent['requests']:,.0f}",
+                    f"{spent['tokens']:,.0f}",
+                    f"{spent['money']:,.2f}",
+                )
+            )
+        return _table(("access", "queries", "requests", "tokens", "money"), rows) + _pictures(
+            figures.evidence_vs_spend(chosen, settings["by"])
+        )
+
+    return Panel(controls, draw, "560px")
+
+
 def report_panel(run: Run) -> Panel:
     """Ask for the verdict on a suspect at a chosen level.
 
@@ -976,4 +1057,5 @@ PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "report": (report_panel, "run"),
     "partition": (partition_panel, "observations"),
     "reshuffle": (reshuffle_panel, "observations"),
+    "plan": (plan_panel, "plans"),
 }

@@ -1,1 +1,1 @@
-"""A small server of our own for tests: it checks faults, not compatibility with anybody's."""
+"""Servers for tests: one of our own for faults, and what is needed to run and quote real ones."""

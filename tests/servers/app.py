@@ -46,6 +46,7 @@ LIES = (
     "base 10",
     "noise",
     "later tokens",
+    "again",
     "nothing",
 )
 
@@ -85,6 +86,8 @@ class Server:
     key: str | None = None
     refusal: tuple[int, Any] | None = None
     most_prompts: int | None = None
+    # how it says that these are too many, or that it takes no ids
+    complaint: tuple[int, str | None] = (400, None)
     delay: float = 0.0
     under_way: int = 0
     most_under_way: int = 0
@@ -163,7 +166,9 @@ class Server:
         try:
             content = make(model, body)
         except _Unsupported as error:
-            return JSONResponse({"error": {"message": str(error)}}, 400)
+            status, said = self.complaint
+            said = str(error) if said is None else said
+            return JSONResponse({"error": {"message": said}}, status)
         with self._lock:
             self.prompts += len(content["choices"])
             self.tokens += content["usage"]["total_tokens"]
@@ -283,6 +288,10 @@ class Server:
                     -float(np.random.default_rng(ids[: at + 2]).exponential(3))
                     for at in range(len(known))
                 ]
+            case "again":  # as if each token came once more after itself
+                return [None] + [
+                    float(model.following(ids[: at + 1])[ids[at]]) for at in range(1, len(ids))
+                ]
             case "later tokens":
                 return [None] + [v + math.sin(len(ids) * (sum(ids) % 97)) - 1 for v in known]
         return values
@@ -323,6 +332,8 @@ class Server:
         }
 
     def _prompt_top(self, model: Any, before: list[int], token: int, top: int) -> dict[str, float]:
+        if self.lie == "again":
+            return self._top(model, [*before, token], token, top)
         if top <= 1 and self.lie != "base 10":
             return {}  # as some servers do; it would be slow to work out for every place
         return self._top(model, before, token, top)

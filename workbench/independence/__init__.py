@@ -1,10 +1,13 @@
 """The tests of independence, one readable page each: transcript and scores in, Evidence out."""
 
 from workbench.independence.partition import partition_test
+from workbench.independence.plan import KnownEffect, QueryPlan
 from workbench.independence.query import queries_needed, query_contrast, query_test
 from workbench.independence.reshuffle import reshuffle_by_tokens, reshuffle_test
 
 __all__ = [
+    "KnownEffect",
+    "QueryPlan",
     "partition_test",
     "queries_needed",
     "query_contrast",

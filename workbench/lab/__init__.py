@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.lab.access import ACCESS_FORMS, AccessForm, AccessRun, open_access, record_access
     from workbench.lab.corpus import Corpus, docstring_corpus, text_corpus
     from workbench.lab.derivatives import fine_tune, independent, pretrain
     from workbench.lab.observations import Observations, open_observations, record_observations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         train_walkthrough,
     )
     from workbench.lab.sampling import sample_texts
+    from workbench.lab.serving import ServedModel, serving
     from workbench.lab.siblings import (
         Siblings,
         declared_procedure,
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
     from workbench.lab.training import TrainingJob, train, train_all
 
 __all__ = [
+    "ACCESS_FORMS",
     "RECIPES",
+    "AccessForm",
+    "AccessRun",
     "CachedModel",
     "Corpus",
     "Observations",
     "Recipe",
     "Run",
+    "ServedModel",
     "Siblings",
     "TrainingJob",
     "declared_procedure",
@@ -44,14 +50,17 @@ __all__ = [
     "independent",
     "lab_clean",
     "lab_list",
+    "open_access",
     "open_observations",
     "open_run",
     "open_siblings",
     "pretrain",
     "recipe",
+    "record_access",
     "record_observations",
     "record_run",
     "sample_texts",
+    "serving",
     "text_corpus",
     "train",
     "train_all",
@@ -60,6 +69,13 @@ __all__ = [
 ]
 
 _PUBLIC = {
+    "serving": "serving",
+    "ServedModel": "serving",
+    "record_access": "access",
+    "open_access": "access",
+    "AccessRun": "access",
+    "AccessForm": "access",
+    "ACCESS_FORMS": "access",
     "CachedModel": "runs",
     "Corpus": "corpus",
     "Observations": "observations",

@@ -224,11 +224,23 @@ class ChatScorer(RemoteScorer):
             )
         self._prepared = True
 
+    @property
+    def path(self) -> str:
+        """Chats or completions."""
+        return self.prompts.path
+
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[dict[str, float]]]:
+        """The beginnings of some rows."""
+        gaps, _ = gaps_of(passages, rows, self.places, self.seed)
+        return self._items(gaps)
+
+    def _items(self, gaps: Sequence[Gap]) -> list[Item[dict[str, float]]]:
+        return [self._item(gap.before, self._listed) for gap in gaps]
+
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
         """Log-likelihood of the true next token at each place of some rows."""
         gaps, sizes = gaps_of(passages, rows, self.places, self.seed)
-        items = [self._item(gap.before, self._listed) for gap in gaps]
-        answers = self.endpoint.ask(self.prompts.path, items, bundle=self.bundle)
+        answers = self.endpoint.ask(self.path, self._items(gaps), bundle=self.bundle)
         return by_row([self._value(*pair) for pair in zip(gaps, answers, strict=True)], sizes)
 
     def _value(self, gap: Gap, listed: Mapping[str, float]) -> float:

@@ -1,10 +1,10 @@
 """Likelihoods of prompts from servers with ``/v1/completions``, in the forms they really offer.
 
 Servers in wide use answer a request for the prompt's log-probabilities with zeros, with nulls, with
-the generated tokens only, or shifted by one, and raise no error. So before the first row a truth
-probe asks about canaries, prompts whose likelihoods are known to be ordered, and a server whose
-numbers do not pass is refused. A server that answers canaries honestly and rows dishonestly is
-beyond what a probe can find.
+the generated tokens only, or beside the wrong token, and raise no error. So before the first row a
+truth probe asks about canaries, prompts whose likelihoods are known to be ordered, and a server
+whose numbers do not pass is refused. A server that answers canaries honestly and rows dishonestly
+is beyond what a probe can find.
 """
 
 import math
@@ -35,7 +35,13 @@ WHOLE = 1.02
 # different tokens must differ somewhere among the canaries.
 NOISE = 0.25
 ROUNDING = 1e-4
+# Nats by which one token's value at one place may differ between prompts, and how many times what
+# is seen elsewhere.
+SAME_LISTED = 1e-3
+NOISES = 4
 PROBE_ROUNDS = 3
+# One token is asked for; llama-cpp-python goes on until a character of several bytes is whole.
+MOST_GENERATED = 4
 NOT_A_LETTER = re.compile("[^A-Za-z]+")
 
 
@@ -148,7 +154,8 @@ class CompletionsScorer(RemoteScorer):
     """Scores examples through ``/v1/completions``: log-likelihood of each of the server's tokens.
 
     Making one sends nothing. Before the first row the truth probe asks two or three requests about
-    canaries; a server that does not pass is refused with the reason. In text forms the values are
+    canaries (some 30 of a server that takes one prompt at a time); a server that does not pass is
+    refused with the reason. In text forms the values are
     of the server's own tokens, those whose first character lies in the window; as token ids they
     are of exactly the tokens of the window.
 
@@ -262,11 +269,23 @@ class CompletionsScorer(RemoteScorer):
         assert self._truth.form is not None
         return self._truth.form
 
+    @property
+    def path(self) -> str:
+        """Completions."""
+        return "completions"
+
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[Floats]]:
+        """Some rows, in the form that works, or in the first that is tried if none was yet."""
+        form = self._truth.form if self._truth is not None else None
+        if form is None:
+            possible = (f for f in CHOICES[self.form] if self.tokenizer is not None or not f.ids)
+            form = next(possible)
+        return [self._row_item(form, passages, int(row)) for row in rows]
+
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
         """Log-likelihoods of the tokens in the windows of some rows."""
-        form = self._form
-        items = [self._row_item(form, passages, int(row)) for row in rows]
-        values = self.endpoint.ask("completions", items, bundle=self.bundle)
+        self.prepare()  # finds the form
+        values = self.endpoint.ask(self.path, self.questions(passages, rows), bundle=self.bundle)
         empty = next((int(rows[i]) for i, row in enumerate(values) if row.size == 0), None)
         if empty is not None:
             raise InputError(
@@ -357,7 +376,11 @@ def _window(
 def _places(form: Form, text: str, tokens: Sequence[str | None]) -> Ints:
     """Characters at which the server's tokens of the prompt begin."""
     if form.echo:
-        return token_starts(text, [token or "" for token in tokens], generated=1)
+        shown = [token or "" for token in tokens]
+        try:
+            return token_starts(text, shown, generated=1)
+        except ValueError:
+            return token_starts(text, shown, generated=MOST_GENERATED)
     # The first entry is null and does not name its token, which may be a mark of beginning: the
     # rest must be the end of the text.
     rest = [token or "" for token in tokens[1:]]
@@ -461,7 +484,7 @@ class _Canaries:
             if sent is not None:
                 del tokens[sent:], values[sent:]
             elif form.echo:
-                size = len(token_starts(text, [t or "" for t in tokens], generated=1))
+                size = len(_places(form, text, tokens))
                 del tokens[size:], values[size:]
         reason = _value_fault([values for _, values in read])
         if reason is not None:
@@ -476,6 +499,11 @@ class _Canaries:
         for _, values in read:
             if any(value is None for value in values[1:]):
                 return "some tokens have no value (null)"
+        reason = _pairing_fault(
+            form, names[: len(ENDINGS)], [values for _, values in read[: len(ENDINGS)]], choices
+        )
+        if reason is not None:
+            return reason
         reason = _listed_fault(form, choices)
         return reason or self._order_fault([values for _, values in read])
 
@@ -536,9 +564,7 @@ def _value_fault(rows: Sequence[Sequence[float | None]]) -> str | None:
 def _shift(names: Sequence[Sequence[str]], rows: Sequence[Sequence[float | None]]) -> str | None:
     """Prompts with one beginning: values must part where the tokens part, not before or after."""
     size = sorted(map(len, rows))[-2]  # as far as there are two to compare
-    parting = next(
-        (i for i in range(size) if len({row[i] for row in names if i < len(row)}) > 1), size
-    )
+    parting = _parting(names, size)
     if parting in (0, size):
         return "the canaries' tokens do not part where their texts do"
     apart = []
@@ -564,6 +590,51 @@ def _shift(names: Sequence[Sequence[str]], rows: Sequence[Sequence[float | None]
             f"{max(apart[:parting]):.3g} nats with other endings"
         )
     return f"its values are shifted by {where - parting}"
+
+
+def _parting(names: Sequence[Sequence[str]], size: int) -> int:
+    """First of `size` places at which not all have the same token; `size` if there is none."""
+    return next(
+        (i for i in range(size) if len({row[i] for row in names if i < len(row)}) > 1), size
+    )
+
+
+def _pairing_fault(
+    form: Form,
+    names: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[float | None]],
+    choices: Sequence[Mapping[str, Any]],
+) -> str | None:
+    """Prompts with one beginning: where their tokens part, one token is the likeliest for all.
+
+    llama-cpp-python takes the values after a token for those before it if the model has no mark of
+    beginning. They are of the token beside them, but as if it came once more after itself.
+    """
+    if not form.echo:
+        return None
+    parting = _parting(names, min(map(len, names)))
+    likeliest = []
+    for choice in choices[: len(names)]:
+        made = _Choice.model_validate(choice)
+        listed = (made.logprobs and made.logprobs.top_logprobs) or []
+        entry = listed[parting] if parting < len(listed) else None
+        values = [value for value in (entry or {}).values() if value is not None]
+        if len(values) > 1:  # a single one is the prompt's own token, and need not be the likeliest
+            likeliest.append(max(values))
+    # what the server's values differ by where nothing differs, before the parting
+    noise = max((_spread([row[i] for row in rows]) for i in range(parting)), default=0.0)
+    if _spread(likeliest) > max(SAME_LISTED, NOISES * noise):
+        return (
+            "its values are of what comes after each token and not of the token: after one and the "
+            "same beginning it lists other likeliest tokens (llama-cpp-python does so unless the "
+            "model begins each prompt with a beginning-of-sequence token)"
+        )
+    return None
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    numbers = [value for value in values if value is not None]
+    return max(numbers) - min(numbers) if numbers else 0.0
 
 
 def _listed_fault(form: Form, choices: Sequence[Mapping[str, Any]]) -> str | None:

@@ -2,7 +2,8 @@
 
 The places are spread over the scored window, one at random in each of equal parts of it; the chance
 comes from a seed and the example's content, so that equal examples are asked at equal places and
-nothing depends on where an example stood in training. Sends nothing, and reads no answers.
+nothing depends on where an example stood in training. Or they are those at which most is to be
+learnt, by what a reference model says of the text. Sends nothing, and reads no answers.
 """
 
 import hashlib
@@ -57,6 +58,10 @@ def places_of(passages: Passages, row: int, places: int, seed: int) -> Ints:
     (3, 8)
     """
     cuts = passages.cuts[row]
+    if cuts.size and passages.weights is not None:
+        # the most telling ones, the earlier of equals first
+        best = np.argsort(-passages.weights[row], kind="stable")[:places]
+        return cuts[np.sort(best)]
     if cuts.size == 0:
         raise InputError(
             f"example {row}, counted from 0, has no place in its window at which it could be "

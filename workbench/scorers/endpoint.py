@@ -8,6 +8,7 @@ the environment at the moment of sending, and is kept nowhere. Does not know wha
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -38,6 +39,12 @@ T = TypeVar("T")
 
 # Worth another try: the request may succeed later as it stands.
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# Some servers take one prompt at a time and answer a list of several with an error of their own,
+# and some wrap the words of a failed check of the request (pydantic's) into one.
+INTERNAL_ERROR = 500
+UNPROCESSABLE = 422
+FAILED_CHECK = re.compile(r"'loc': \(.*'msg': |validation errors? for ")
+ERRORS_OF_A_BUNDLE = 3
 # What a prompt can have besides one token per byte: marks of beginning and end, a leading space.
 MARKS_PER_PROMPT = 4
 LONGEST_MESSAGE = 300
@@ -53,7 +60,7 @@ class RefusedError(InputError):
     Attributes
     ----------
     status : int
-        HTTP status.
+        HTTP status; 422 also where the server wraps a failed check of the request in a 500.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -64,9 +71,14 @@ class RefusedError(InputError):
 class _AgainError(Exception):
     """An attempt that failed in a way that may pass."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.after = after
+        self.status = status
+
+
+class _OneAtATimeError(Exception):
+    """A request for several prompts keeps failing: each is to be sent alone."""
 
 
 class _StoppedError(Exception):
@@ -203,6 +215,7 @@ class Endpoint:
         self.first_wait = first_wait
         self.longest_wait = longest_wait
         self._store = store
+        self.one_at_a_time = False  # found out on the way: the server takes one prompt a request
         self.report: Callable[[str], object] | None = None
 
     def __repr__(self) -> str:
@@ -233,7 +246,7 @@ class Endpoint:
             Below the base address, such as ``completions``.
         items : sequence of Item
         bundle : int
-            Prompts per request.
+            Most prompts per request; one at a time where the server turns out to take no more.
         fresh : bool
             Ask although an answer is stored, and do not keep what comes back.
 
@@ -360,7 +373,19 @@ class _Errand:
     def run(self, items: dict[bytes, Item[T]]) -> dict[bytes, T]:
         """Answers to a bundle, tried until each of its prompts has one."""
         values: dict[bytes, T] = {}
+        try:
+            self._persist(items, values)
+        except _OneAtATimeError:
+            for key, item in items.items():
+                if key not in values:
+                    self._persist({key: item}, values)
+                    self._send_rest(items, values)
+        return values
+
+    def _persist(self, items: dict[bytes, Item[T]], values: dict[bytes, T]) -> None:
+        """Send what is not answered yet as one request, until everything is."""
         backoff = wait_random_exponential(multiplier=self.endpoint.first_wait, max=60)
+        errors = 0
 
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -368,10 +393,20 @@ class _Errand:
             return max(after or 0.0, backoff(state))
 
         def attempt() -> None:
+            nonlocal errors
             if self.stop.is_set():
                 raise _StoppedError
             missing = {key: item for key, item in items.items() if key not in values}
-            self._send(missing, values)
+            if len(missing) > 1 and self.endpoint.one_at_a_time:
+                raise _OneAtATimeError
+            try:
+                self._send(missing, values)
+            except _AgainError as error:
+                errors = errors + 1 if error.status == INTERNAL_ERROR else 0
+                enough = min(ERRORS_OF_A_BUNDLE, self.endpoint.attempts)
+                if len(missing) > 1 and errors == enough:
+                    raise _OneAtATimeError from None
+                raise
 
         try:
             Retrying(
@@ -387,7 +422,18 @@ class _Errand:
                 f"{error}: run the same again later, all answers so far are kept in "
                 f"{self.store.path}"
             ) from None
-        return values
+
+    def _send_rest(self, items: dict[bytes, Item[T]], values: dict[bytes, T]) -> None:
+        """Try a bundle's rest as one request again, after one of its prompts was answered alone.
+
+        An error now is about the bundle; without it the server was out of order for a while.
+        """
+        rest = {key: item for key, item in items.items() if key not in values}
+        if len(rest) > 1 and not self.endpoint.one_at_a_time and not self.stop.is_set():
+            try:
+                self._send(rest, values)
+            except _AgainError as error:
+                self.endpoint.one_at_a_time = error.status == INTERNAL_ERROR
 
     def _send(self, items: dict[bytes, Item[T]], values: dict[bytes, T]) -> None:
         endpoint = self.endpoint
@@ -447,6 +493,8 @@ class _Errand:
         said, code = _server_words(response)
         said = self._words(said) or response.reason_phrase or "no reason given"
         spent = code in ("insufficient_quota", "billing_hard_limit_reached")
+        if status == INTERNAL_ERROR and FAILED_CHECK.search(said):
+            status = UNPROCESSABLE
         if status not in TRY_AGAIN or spent:
             remedy = {
                 401: f"check the key in {endpoint.api_key_env or 'api_key_env'}",
@@ -459,7 +507,9 @@ class _Errand:
                 said, remedy = "it points elsewhere", "give the address that it points to"
             if spent:
                 remedy = "the account needs credit"
-            raise RefusedError(f"{self.url} answers {status}, {said!r}: {remedy}", status)
+            raise RefusedError(
+                f"{self.url} answers {response.status_code}, {said!r}: {remedy}", status
+            )
         after = _retry_after(response.headers.get("Retry-After"))
         if after is not None and after > endpoint.longest_wait:
             raise RefusedError(
@@ -467,7 +517,7 @@ class _Errand:
                 "run the same again then, all answers so far are kept",
                 status,
             )
-        raise _AgainError(f"it answered {status}, {said!r}", after)
+        raise _AgainError(f"it answered {status}, {said!r}", after, status)
 
     def _words(self, text: str) -> str:
         return " ".join(self.endpoint.without_key(text).split())[:LONGEST_MESSAGE]

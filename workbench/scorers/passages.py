@@ -46,6 +46,10 @@ class Passages(Encoded):
         Per row, our tokenizer's ids up to the end of the window.
     first_ids : ndarray of int64, optional
         Per row, the first scored one of them.
+    cut_ids : list of ndarray of int64, optional
+        Per row, which of `ids` begins at each of its cuts.
+    weights : list of ndarray of float64, optional
+        Per row, how much is to be learnt at each of its cuts; see `SampledScorer`.
 
     Examples
     --------
@@ -58,6 +62,8 @@ class Passages(Encoded):
     cuts: list[Ints] = field(default_factory=list)
     ids: list[Ints] | None = None
     first_ids: Ints | None = None
+    cut_ids: list[Ints] | None = None
+    weights: list[NDArray[np.float64]] | None = None
 
     def text(self, row: int) -> str:
         """Text of a row, up to the end of its window."""
@@ -123,7 +129,7 @@ def passages_of(
         texts = transcript.texts()
         _check_some_text(texts, transcript)
         ids, spans = _cut(cut, texts)
-    sent, starts, cuts, kept, first = [], [], [], [], []
+    sent, starts, cuts, cut_ids, kept, first = [], [], [], [], [], []
     for number, (text, row, span) in enumerate(zip(texts, ids, spans, strict=True)):
         end = row.size if length is None else min(row.size, prefix + length)
         if prefix >= end:
@@ -136,8 +142,10 @@ def passages_of(
         begin = int(span[prefix, 0])
         sent.append(text[:until])
         starts.append(begin)
-        own = np.unique(span[prefix:end, 0])
-        cuts.append(own[(own > 0) & (own >= begin) & (own < until)])
+        own, token = np.unique(span[prefix:end, 0], return_index=True)
+        possible = (own > 0) & (own >= begin) & (own < until)
+        cuts.append(own[possible])
+        cut_ids.append((token[possible] + prefix).astype(np.int64))
         kept.append(row[:end])
         first.append(prefix)
     short = next((i for i, text in enumerate(sent) if len(text) <= max(starts[i], 1)), None)
@@ -154,6 +162,7 @@ def passages_of(
         cuts=cuts,
         ids=kept,
         first_ids=np.array(first, np.int64),
+        cut_ids=cut_ids,
     )
 
 
@@ -170,7 +179,7 @@ def token_starts(
     Tokens are matched one after another against the text itself, because the offsets that servers
     give count pieces of characters as they please. Understood are plain text, marked spaces
     (``▁``, ``Ġ``), single bytes (``<0xE2>``, ``bytes:\xe2``), tokens that are part of a character
-    (shown as U+FFFD, or as nothing until it is complete), and marks before the text begins.
+    (shown as U+FFFD, as nothing until it is complete, or never), and marks before the text begins.
 
     Parameters
     ----------
@@ -209,13 +218,22 @@ def token_starts(
         forms = _forms(token, first=not begun and marks > 0)
         found = next((form for form in forms if data.startswith(form, at)), None)
         if found is None and pieces:
-            limit = at + LONGEST_CHARACTER * pieces + len(token.encode())
+            # each border between these tokens may lie within a character
+            limit = at + LONGEST_CHARACTER * (pieces + 1) + len(token.encode())
             for form in forms:
                 place = data.find(form, at, limit)
                 if place >= 0:
                     starts.extend(_spread(at, place, pieces))
                     at, pieces, found = place, 0, form
                     break
+        elif found is None and begun and data[at : at + 1] >= b"\x80":
+            # one character ends the token before and begins this one, and neither shows its part
+            beyond = at + _size_of_character(data, at)
+            found = next((form for form in forms if data.startswith(form, beyond)), None)
+            if found is not None:
+                starts.append(at)
+                at = beyond + len(found)
+                continue
         if found is not None:
             starts.extend([at] * pieces)  # shown as nothing until the character was complete
             starts.append(at)
@@ -273,6 +291,14 @@ def _byte_letters() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_letters()
+
+
+def _size_of_character(data: bytes, at: int) -> int:
+    """Bytes of the character that begins at a place."""
+    end = at + 1
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return end - at
 
 
 def _spread(start: int, stop: int, pieces: int) -> list[int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.home import content_key
 from workbench.scorers.answers import Budget, BudgetSpentError
-from workbench.scorers.endpoint import Endpoint
+from workbench.scorers.endpoint import Endpoint, Item
 from workbench.scorers.passages import Passages, passages_of
 from workbench.scorers.scorer import Encoded, check_window
 from workbench.scores import NATS, ScorerIdentity
@@ -113,6 +113,15 @@ class RemoteScorer(ABC):
     @abstractmethod
     def settings(self) -> dict[str, str]:
         """Settings that change values."""
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """Where the endpoint is asked, below its base address."""
+
+    @abstractmethod
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[Any]]:
+        """The prompts that some rows need, one row after another; sends nothing."""
 
     @abstractmethod
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:

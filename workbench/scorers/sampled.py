@@ -4,7 +4,9 @@ A model that remembers an example goes on with it more often. That share is no l
 unit of likelihoods, but it may be correlated with training order as it stands.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,10 +14,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.errors import InputError
-from workbench.scorers.continuations import INSTRUCTION, Gap, Prompts, by_row, gaps_of
+from workbench.scorers.continuations import INSTRUCTION, Gap, Prompts, by_row, gaps_of, places_of
 from workbench.scorers.endpoint import BadAnswerError, Item
 from workbench.scorers.passages import Passages
 from workbench.scorers.remote import RemoteOptions, RemoteScorer
+from workbench.scores import Scores, check_aligned
+from workbench.transcript import Transcript
 
 __all__ = ["AGREEMENT", "SampledScorer", "agreement"]
 
@@ -69,7 +73,8 @@ class SampledScorer(RemoteScorer):
     access : {"chat", "completions"}
     match : {"next", "first"}
         ``next``: 1 if the continuation begins with the true next token (of `tokenizer`; the next
-        word without one), else 0. ``first``: share of the first `characters` that are right, up to
+        word without one), else 0; with a tokenizer and one new token, 1 if it is that token.
+        ``first``: share of the first `characters` that are right, up to
         the first wrong one.
     characters : int
         Of ``first``.
@@ -77,10 +82,19 @@ class SampledScorer(RemoteScorer):
         Samples per place.
     temperature : float
         At 0 the continuation is the likeliest, and one draw says all.
+    sampling : mapping, optional
+        Further settings of the server's sampler, sent as they are. `top_p` is 1 already; servers
+        have other defaults that cut the distribution or bend it: for llama.cpp
+        ``{"top_k": 0, "min_p": 0, "repeat_penalty": 1}`` draws from the model's own.
     places, seed :
         Per example, as for `ChatScorer`; the seed also numbers the draws.
     new_tokens : int
         Asked for per sample.
+    guide : Scores, optional
+        A reference's log-likelihoods, token by token, with the same tokenizer. The places are then
+        those where the true token is neither certain nor hopeless for the reference (largest
+        p(1 − p)): most of what a sample can tell is there. The guide must be independent of the
+        order, as every reference; the owner's own model would bring the order in.
     instruction, prefill :
         As for `Prompts`.
     **options
@@ -110,9 +124,11 @@ class SampledScorer(RemoteScorer):
         characters: int = 8,
         draws: int = 4,
         temperature: float = 1.0,
+        sampling: Mapping[str, Any] | None = None,
         places: int = 8,
         seed: int = 0,
         new_tokens: int = 4,
+        guide: Scores | None = None,
         instruction: str = INSTRUCTION,
         prefill: bool = False,
         **options: Unpack[RemoteOptions],
@@ -137,9 +153,114 @@ class SampledScorer(RemoteScorer):
         self.temperature = temperature
         # the likeliest continuation is the same each time
         self.draws = 1 if temperature == 0 else draws
+        self.sampling = dict(sampling or {})
+        reserved = sorted(
+            {"prompt", "messages", "model", "seed", "max_tokens"} & set(self.sampling)
+        )
+        if reserved:
+            raise InputError(f"sampling sets {reserved[0]}, which is the scorer's: leave it out")
         self.places = places
         self.seed = seed
         self.new_tokens = new_tokens
+        if guide is not None:
+            self._check_tokens(guide)
+        self.guide = guide
+
+    def _check_tokens(self, reference: Scores) -> None:
+        """Raise unless these are values of the tokens of our tokenizer."""
+        if self.tokenizer is None:
+            raise InputError("places are chosen token by token: name the tokenizer with tokenizer=")
+        if reference.token_logliks is None:
+            raise InputError(
+                f"the scores of {reference.label} hold no values of single tokens: score again "
+                "with keep_tokens=True"
+            )
+        if reference.identity.tokenizer_sha256 != self._tokenizer_sha256():
+            raise InputError(
+                f"{reference.label} was scored with another tokenizer than {self.tokenizer}: score "
+                "it with that one"
+            )
+
+    def encode(self, transcript: Transcript) -> Passages:
+        """Check every example and turn it into text with its window; sends nothing.
+
+        Raises
+        ------
+        InputError
+            As for `passages_of`; the guide is of other examples, or of another window.
+        """
+        passages = super().encode(transcript)
+        if self.guide is None:
+            return passages
+        p = self._probabilities(passages, _of(transcript, self.guide))
+        return replace(passages, weights=[values * (1 - values) for values in p])
+
+    def _probabilities(self, passages: Passages, reference: Scores) -> list[NDArray[np.float64]]:
+        """A reference's probability of the true token at each cut; 0 where it has no value."""
+        assert passages.ids is not None
+        assert passages.cut_ids is not None
+        assert reference.token_logliks is not None
+        found = []
+        rows = zip(passages.ids, passages.cut_ids, reference.token_logliks, strict=True)
+        for number, (ids, at, values) in enumerate(rows):
+            begin = ids.size - values.size  # a first token without a mark before it has no value
+            if not 0 <= begin <= at.min(initial=ids.size):
+                raise InputError(
+                    f"{reference.label} has {values.size} values for example {number}, counted "
+                    "from 0, and the window has other tokens: score both on the same window"
+                )
+            found.append(np.exp(values[at - begin].astype(np.float64)))
+        return found
+
+    def expected(self, transcript: Transcript, reference: Scores) -> Scores:
+        """The agreement that endlessly many draws from a reference would have, at these places.
+
+        A reference whose weights are at hand need not be sampled: its probability of the true
+        token is the expectation of ``match="next"`` with one new token at temperature 1, without
+        the noise of draws.
+
+        Parameters
+        ----------
+        transcript : Transcript
+        reference : Scores
+            Of its examples, token by token (``keep_tokens=True``), with the same tokenizer.
+
+        Returns
+        -------
+        Scores
+            In the units of this scorer.
+
+        Raises
+        ------
+        InputError
+            Another way of matching; scores of other examples, tokens or windows.
+        """
+        if self.match != "next" or self.new_tokens != 1:
+            raise InputError(
+                "the expected agreement is known for match='next' and new_tokens=1 only: sample "
+                "the reference too"
+            )
+        self._check_tokens(reference)
+        passages = self.encode(transcript)
+        p = self._probabilities(passages, _of(transcript, reference))
+        values = []
+        for row in range(passages.n):
+            chosen = places_of(passages, row, self.places, self.seed)
+            values.append(p[row][np.searchsorted(passages.cuts[row], chosen)])
+        settings = {**self.settings(), "draws": "expectation", "temperature": "1"}
+        identity = replace(
+            self.identity(),
+            model=reference.label,
+            weights_sha256=reference.identity.weights_sha256,
+            endpoint=None,
+            settings=settings,
+        )
+        return Scores.from_arrays(
+            loglik=np.array([v.mean() for v in values]),
+            n_tokens=np.array([v.size for v in values]),
+            transcript=transcript,
+            identity=identity,
+        )
 
     def settings(self) -> dict[str, str]:
         """Access, places, draws, temperature and what counts as agreement."""
@@ -151,13 +272,29 @@ class SampledScorer(RemoteScorer):
             "places": str(self.places),
             "seed": str(self.seed),
             "new_tokens": str(self.new_tokens),
+            **({"sampling": json.dumps(self.sampling, sort_keys=True)} if self.sampling else {}),
+            **(
+                {} if self.guide is None else {"guide": f"{self.guide.label} {self.guide.key[:16]}"}
+            ),
         }
+
+    @property
+    def path(self) -> str:
+        """Chats or completions."""
+        return self.prompts.path
+
+    def questions(self, passages: Passages, rows: Ints) -> list[Item[str]]:
+        """The beginnings of some rows, each as often as there are draws."""
+        gaps, _ = gaps_of(passages, rows, self.places, self.seed)
+        return self._items(gaps)
+
+    def _items(self, gaps: Sequence[Gap]) -> list[Item[str]]:
+        return [self._item(gap.before, draw) for gap in gaps for draw in range(self.draws)]
 
     def measure(self, passages: Passages, rows: Ints) -> list[Floats]:
         """Mean agreement of the draws at each place of some rows."""
         gaps, sizes = gaps_of(passages, rows, self.places, self.seed)
-        items = [self._item(gap.before, draw) for gap in gaps for draw in range(self.draws)]
-        said = self.endpoint.ask(self.prompts.path, items, bundle=self.bundle)
+        said = self.endpoint.ask(self.path, self._items(gaps), bundle=self.bundle)
         values = []
         for number, gap in enumerate(gaps):
             draws = said[number * self.draws : (number + 1) * self.draws]
@@ -169,6 +306,8 @@ class SampledScorer(RemoteScorer):
         if self.match == "first":
             return agreement(self.prompts.comparable(gap.after), shown, self.characters)
         wanted = self.prompts.comparable(gap.token)
+        if self.tokenizer is not None and self.new_tokens == 1:
+            return float(bool(wanted) and shown == wanted)  # a token for a token
         if not wanted or not shown.startswith(wanted):
             return 0.0
         if self.tokenizer is not None:
@@ -182,6 +321,8 @@ class SampledScorer(RemoteScorer):
             **self.prompts.body(text),
             "max_tokens": self.new_tokens,
             "temperature": self.temperature,
+            **({"top_p": 1} if self.temperature > 0 else {}),
+            **self.sampling,
             # Tells the draws apart in the store; servers that heed it can repeat them.
             "seed": self.seed * 1_000_003 + draw,
         }
@@ -203,8 +344,40 @@ class SampledScorer(RemoteScorer):
             f"{how} and the true text at up to {self.places} places per example.",
             f"They are what the endpoint {self.endpoint.base_url} answered: that it serves one "
             "model and answers honestly rests on its owner's word.",
+            *(
+                []
+                if self.temperature == 0 or self.sampling
+                else [
+                    "Settings of its sampler other than temperature and top_p were the server's "
+                    "own: the null is unaffected, the power may be."
+                ]
+            ),
+            *(
+                []
+                if self.guide is None
+                else [
+                    f"The places were chosen by {self.guide.label}, which must be independent of "
+                    "the order, as a reference is."
+                ]
+            ),
             *self.prompts.remarks(name),
         ]
+
+
+def _of(transcript: Transcript, scores: Scores) -> Scores:
+    """Scores of these examples, out of scores that may be of more, or in another order."""
+    if scores.digests is None or transcript.row_digests is None:
+        check_aligned(transcript, scores)  # by number of rows only
+        return scores
+    row_of = {digest.tobytes(): row for row, digest in enumerate(scores.digests)}
+    wanted = [row_of.get(digest.tobytes()) for digest in transcript.row_digests]
+    missing = wanted.count(None)
+    if missing:
+        raise InputError(
+            f"{scores.label} holds no values for {missing:,} of the {transcript.n:,} examples of "
+            f"{transcript.source}: score them with keep_tokens=True"
+        )
+    return scores.take(np.array(wanted))
 
 
 def _said(choice: Mapping[str, Any]) -> str:
