@@ -5,16 +5,19 @@ transcripts, null distributions and checks that others made; computes no statist
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench.errors import InputError
 from workbench.evidence import (
     CAVEATS_ALWAYS,
     EVIDENCE,
     EXTRAPOLATED_LOG10,
     NO_EVIDENCE,
     UNDECIDED,
+    Correction,
+    Evidence,
     Gate,
     ReferenceCheck,
     Verdict,
@@ -40,6 +43,7 @@ __all__ = [
     "gate_text",
     "gate_verdict",
     "reach_verdict",
+    "with_correction",
 ]
 
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
@@ -254,8 +258,17 @@ def reach_verdict(
     upper95: float,
     smallest_effect: float | None,
     words: "Words",
+    correction: Correction | None = None,
 ) -> tuple[Verdict, str]:
-    """Gate 6: evidence, no evidence found at this power, or could not be decided."""
+    """Gate 6: evidence, no evidence found at this power, or could not be decided.
+
+    Where the test is one of many, the corrected p-value and its floor decide.
+    """
+    said, factor = f"exact p {pvalue:.3g}", 1.0
+    if correction is not None:
+        said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
+        factor = correction.floor / floor
+        pvalue, floor = correction.pvalue, correction.floor
     failed = [gate for gate in gates if gate.status == "fail"]
     if failed:
         return (
@@ -263,28 +276,28 @@ def reach_verdict(
             f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}",
         )
     if floor > alpha * (1 + 1e-9):
-        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
+        needed = int(np.ceil(factor / alpha - 1e-9)) - 1
         return UNDECIDED, (
-            f"this many {words.draws} cannot give a p-value below {floor:.3g}, and alpha is "
-            f"{alpha:g}: use at least {needed:,} {words.draws}"
+            f"this many {words.draws} cannot give a p-value below {min(1.0, floor):.3g}, and alpha "
+            f"is {alpha:g}: use at least {needed:,} {words.draws}"
         )
     if pvalue <= alpha * (1 + 1e-9):
         return (
             EVIDENCE,
-            f"exact p {pvalue:.3g} is at most alpha {alpha:g}, and all gates pass",
+            f"{said} is at most alpha {alpha:g}, and all gates pass",
         )
     if smallest_effect is None:
         return UNDECIDED, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and without smallest_effect, fixed "
+            f"{said} is above alpha {alpha:g}, and without smallest_effect, fixed "
             f"beforehand, that cannot be told from too {words.little}"
         )
     if upper95 < smallest_effect:
         return NO_EVIDENCE, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and the {words.statistic} is below "
+            f"{said} is above alpha {alpha:g}, and the {words.statistic} is below "
             f"{upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
         )
     return UNDECIDED, (
-        f"exact p {pvalue:.3g} is above alpha {alpha:g}, but {words.statistic}s up to "
+        f"{said} is above alpha {alpha:g}, but {words.statistic}s up to "
         f"{upper95:.4f} (95 %) are compatible with the data, above the smallest of interest, "
         f"{smallest_effect:.4f}: {words.remedy}"
     )
@@ -302,6 +315,59 @@ def gate_verdict(
         "verdict",
         "caveat" if verdict == UNDECIDED else "pass",
         f"{limit}, smallest of interest {smallest_effect:.4f}",
+    )
+
+
+WORDS = {"query": QUERY_WORDS, "partition": PARTITION_WORDS, "reshuffle": RESHUFFLE_WORDS}
+
+
+def with_correction(
+    evidence: Evidence, correction: Correction, gate: Gate, caveats: Sequence[str] = ()
+) -> Evidence:
+    """The same evidence as one of many tests: its verdict rests on the corrected p-value.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Not corrected before.
+    correction : Correction
+    gate : Gate
+        What makes the correction valid.
+    caveats : sequence of str
+        What is left to be said of it.
+
+    Raises
+    ------
+    InputError
+        The evidence already carries a correction.
+    """
+    if evidence.correction is not None:
+        raise InputError(
+            f"this evidence is corrected already ({evidence.correction.name}): correct the "
+            "evidence of the test itself"
+        )
+    words = WORDS[evidence.test]
+    gates = [*(g for g in evidence.gates if g.number != 6), gate]
+    limit, smallest = evidence.statistic_upper95, evidence.smallest_effect
+    verdict, reason = reach_verdict(
+        gates,
+        evidence.pvalue,
+        evidence.pvalue_floor,
+        evidence.alpha,
+        limit,
+        smallest,
+        words,
+        correction,
+    )
+    gates.append(gate_verdict(verdict, limit, smallest, words))
+    gates.sort(key=lambda found: found.number)
+    return replace(
+        evidence,
+        correction=correction,
+        verdict=verdict,
+        verdict_reason=reason,
+        gates=tuple(gates),
+        caveats=(*caveats, *evidence.caveats),
     )
 
 
