@@ -24,6 +24,7 @@ from workbench.evidence import (
 )
 from workbench.null import NullDistribution
 from workbench.scores import Scores
+from workbench.shufflers import HABITUAL_SEEDS, KnownShuffle
 from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "closing_caveats",
     "gate_choice",
     "gate_counts",
+    "gate_known_shuffle",
     "gate_references",
     "gate_repeats",
     "gate_seeds",
@@ -48,9 +50,6 @@ __all__ = [
 
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
 REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
-# Seeds that people reach for: a stranger may have shuffled with the same one.
-HABITUAL_SEEDS = frozenset({0, 1, 2, 3, 7, 10, 42, 100, 123, 1234, 12345, 1337, 2020, 2021, 2022,
-                            2023, 2024, 2025, 2026, 6198, 3407})  # fmt: skip
 
 
 def gate_shuffle(
@@ -58,8 +57,13 @@ def gate_shuffle(
     log10: float | None,
     placebo_nulls: Sequence[NullDistribution],
     placebos: Sequence[str],
+    pvalue: float | None = None,
 ) -> Gate:
-    """Gate 1: the order was random, and not chosen by the owner."""
+    """Gate 1: the order was random, and not chosen by the owner.
+
+    `pvalue` is the exact one, shown corrected for the seeds to choose from where there is no
+    asymptotic one.
+    """
     name = "random order"
     claim = transcript.shuffle
     checks = transcript.order_checks()
@@ -113,9 +117,13 @@ def gate_shuffle(
         )
     if claim.kind == "published_shuffler":
         bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)
-        corrected = (
-            "" if log10 is None else f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
-        )
+        corrected = ""
+        if log10 is not None:
+            corrected = f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
+        elif pvalue is not None:
+            corrected = (
+                f"; corrected for it log10 of the exact p {min(0.0, np.log10(pvalue) + bits):.1f}"
+            )
         return Gate(
             1,
             name,
@@ -131,6 +139,49 @@ def gate_shuffle(
         f"seed from public randomness ({claim.source or 'source not named'}); "
         f"{found}{placebo_text}",
     )
+
+
+def gate_known_shuffle(known: KnownShuffle, claim: ShuffleClaim, missing: int) -> Gate:
+    """Gate 1 for a null of fresh seeds: exact only if the seed was a draw from their space.
+
+    Parameters
+    ----------
+    known : KnownShuffle
+        Regenerated the transcript's order.
+    claim : ShuffleClaim
+    missing : int
+        Examples of the data set that the transcript lacks.
+    """
+    rule, bits = known.rule, known.bits
+    said = [f"The shuffler {rule.name!r} with seed {known.seed} regenerates the order"]
+    sound = claim.kind == "public_randomness" and not known.habitual
+    if known.habitual:
+        said.append(
+            f"the seed {known.seed} is one that people reach for and was no draw from 2^{bits}, so "
+            "the null of fresh seeds is not exact"
+        )
+    elif sound:
+        said.append(f"the seed was drawn from 2^{bits} by public randomness")
+    elif known.seed_drawn:
+        said.append(f"that the seed was drawn from 2^{bits} at random rests on the owner's word")
+    else:
+        said.append(
+            f"nobody says that the seed was drawn at random from 2^{bits}, and only then is the "
+            "null of fresh seeds exact"
+        )
+    if rule.seed_plus_epoch:
+        sound = False
+        said.append(
+            "the rule is seed + epoch, so that runs with neighbouring seeds share orders with this "
+            "one, each an epoch apart"
+        )
+    if known.unplaced and missing:
+        sound = False
+        said.append(
+            f"{known.unplaced} example(s) an epoch were cut off by the loader and other seeds cut "
+            "off others, so the null is exact only but for these"
+        )
+    return Gate(1, "known shuffler", "pass" if sound else "caveat", "; ".join(said) + ".")
 
 
 def gate_repeats(transcript: Transcript) -> Gate:

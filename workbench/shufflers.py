@@ -4,6 +4,7 @@ Pure NumPy and the standard library. Knows neither transcripts nor scores. A rul
 another library (PyTorch's samplers) is passed in as a function.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,8 +58,10 @@ class Shuffler:
         """
         order = np.asarray(self.order(size, seed, epoch))
         places = np.full(size, -1, dtype=np.int64)
-        if order.shape != (size,) or order.dtype.kind not in "iu" or not (
-            order.min() >= 0 and order.max() < size
+        if (
+            order.shape != (size,)
+            or order.dtype.kind not in "iu"
+            or not (order.min() >= 0 and order.max() < size)
         ):
             raise InputError(
                 f"the shuffler {self.name!r} gives no permutation of {size} examples: it must "
@@ -136,6 +139,11 @@ class KnownShuffle:
         Whether the owner says that the seed was drawn at random from that space.
     settings : int
         Number of settings of the shuffler that could have been chosen.
+    items : ndarray of int64, optional
+        Example of the data set behind each row of the transcript's source; the row's own number
+        if absent. Rows of one unit (a document that moved whole) share theirs.
+    epoch_of_row : ndarray of int64, optional
+        Epoch of each row of the transcript's source; needed for several epochs.
 
     Raises
     ------
@@ -146,7 +154,7 @@ class KnownShuffle:
     --------
     >>> known = KnownShuffle("olmo", seed=6198, size=6)
     >>> known.places(6198)[0]
-    array([0, 2, 5, 3, 4, 1])
+    array([1, 3, 2, 0, 4, 5])
     >>> known.habitual
     True
     """
@@ -161,6 +169,8 @@ class KnownShuffle:
     seed_bits: int | None = None
     seed_drawn: bool = False
     settings: int = 1
+    items: Ints | None = field(default=None, repr=False, compare=False)
+    epoch_of_row: Ints | None = field(default=None, repr=False, compare=False)
     rule: Shuffler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -247,4 +257,12 @@ class KnownShuffle:
             "seed_bits": self.bits,
             "seed_drawn": self.seed_drawn,
             "settings": self.settings,
+            "items": _digest(self.items),
+            "epoch_of_row": _digest(self.epoch_of_row),
         }
+
+
+def _digest(values: Ints | None) -> str | None:
+    if values is None:
+        return None
+    return hashlib.sha256(np.asarray(values).astype("<i8").tobytes()).hexdigest()
