@@ -26,6 +26,7 @@ __all__ = [
     "MaximumNull",
     "NullDistribution",
     "best_of",
+    "is_approximable",
     "log10_normal_tail",
     "maximum_null",
     "permutation_null",
@@ -425,13 +426,19 @@ def _in_chunks(
     return np.concatenate(pieces)
 
 
+def is_approximable(design: RankDesign, values: Floats) -> bool:
+    """Whether the normal approximation is allowed: enough units, and none that dominates."""
+    return (
+        design.closed_form
+        and design.n_units >= MINIMUM_UNITS
+        and design.largest_share(values) <= LARGEST_SHARE
+    )
+
+
 def _distribution(design: RankDesign, values: Floats, draws: Floats) -> NullDistribution:
     observed = design.statistic(values)
     if design.closed_form:
-        mean, sd = 0.0, design.null_sd(values)
-        approximable = (
-            design.n_units >= MINIMUM_UNITS and design.largest_share(values) <= LARGEST_SHARE
-        )
+        mean, sd, approximable = 0.0, design.null_sd(values), is_approximable(design, values)
     else:
         # Observed value and draws together: a function of all m + 1 alike keeps them exchangeable.
         together = np.append(draws, observed)

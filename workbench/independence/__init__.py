@@ -4,6 +4,7 @@ from workbench.independence.cases import QueryCase
 from workbench.independence.corrections import Exploration, explore, holm
 from workbench.independence.family import Family, family_test
 from workbench.independence.ledger import Ledger, LedgerEntry
+from workbench.independence.noise import NoiseFloor, noise_floor
 from workbench.independence.partition import partition_test
 from workbench.independence.plan import KnownEffect, QueryPlan
 from workbench.independence.query import queries_needed, query_contrast, query_test
@@ -15,11 +16,13 @@ __all__ = [
     "KnownEffect",
     "Ledger",
     "LedgerEntry",
+    "NoiseFloor",
     "QueryCase",
     "QueryPlan",
     "explore",
     "family_test",
     "holm",
+    "noise_floor",
     "partition_test",
     "queries_needed",
     "query_contrast",
