@@ -604,7 +604,7 @@ def matrix(
         place = rows.index(suspect), columns.index(model)
         number, bound = _cell(found, value)
         values[place] = number
-        words[place] = f"{bound}{number:.1f}"
+        words[place] = f"{bound}{round(number, 1) + 0.0:.1f}"  # never -0.0
         described.append(f"{suspect} × {model}: {words[place]} ({found.verdict})")
     title = CELLS[value]
     if value == "log10 p" and any(found.correction is None for found in evidence.values()):
@@ -616,8 +616,7 @@ def matrix(
                             aspect="auto")  # fmt: skip
         for (suspect, model), found in evidence.items():
             i, j = rows.index(suspect), columns.index(model)
-            red, green, blue, _ = image.cmap(image.norm(values[i, j]))
-            light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+            ink = _ink(image.cmap(image.norm(values[i, j]))[:3])
             strong = found.verdict == "evidence"
             axes.text(
                 j,
@@ -625,14 +624,14 @@ def matrix(
                 words[i, j],
                 ha="center",
                 va="center",
-                color="#111111" if light else "white",
+                color=ink,
                 fontweight="bold" if strong else "normal",
             )
             if strong:
                 axes.add_patch(
                     matplotlib.patches.Rectangle(
                         (j - 0.46, i - 0.42), 0.92, 0.84, fill=False, linewidth=2.4,
-                        edgecolor="#E69F00",
+                        edgecolor=ink,
                     )
                 )  # fmt: skip
         axes.set_xticks(range(len(columns)), columns)
@@ -651,6 +650,12 @@ def matrix(
         f"{title.capitalize()} of {len(rows)} suspect(s) by {len(columns)} model(s); framed cells "
         f"are evidence. {'; '.join(described)}.",
     )
+
+
+def _ink(background: Sequence[float]) -> str:
+    """Black or white, whichever stands out more (relative luminance of WCAG 2)."""
+    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background]
+    return "black" if np.dot(channels, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
 
 
 def _cell(evidence: Evidence, value: str) -> tuple[float, str]:
