@@ -278,6 +278,27 @@ def test_a_rebuilt_chain_still_has_to_add_up(run, tmp_path):
         Ledger(path)
 
 
+def test_a_result_and_its_correction_changed_together_break_the_chain(run, tmp_path):
+    path, lines = _lines(run, tmp_path)
+    for place, change in ((1, {"pvalue": 1e-4}), (0, {"when": "2020-01-01T00:00:00+00:00"})):
+        content = {**json.loads(lines[place]), **change}
+        if "pvalue" in change:
+            content["corrected"] = content["pvalue"] * open_ledger_factor(content["number"])
+        altered = json.dumps(content, separators=(",", ":")).encode() + b"\n"
+        path.write_bytes(b"".join([*lines[:place], altered, *lines[place + 1 :]]))
+        with pytest.raises(InputError, match=f"line {place + 2} does not follow"):
+            Ledger(path)
+
+
+def test_the_head_tells_one_history_from_another(run, tmp_path):
+    """Lines missing at the end are found by whoever kept the head."""
+    path, lines = _lines(run, tmp_path)
+    head = Ledger(path).head
+    path.write_bytes(b"".join(lines[:-1]))
+    assert Ledger(path).head != head
+    assert Ledger(path).entries[-1].pvalue is None
+
+
 def test_no_file_and_no_place_to_write(run, tmp_path):
     with pytest.raises(InputError, match="is no file"):
         Ledger(tmp_path)
