@@ -48,6 +48,8 @@ __all__ = [
     "with_correction",
 ]
 
+# Fewer seeds than these are a bound on the p-value that a reader will not expect.
+FEW_SEED_BITS = 20
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
 REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
 
@@ -174,6 +176,11 @@ def gate_known_shuffle(known: KnownShuffle, claim: ShuffleClaim, missing: int) -
         said.append(
             "the rule is seed + epoch, so that runs with neighbouring seeds share orders with this "
             "one, each an epoch apart"
+        )
+    if bits < FEW_SEED_BITS:
+        said.append(
+            f"there are only 2^{bits} seeds, so that no exact p-value can lie far below "
+            f"{2.0**-bits:.2g}"
         )
     if known.unplaced and missing:
         sound = False

@@ -310,7 +310,8 @@ def redrawn_null(
     Returns
     -------
     list (subjects) of lists (members) of NullDistribution
-        All share their draws; mean and standard deviation are those of draws and observed value.
+        All share their draws. Mean and standard deviation are those of draws and observed value
+        together, without the one of all that lies farthest out.
 
     Raises
     ------
@@ -349,18 +350,24 @@ def redrawn_null(
         members = []
         for m, design in enumerate(designs):
             observed = float(np.einsum("n,n->", design.position_ranks(), ranks[s, m]))
-            together = np.append(draws[:, s, m], observed)
+            mean, sd = _moments(np.append(draws[:, s, m], observed))
             members.append(
-                NullDistribution(
-                    observed,
-                    float(together.mean()),
-                    float(together.std()),
-                    np.ascontiguousarray(draws[:, s, m]),
-                    False,
-                )
+                NullDistribution(observed, mean, sd, np.ascontiguousarray(draws[:, s, m]), False)
             )
         found.append(members)
     return found
+
+
+def _moments(together: Floats) -> tuple[float, float]:
+    """Mean and standard deviation without the value farthest out, whichever it is.
+
+    A function of all values alike keeps them exchangeable; without the farthest, a strong result
+    does not widen its own null.
+    """
+    if len(together) < 3:
+        return float(together.mean()), float(together.std())
+    kept = np.delete(together, np.argmax(np.abs(together - np.median(together))))
+    return float(kept.mean()), float(kept.std(ddof=1))
 
 
 def _places(design: RankDesign, positions: NDArray[np.int64]) -> Floats:

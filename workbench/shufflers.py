@@ -98,6 +98,13 @@ def _python(size: int, seed: int, epoch: int) -> NDArray[Any]:
     return np.array(order, dtype=np.int64)
 
 
+def _lab(size: int, seed: int, epoch: int) -> NDArray[Any]:
+    """The permutation says where each example goes, and the lab trains one epoch."""
+    if epoch:
+        raise InputError(f"epoch {epoch}: the lab's runs have one epoch, number 0")
+    return np.argsort(np.random.Generator(np.random.PCG64(seed)).permutation(size))
+
+
 SHUFFLERS: dict[str, Shuffler] = {
     "olmo": Shuffler(
         "olmo",
@@ -109,6 +116,9 @@ SHUFFLERS: dict[str, Shuffler] = {
         "numpy", "NumPy's default_rng(seed).permutation, once per epoch", _default_rng
     ),
     "python": Shuffler("python", "Python's random.Random(seed).shuffle, once per epoch", _python),
+    "lab": Shuffler(
+        "lab", "NumPy's PCG64(seed), whose permutation gives the positions", _lab, seed_bits=128
+    ),
 }
 
 
