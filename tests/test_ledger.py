@@ -106,7 +106,7 @@ def test_evidence_without_a_correction_is_written_as_before(run):
 def test_false_alarms_of_twenty_tests_that_arrive_one_after_another(run, tmp_path):
     """Whole ledgers of strangers: at most α of them ever hold a verdict of evidence."""
     rng = np.random.default_rng(6)
-    trials, alpha, alarms = 25, 0.2, 0
+    trials, alpha, alarms = 15, 0.2, 0
     one = _case(run, n_resamples=9999, alpha=alpha).run()
     for trial in range(trials):
         ledger = Ledger(tmp_path / f"{trial}.jsonl", run[0])
@@ -150,7 +150,7 @@ from workbench.independence import Ledger
 path, name = sys.argv[1:]
 ledger = Ledger(path, Transcript.from_arrays(np.arange(10)[::-1]))
 print("ready", flush=True)
-for k in range(1_000_000 if name == "endless" else 25):
+for k in range(1_000_000 if name == "endless" else 12):
     ledger.register({"who": name, "k": k})
 """
 
@@ -186,7 +186,7 @@ def test_concurrent_writers_and_one_that_is_killed(tmp_path):
     entries = Ledger(path).entries
     assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
     for name in "ab":
-        assert [e.settings["k"] for e in entries if e.settings["who"] == name] == list(range(25))
+        assert [e.settings["k"] for e in entries if e.settings["who"] == name] == list(range(12))
     assert any(entry.settings["who"] == "endless" for entry in entries)
 
 

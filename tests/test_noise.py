@@ -31,7 +31,7 @@ def _run(rng, noise=0.1, memory=0.5):
 
 def test_the_interval_covers_a_full_rescoring():
     rng = np.random.default_rng(71)
-    trials, covered = 40, 0
+    trials, covered = 30, 0
     for trial in range(trials):
         transcript, scores, other, rows = _run(rng)
         floor = noise_floor(
