@@ -143,7 +143,9 @@ def gate_shuffle(
     )
 
 
-def gate_known_shuffle(known: KnownShuffle, claim: ShuffleClaim, missing: int) -> Gate:
+def gate_known_shuffle(
+    known: KnownShuffle, claim: ShuffleClaim, missing: int, log10: float | None = None
+) -> Gate:
     """Gate 1 for a null of fresh seeds: exact only if the seed was a draw from their space.
 
     Parameters
@@ -153,6 +155,8 @@ def gate_known_shuffle(known: KnownShuffle, claim: ShuffleClaim, missing: int) -
     claim : ShuffleClaim
     missing : int
         Examples of the data set that the transcript lacks.
+    log10 : float, optional
+        log10 of the normal tail of z, where such a tail may be taken.
     """
     rule, bits = known.rule, known.bits
     said = [f"The shuffler {rule.name!r} with seed {known.seed} regenerates the order"]
@@ -171,6 +175,13 @@ def gate_known_shuffle(known: KnownShuffle, claim: ShuffleClaim, missing: int) -
             f"nobody says that the seed was drawn at random from 2^{bits}, and only then is the "
             "null of fresh seeds exact"
         )
+    if not sound:
+        choices = f"2^{bits}" + (f" × {known.settings}" if known.settings > 1 else "")
+        worth = ""
+        if log10 is not None:
+            chosen = min(0.0, log10 + bits * np.log10(2) + np.log10(known.settings))
+            worth = f" (by the normal tail of z, log10 p {log10:.1f} would be {chosen:.1f})"
+        said.append(f"had the seed been chosen, p would count times {choices}{worth}")
     if rule.seed_plus_epoch:
         sound = False
         said.append(

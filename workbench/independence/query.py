@@ -39,6 +39,8 @@ from workbench.null import (
     Alternative,
     NullDistribution,
     best_of,
+    is_approximable,
+    log10_normal_tail,
     maximum_null,
     permutation_null,
     redrawn_null,
@@ -230,7 +232,9 @@ def query_test(
     ]
     if known is not None:
         missing = known.size * len(known.epochs) - design.n_units
-        gates.append(gate_known_shuffle(known, transcript.shuffle, missing))
+        normal = len(designs) == 1 and is_approximable(design, contrast)
+        tail = log10_normal_tail(own.z, alternative) if normal else None
+        gates.append(gate_known_shuffle(known, transcript.shuffle, missing, tail))
     if references_check is not None:
         gates.append(gate_references(references_check))
     limit = upper95(correlation, scale * own.sd, alternative)
