@@ -172,7 +172,7 @@ def test_what_makes_fresh_seeds_exact_is_said():
     owner = _gate(KnownShuffle("numpy", 918273, 50, seed_drawn=True))
     assert owner.status == "caveat"
     assert "rests on the owner's word" in owner.detail
-    chosen = _gate(KnownShuffle("numpy", 918273, 500, seed_drawn=True, settings=6))
+    chosen = _gate(KnownShuffle("numpy", 918273, 2000, seed_drawn=True, settings=6))
     assert "p would count times 2^32 × 6 (by the normal tail" in chosen.detail
     assert "nobody says" in _gate(KnownShuffle("numpy", 918273, 50)).detail
     for seed in (0, 42, 1234):
