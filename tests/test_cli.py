@@ -428,3 +428,21 @@ def test_bad_evidence_is_one_sentence_and_exit_code_2(name, committed, table):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_ledger_numbers_the_tests_of_a_table(table, tmp_path):
+    out, ledger = tmp_path / "e.json", tmp_path / "ledger.jsonl"
+    base = ["test", "query", "--transcript", table, "--suspect", "loss:suspect",
+            "--ledger", ledger, "--json", out, "--n-resamples", "4999"]  # fmt: skip
+    for number, extra in enumerate(([], ["--subsample", "1000"], []), 1):
+        done = palimpsest(*base, *extra)
+        assert done.returncode in (0, 3), done.stderr
+        correction = json.loads(out.read_text())["correction"]
+        assert correction["number"] == (2 if number == 2 else 1)
+    shown = palimpsest("ledger", "show", ledger)
+    assert shown.returncode == 0
+    assert "2 test(s)" in shown.stdout
+    assert "suspect" in shown.stdout
+    absent = palimpsest("ledger", "show", tmp_path / "absent.jsonl")
+    assert absent.returncode == 2
+    assert len(absent.stderr.strip().splitlines()) == 1

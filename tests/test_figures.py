@@ -22,6 +22,7 @@ from workbench.figures import (
     evidence_lines,
     evidence_vs_queries,
     loss_curves,
+    matrix,
     memorisation_curve,
     null_histogram,
     power_curve,
@@ -30,6 +31,7 @@ from workbench.figures import (
     show,
     sibling_dots,
 )
+from workbench.independence import QueryCase, family_test
 
 N = 1500
 
@@ -265,3 +267,39 @@ def test_no_global_state(run):
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []
     assert module.STYLE.is_file()
+
+
+def test_matrix_shows_every_cell_and_frames_evidence(run):
+    transcript, models = run
+    other = Transcript.from_arrays(np.random.default_rng(1).permutation(N))
+    cases = {
+        (name, model): QueryCase(order, models[name], [models["reference"]], {"n_resamples": 7999})
+        for model, order in (("ours", transcript), ("theirs", other))
+        for name in ("suspect", "independent")
+    }
+    del cases["independent", "theirs"]  # not tested: an empty cell
+    family = family_test("matrix", cases)
+    figure = matrix(family.evidence)
+    strong = family.evidence["suspect", "ours"]
+    assert f"suspect × ours: {strong.correction.log10_pvalue:.1f} (evidence)" in figure.alt_text
+    assert "corrected p-value of 2 suspect(s) by 2 model(s)" in figure.alt_text
+    axes = figure.axes[0]
+    assert len(axes.texts) == 3
+    frames = [p for p in axes.patches if not p.get_fill()]
+    assert len(frames) == 1
+    FigureCanvasAgg(figure).draw()
+    z = matrix(family.evidence, "z")
+    assert f"suspect × ours: {strong.z:.1f}" in z.alt_text
+    raw = matrix({pair: case.run() for pair, case in cases.items()})
+    assert raw.alt_text.startswith("Log10 of the p-value, not corrected")
+
+
+def test_matrix_refuses_what_it_cannot_draw(run):
+    transcript, models = run
+    evidence = query_test(transcript, models["suspect"], n_resamples=99)
+    with pytest.raises(InputError, match="no evidence"):
+        matrix({})
+    with pytest.raises(InputError, match="no pair"):
+        matrix({"suspect": evidence})
+    with pytest.raises(InputError, match="'p' is unknown"):
+        matrix({("suspect", "ours"): evidence}, "p")

@@ -19,7 +19,12 @@ from workbench.archive import printable
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
-from workbench.independence import partition_test, query_test, reshuffle_test
+from workbench.independence import (
+    Ledger,
+    QueryCase,
+    partition_test,
+    reshuffle_test,
+)
 from workbench.merkle import MasterSalt
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
@@ -45,7 +50,9 @@ app = typer.Typer(
 lab_app = typer.Typer(no_args_is_help=True, help="Small real training runs on this machine.")
 test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the training order.")
 app.add_typer(lab_app, name="lab")
+ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
+app.add_typer(ledger_app, name="ledger")
 
 TranscriptOption = Annotated[
     str,
@@ -811,6 +818,12 @@ def test_query(
     seed_bits: SeedBitsOption = None,
     subsample: SubsampleOption = None,
     plan: PlanOption = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Open ledger of the transcript: the test is entered, and corrected as its k-th."
+        ),
+    ] = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -847,7 +860,9 @@ def test_query(
             "--time-stamp and --salt-file are of a commitment: add --commitment, or leave them out"
         )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
-    examples = _read_transcript(transcript, column, split, claim)
+    examples = whole = _read_transcript(transcript, column, split, claim)
+    # before any model is asked: a damaged ledger must not cost queries
+    book = None if ledger is None else Ledger(ledger, whole)
     if subsample is not None:
         if plan is not None:
             raise InputError("--plan says which examples are tested: leave out --subsample")
@@ -855,19 +870,22 @@ def test_query(
     if plan is not None:
         examples = _planned(plan, examples)
     scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
-    evidence = query_test(
+    case = QueryCase(
         examples,
         scores_of(suspect),
         [scores_of(spec) for spec in reference or []],
-        statistic=statistic,
-        weights=None if weights is None else PositionWeights.read(weights),
-        n_resamples=n_resamples,
-        alternative=cast(Any, alternative),
-        seed=seed,
-        alpha=alpha,
-        smallest_effect=smallest_effect,
-        placebos=[scores_of(spec) for spec in placebo or []],
+        {
+            "statistic": statistic,
+            "weights": None if weights is None else PositionWeights.read(weights),
+            "n_resamples": n_resamples,
+            "alternative": alternative,
+            "seed": seed,
+            "alpha": alpha,
+            "smallest_effect": smallest_effect,
+            "placebos": [scores_of(spec) for spec in placebo or []],
+        },
     )
+    evidence = case.run() if book is None else book.test(case)
     _conclude(evidence, json_path)
 
 
@@ -1275,6 +1293,16 @@ def _conclude(evidence: Evidence, json_path: Path | None) -> None:
     typer.echo(evidence.summary())
     if evidence.verdict == UNDECIDED:
         raise typer.Exit(COULD_NOT_DECIDE)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    path: Annotated[Path, typer.Argument(help="File of 'palimpsest test query --ledger'.")],
+) -> None:
+    """List the tests of a ledger, raw and corrected."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: check the path")
+    typer.echo(Ledger(path).summary())
 
 
 @app.command("report")

@@ -18,7 +18,15 @@ from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.null import NullDistribution
 
-__all__ = ["CAVEATS_ALWAYS", "Effect", "Evidence", "Gate", "ReferenceCheck", "Verdict"]
+__all__ = [
+    "CAVEATS_ALWAYS",
+    "Correction",
+    "Effect",
+    "Evidence",
+    "Gate",
+    "ReferenceCheck",
+    "Verdict",
+]
 
 Verdict = Literal["evidence", "no evidence found at this power", "could not be decided"]
 EVIDENCE: Verdict = "evidence"
@@ -105,6 +113,48 @@ class ReferenceCheck:
         )
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What the exact p-value is worth as one of many tests; the verdict rests on it.
+
+    Attributes
+    ----------
+    method : {"holm", "open ledger"}
+        A family closed in advance, or the k-th test of a ledger that stays open.
+    pvalue : float
+        Corrected exact p-value.
+    log10_pvalue : float or None
+        log10 of the corrected asymptotic p-value.
+    floor : float
+        The raw floor times the factor of the correction; above 1, no result could be evidence.
+    number, tests : int
+        Of the family's tests, or k of the k entered so far.
+    name : str
+        Of the family, or of the ledger's file.
+    key : str
+        SHA-256 of what was fixed in advance: the family's settings, or the ledger's entry.
+    """
+
+    method: Literal["holm", "open ledger"]
+    pvalue: float
+    log10_pvalue: float | None
+    floor: float
+    number: int
+    tests: int
+    name: str
+    key: str
+
+    def __str__(self) -> str:
+        if self.method == "holm":
+            how = f"Holm over the {self.tests} tests of the family {self.name!r}, closed in advance"
+        else:
+            how = f"test {self.number} of the open ledger {self.name}: times π²·{self.number}²/6"
+        asymptotic = (
+            "" if self.log10_pvalue is None else f"; asymptotic {_power_of_ten(self.log10_pvalue)}"
+        )
+        return f"{self.pvalue:.4g} ({how}){asymptotic}"
+
+
 @dataclass(frozen=True, repr=False)
 class Evidence:
     """The outcome of a test of independence; its attribute names are the keys of its JSON.
@@ -161,6 +211,9 @@ class Evidence:
     commitment : dict or None
         What was fixed beforehand (`workbench.commitment.Commitment`): ``sha256`` of it, ``dated``
         (``self-dated``, or that a time-stamp is attached), ``time_stamps``. None without one.
+    correction : Correction or None
+        Where the test is one of many. `pvalue` stays the raw one; the verdict rests on the
+        corrected one.
     distribution : NullDistribution or None
         The draws themselves; not part of the JSON.
     """
@@ -197,6 +250,7 @@ class Evidence:
     details: dict[str, Any]
     software: dict[str, str]
     commitment: dict[str, Any] | None = None
+    correction: Correction | None = None
     distribution: NullDistribution | None = field(default=None, repr=False, compare=False)
 
     # ------------------------------------------------------------------ forms
@@ -218,6 +272,8 @@ class Evidence:
             lines.append(("asymptotic p", self.asymptotic_text))
         else:
             lines.append(("model-based p", self.model_text))
+        if self.correction is not None:
+            lines.append(("corrected p", str(self.correction)))
         smallest = self.smallest_effect
         interest = "" if smallest is None else f"; smallest of interest {smallest:+.4f}"
         lines += [
@@ -240,6 +296,8 @@ class Evidence:
             lines.append(("references' check", str(self.references_check)))
         if self.commitment is not None:
             lines.append(("commitment", f"{self.commitment['sha256']}, {self.commitment['dated']}"))
+        if "noise_floor" in self.details:
+            lines.append(("noise floor", str(self.details["noise_floor"]["text"])))
         lines.extend((f"gate {g.number} {g.name}", f"{g.status}: {g.detail}") for g in self.gates)
         lines.extend(("caveat", caveat) for caveat in self.caveats)
         return lines
@@ -248,7 +306,9 @@ class Evidence:
     def exact_text(self) -> str:
         """The exact p-value with its floor, in words."""
         at_floor = " (at its floor)" if self.pvalue_exact <= self.pvalue_floor * 1.0000001 else ""
-        how = _NAMES.get(self.test, _NAMES["query"]).null.format(self.n_resamples)
+        how = self.details.get("null_draws") or _NAMES.get(self.test, _NAMES["query"]).null.format(
+            self.n_resamples
+        )
         return f"{self.pvalue_exact:.4g}{at_floor}; {how}, floor {self.pvalue_floor:.3g}"
 
     @property
@@ -300,13 +360,16 @@ class Evidence:
         content = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in ("distribution", "effect", "references_check", "gates")
+            if f.name not in ("distribution", "effect", "references_check", "gates", "correction")
         }
         content["effect"] = asdict(self.effect)
         content["references_check"] = (
             None if self.references_check is None else asdict(self.references_check)
         )
         content["gates"] = [asdict(gate) for gate in self.gates]
+        # left out where there is none, so that evidence from before it existed stays as it was
+        if self.correction is not None:
+            content["correction"] = asdict(self.correction)
         content["format"] = FORMAT
         return content
 
@@ -335,16 +398,18 @@ class Evidence:
             raise InputError(f"this is not evidence of the form {FORMAT!r}: run the test again")
         values = {"commitment": None, **{k: v for k, v in content.items() if k != "format"}}
         expected = {f.name for f in fields(cls)} - {"distribution"}
-        if set(values) != expected:
+        if set(values) | {"correction"} != expected:
+            wrong = sorted((set(values) ^ expected) - {"correction"})
             raise InputError(
-                "the evidence lacks or adds fields: "
-                f"{', '.join(sorted(set(values) ^ expected))}; run the test again"
+                f"the evidence lacks or adds fields: {', '.join(wrong)}; run the test again"
             )
         values["effect"] = Effect(**values["effect"])
         values["gates"] = tuple(Gate(**gate) for gate in values["gates"])
         if values["references_check"] is not None:
             check = values["references_check"]
             values["references_check"] = ReferenceCheck(**{**check, "tests": tuple(check["tests"])})
+        if values.get("correction") is not None:
+            values["correction"] = Correction(**values["correction"])
         for name in ("caveats", "references", "placebos"):
             values[name] = tuple(values[name])
         return cls(**values)

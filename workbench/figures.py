@@ -37,6 +37,7 @@ __all__ = [
     "evidence_vs_queries",
     "evidence_vs_spend",
     "loss_curves",
+    "matrix",
     "memorisation_curve",
     "null_histogram",
     "power_curve",
@@ -550,6 +551,124 @@ def evidence_vs_spend(plans: Mapping[str, QueryPlan], by: str = "queries") -> Fi
     return _finish(
         figure, f"Evidence to be expected against {by}, to p = {pvalue:g}. {'; '.join(words)}."
     )
+
+
+CELLS = {
+    "log10 p": "log10 of the corrected p-value",
+    "z": "z (null standard deviations), not corrected",
+}
+
+
+def matrix(
+    evidence: Mapping[tuple[str, str], Evidence],
+    value: str = "log10 p",
+    *,
+    xlabel: str = "model whose order is tested",
+    ylabel: str = "suspect",
+) -> Figure:
+    """Suspects × models: how strongly each suspect remembers each order.
+
+    Parameters
+    ----------
+    evidence : mapping of (suspect, model) to Evidence
+        Such as `Family.evidence`; pairs that were not tested stay empty. A frame marks cells whose
+        verdict is evidence.
+    value : {"log10 p", "z"}
+        Corrected p-value: the asymptotic one where there is one, else the exact one (with ≤
+        where its floor holds it up); raw for evidence without a correction, which the
+        figure says.
+    xlabel, ylabel : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        No evidence; names that are no pairs; an unknown value.
+    """
+    if value not in CELLS:
+        raise InputError(f"value {value!r} is unknown: choose one of {', '.join(CELLS)}")
+    if not evidence:
+        raise InputError("there is no evidence to draw: give one piece per pair")
+    for pair in evidence:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InputError(f"{pair!r} is no pair: name each test (suspect, model)")
+    rows = list(dict.fromkeys(suspect for suspect, _ in evidence))
+    columns = list(dict.fromkeys(model for _, model in evidence))
+    values = np.full((len(rows), len(columns)), np.nan)
+    words = np.full(values.shape, "", dtype=object)
+    described = []
+    for (suspect, model), found in evidence.items():
+        place = rows.index(suspect), columns.index(model)
+        number, bound = _cell(found, value)
+        values[place] = number
+        words[place] = f"{bound}{round(number, 1) + 0.0:.1f}"  # never -0.0
+        described.append(f"{suspect} × {model}: {words[place]} ({found.verdict})")
+    title = CELLS[value]
+    if value == "log10 p" and any(found.correction is None for found in evidence.values()):
+        title = "log10 of the p-value, not corrected"
+    figure, axes = _axes(2.4 + 1.35 * len(columns), 1.9 + 0.62 * len(rows))
+    with matplotlib.style.context(STYLE):
+        # dark is strong evidence on both scales; cividis reads alike to colour-blind eyes
+        image = axes.imshow(values, cmap="cividis" if value == "log10 p" else "cividis_r",
+                            aspect="auto")  # fmt: skip
+        for (suspect, model), found in evidence.items():
+            i, j = rows.index(suspect), columns.index(model)
+            ink = _ink(image.cmap(image.norm(values[i, j]))[:3])
+            strong = found.verdict == "evidence"
+            axes.text(
+                j,
+                i,
+                words[i, j],
+                ha="center",
+                va="center",
+                color=ink,
+                fontweight="bold" if strong else "normal",
+            )
+            if strong:
+                axes.add_patch(
+                    matplotlib.patches.Rectangle(
+                        (j - 0.46, i - 0.42), 0.92, 0.84, fill=False, linewidth=2.4,
+                        edgecolor=ink,
+                    )
+                )  # fmt: skip
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
+        axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
+        axes.grid(visible=False)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="both", length=0)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        bar.set_label(title, fontsize=11)
+    return _finish(
+        figure,
+        f"{title.capitalize()} of {len(rows)} suspect(s) by {len(columns)} model(s); framed cells "
+        f"are evidence. {'; '.join(described)}.",
+    )
+
+
+def _ink(background: Sequence[float]) -> str:
+    """Black or white, whichever stands out more (relative luminance of WCAG 2)."""
+    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background]
+    return "black" if np.dot(channels, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
+
+
+def _cell(evidence: Evidence, value: str) -> tuple[float, str]:
+    """A cell's number, and a sign where the exact p-value's floor bounds it from below."""
+    if value == "z":
+        return evidence.z, ""
+    correction = evidence.correction
+    asymptotic = evidence.log10_pvalue if correction is None else correction.log10_pvalue
+    if asymptotic is not None:
+        return asymptotic, ""
+    exact = evidence.pvalue if correction is None else correction.pvalue
+    at_floor = evidence.pvalue <= evidence.pvalue_floor * 1.0000001
+    return float(np.log10(exact)), "≤ " if at_floor else ""
 
 
 def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], smooth: int = 32) -> Figure:

@@ -5,22 +5,26 @@ transcripts, null distributions and checks that others made; computes no statist
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench.errors import InputError
 from workbench.evidence import (
     CAVEATS_ALWAYS,
     EVIDENCE,
     EXTRAPOLATED_LOG10,
     NO_EVIDENCE,
     UNDECIDED,
+    Correction,
+    Evidence,
     Gate,
     ReferenceCheck,
     Verdict,
 )
 from workbench.null import NullDistribution
 from workbench.scores import Scores
+from workbench.shufflers import HABITUAL_SEEDS, KnownShuffle
 from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
     "closing_caveats",
     "gate_choice",
     "gate_counts",
+    "gate_known_shuffle",
     "gate_references",
     "gate_repeats",
     "gate_seeds",
@@ -40,13 +45,13 @@ __all__ = [
     "gate_text",
     "gate_verdict",
     "reach_verdict",
+    "with_correction",
 ]
 
+# Fewer seeds than these are a bound on the p-value that a reader will not expect.
+FEW_SEED_BITS = 20
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
 REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
-# Seeds that people reach for: a stranger may have shuffled with the same one.
-HABITUAL_SEEDS = frozenset({0, 1, 2, 3, 7, 10, 42, 100, 123, 1234, 12345, 1337, 2020, 2021, 2022,
-                            2023, 2024, 2025, 2026, 6198, 3407})  # fmt: skip
 
 
 def gate_shuffle(
@@ -54,8 +59,13 @@ def gate_shuffle(
     log10: float | None,
     placebo_nulls: Sequence[NullDistribution],
     placebos: Sequence[str],
+    pvalue: float | None = None,
 ) -> Gate:
-    """Gate 1: the order was random, and not chosen by the owner."""
+    """Gate 1: the order was random, and not chosen by the owner.
+
+    `pvalue` is the exact one, shown corrected for the seeds to choose from where there is no
+    asymptotic one.
+    """
     name = "random order"
     claim = transcript.shuffle
     checks = transcript.order_checks()
@@ -109,9 +119,13 @@ def gate_shuffle(
         )
     if claim.kind == "published_shuffler":
         bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)
-        corrected = (
-            "" if log10 is None else f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
-        )
+        corrected = ""
+        if log10 is not None:
+            corrected = f"; corrected for it log10 p {min(0.0, log10 + bits):.1f}"
+        elif pvalue is not None:
+            corrected = (
+                f"; corrected for it log10 of the exact p {min(0.0, np.log10(pvalue) + bits):.1f}"
+            )
         return Gate(
             1,
             name,
@@ -127,6 +141,65 @@ def gate_shuffle(
         f"seed from public randomness ({claim.source or 'source not named'}); "
         f"{found}{placebo_text}",
     )
+
+
+def gate_known_shuffle(
+    known: KnownShuffle, claim: ShuffleClaim, missing: int, log10: float | None = None
+) -> Gate:
+    """Gate 1 for a null of fresh seeds: exact only if the seed was a draw from their space.
+
+    Parameters
+    ----------
+    known : KnownShuffle
+        Regenerated the transcript's order.
+    claim : ShuffleClaim
+    missing : int
+        Examples of the data set that the transcript lacks.
+    log10 : float, optional
+        log10 of the normal tail of z, where such a tail may be taken.
+    """
+    rule, bits = known.rule, known.bits
+    said = [f"The shuffler {rule.name!r} with seed {known.seed} regenerates the order"]
+    sound = claim.kind == "public_randomness" and not known.habitual
+    if known.habitual:
+        said.append(
+            f"the seed {known.seed} is one that people reach for and was no draw from 2^{bits}, so "
+            "the null of fresh seeds is not exact"
+        )
+    elif sound:
+        said.append(f"the seed was drawn from 2^{bits} by public randomness")
+    elif known.seed_drawn:
+        said.append(f"that the seed was drawn from 2^{bits} at random rests on the owner's word")
+    else:
+        said.append(
+            f"nobody says that the seed was drawn at random from 2^{bits}, and only then is the "
+            "null of fresh seeds exact"
+        )
+    if not sound:
+        choices = f"2^{bits}" + (f" × {known.settings}" if known.settings > 1 else "")
+        worth = ""
+        if log10 is not None:
+            chosen = min(0.0, log10 + bits * np.log10(2) + np.log10(known.settings))
+            worth = f" (by the normal tail of z, log10 p {log10:.1f} would be {chosen:.1f})"
+        said.append(f"had the seed been chosen, p would count times {choices}{worth}")
+    if rule.seed_plus_epoch:
+        sound = False
+        said.append(
+            "the rule is seed + epoch, so that runs with neighbouring seeds share orders with this "
+            "one, each an epoch apart"
+        )
+    if bits < FEW_SEED_BITS:
+        said.append(
+            f"there are only 2^{bits} seeds, so that no exact p-value can lie far below "
+            f"{2.0**-bits:.2g}"
+        )
+    if known.unplaced and missing:
+        sound = False
+        said.append(
+            f"{known.unplaced} example(s) an epoch were cut off by the loader and other seeds cut "
+            "off others, so the null is exact only but for these"
+        )
+    return Gate(1, "known shuffler", "pass" if sound else "caveat", "; ".join(said) + ".")
 
 
 def gate_repeats(transcript: Transcript) -> Gate:
@@ -254,8 +327,17 @@ def reach_verdict(
     upper95: float,
     smallest_effect: float | None,
     words: "Words",
+    correction: Correction | None = None,
 ) -> tuple[Verdict, str]:
-    """Gate 6: evidence, no evidence found at this power, or could not be decided."""
+    """Gate 6: evidence, no evidence found at this power, or could not be decided.
+
+    Where the test is one of many, the corrected p-value and its floor decide.
+    """
+    said, factor = f"exact p {pvalue:.3g}", 1.0
+    if correction is not None:
+        said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
+        factor = correction.floor / floor
+        pvalue, floor = correction.pvalue, correction.floor
     failed = [gate for gate in gates if gate.status == "fail"]
     if failed:
         return (
@@ -263,28 +345,28 @@ def reach_verdict(
             f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}",
         )
     if floor > alpha * (1 + 1e-9):
-        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
+        needed = int(np.ceil(factor / alpha - 1e-9)) - 1
         return UNDECIDED, (
-            f"this many {words.draws} cannot give a p-value below {floor:.3g}, and alpha is "
-            f"{alpha:g}: use at least {needed:,} {words.draws}"
+            f"this many {words.draws} cannot give a p-value below {min(1.0, floor):.3g}, and alpha "
+            f"is {alpha:g}: use at least {needed:,} {words.draws}"
         )
     if pvalue <= alpha * (1 + 1e-9):
         return (
             EVIDENCE,
-            f"exact p {pvalue:.3g} is at most alpha {alpha:g}, and all gates pass",
+            f"{said} is at most alpha {alpha:g}, and all gates pass",
         )
     if smallest_effect is None:
         return UNDECIDED, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and without smallest_effect, fixed "
+            f"{said} is above alpha {alpha:g}, and without smallest_effect, fixed "
             f"beforehand, that cannot be told from too {words.little}"
         )
     if upper95 < smallest_effect:
         return NO_EVIDENCE, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and the {words.statistic} is below "
+            f"{said} is above alpha {alpha:g}, and the {words.statistic} is below "
             f"{upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
         )
     return UNDECIDED, (
-        f"exact p {pvalue:.3g} is above alpha {alpha:g}, but {words.statistic}s up to "
+        f"{said} is above alpha {alpha:g}, but {words.statistic}s up to "
         f"{upper95:.4f} (95 %) are compatible with the data, above the smallest of interest, "
         f"{smallest_effect:.4f}: {words.remedy}"
     )
@@ -302,6 +384,59 @@ def gate_verdict(
         "verdict",
         "caveat" if verdict == UNDECIDED else "pass",
         f"{limit}, smallest of interest {smallest_effect:.4f}",
+    )
+
+
+WORDS = {"query": QUERY_WORDS, "partition": PARTITION_WORDS, "reshuffle": RESHUFFLE_WORDS}
+
+
+def with_correction(
+    evidence: Evidence, correction: Correction, gate: Gate, caveats: Sequence[str] = ()
+) -> Evidence:
+    """The same evidence as one of many tests: its verdict rests on the corrected p-value.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Not corrected before.
+    correction : Correction
+    gate : Gate
+        What makes the correction valid.
+    caveats : sequence of str
+        What is left to be said of it.
+
+    Raises
+    ------
+    InputError
+        The evidence already carries a correction.
+    """
+    if evidence.correction is not None:
+        raise InputError(
+            f"this evidence is corrected already ({evidence.correction.name}): correct the "
+            "evidence of the test itself"
+        )
+    words = WORDS[evidence.test]
+    gates = [*(g for g in evidence.gates if g.number != 6), gate]
+    limit, smallest = evidence.statistic_upper95, evidence.smallest_effect
+    verdict, reason = reach_verdict(
+        gates,
+        evidence.pvalue,
+        evidence.pvalue_floor,
+        evidence.alpha,
+        limit,
+        smallest,
+        words,
+        correction,
+    )
+    gates.append(gate_verdict(verdict, limit, smallest, words))
+    gates.sort(key=lambda found: found.number)
+    return replace(
+        evidence,
+        correction=correction,
+        verdict=verdict,
+        verdict_reason=reason,
+        gates=tuple(gates),
+        caveats=(*caveats, *evidence.caveats),
     )
 
 

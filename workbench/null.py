@@ -10,7 +10,7 @@ number of permutations could check.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,9 +26,11 @@ __all__ = [
     "MaximumNull",
     "NullDistribution",
     "best_of",
+    "is_approximable",
     "log10_normal_tail",
     "maximum_null",
     "permutation_null",
+    "redrawn_null",
 ]
 
 Alternative = Literal["greater", "less", "two-sided"]
@@ -284,6 +286,101 @@ def maximum_null(
     ]
 
 
+def redrawn_null(
+    designs: Sequence[RankDesign],
+    subjects: Sequence[Sequence[Floats]],
+    redraw: Callable[[np.random.Generator], NDArray[np.int64]],
+    n_resamples: int,
+    seed: int | np.random.SeedSequence,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> list[list[NullDistribution]]:
+    """Nulls of orders that are drawn anew by whoever drew the true one, such as its shuffler.
+
+    p = (1 + #{S_j ≥ S}) / (m + 1) is exact if the true positions were one more such draw: then
+    all m + 1 are exchangeable, whatever the shuffler does and however poor it is.
+
+    Parameters
+    ----------
+    designs : sequence of RankDesign
+        One design, with the weights of position of each of k members.
+    subjects : sequence of sequences of ndarray of float64, each of shape (n,)
+        For each subject the score vectors of the k members.
+    redraw : callable
+        Positions of all rows, shape (n,), from a generator.
+    n_resamples, seed, progress
+        As for `permutation_null`.
+
+    Returns
+    -------
+    list (subjects) of lists (members) of NullDistribution
+        All share their draws. Mean and standard deviation are those of draws and observed value
+        together, without the one of all that lies farthest out.
+
+    Raises
+    ------
+    InputError
+        As for `permutation_null`.
+
+    Examples
+    --------
+    >>> design = RankDesign(np.arange(20))
+    >>> null = redrawn_null([design], [[np.arange(20.0)]], lambda rng: rng.permutation(20), 99, 0)
+    >>> null[0][0].pvalue()
+    0.01
+    """
+    for design, *vectors in zip(designs, *subjects, strict=True):
+        _check_scores(design, vectors, n_resamples)
+    ranks = np.stack(
+        [
+            [design.score_ranks(values) for design, values in zip(designs, vectors, strict=True)]
+            for vectors in subjects
+        ]
+    )
+    distinct = list({id(design): design for design in designs}.values())
+    which = [next(i for i, d in enumerate(distinct) if d is design) for design in designs]
+
+    def draw(size: int, rng: np.random.Generator) -> Floats:
+        out = np.zeros((size, *ranks.shape[:2]))
+        for j in range(size):
+            positions = redraw(rng)
+            places = np.stack([_places(design, positions) for design in distinct])[which]
+            out[j] = np.einsum("mn,smn->sm", places, ranks)
+        return out
+
+    draws = _in_chunks(draw, n_resamples, seed, progress, 1)
+    found = []
+    for s in range(len(subjects)):
+        members = []
+        for m, design in enumerate(designs):
+            observed = float(np.einsum("n,n->", design.position_ranks(), ranks[s, m]))
+            mean, sd = _moments(np.append(draws[:, s, m], observed))
+            members.append(
+                NullDistribution(observed, mean, sd, np.ascontiguousarray(draws[:, s, m]), False)
+            )
+        found.append(members)
+    return found
+
+
+def _moments(together: Floats) -> tuple[float, float]:
+    """Mean and standard deviation without the value farthest out, whichever it is.
+
+    A function of all values alike keeps them exchangeable; without the farthest, a strong result
+    does not widen its own null.
+    """
+    if len(together) < 3:
+        return float(together.mean()), float(together.std())
+    kept = np.delete(together, np.argmax(np.abs(together - np.median(together))))
+    return float(kept.mean()), float(kept.std(ddof=1))
+
+
+def _places(design: RankDesign, positions: NDArray[np.int64]) -> Floats:
+    """Weights of drawn positions; all 0 where the draw puts all rows into one step."""
+    if np.ptp(positions) == 0:
+        return np.zeros(len(positions))
+    return replace(design, positions=positions).position_ranks()
+
+
 def best_of(members: Sequence[NullDistribution], alternative: Alternative) -> MaximumNull:
     """The most extreme of standardised statistics whose draws share their permutations.
 
@@ -340,13 +437,19 @@ def _in_chunks(
     return np.concatenate(pieces)
 
 
+def is_approximable(design: RankDesign, values: Floats) -> bool:
+    """Whether the normal approximation is allowed: enough units, and none that dominates."""
+    return (
+        design.closed_form
+        and design.n_units >= MINIMUM_UNITS
+        and design.largest_share(values) <= LARGEST_SHARE
+    )
+
+
 def _distribution(design: RankDesign, values: Floats, draws: Floats) -> NullDistribution:
     observed = design.statistic(values)
     if design.closed_form:
-        mean, sd = 0.0, design.null_sd(values)
-        approximable = (
-            design.n_units >= MINIMUM_UNITS and design.largest_share(values) <= LARGEST_SHARE
-        )
+        mean, sd, approximable = 0.0, design.null_sd(values), is_approximable(design, values)
     else:
         # Observed value and draws together: a function of all m + 1 alike keeps them exchangeable.
         together = np.append(draws, observed)

@@ -13,6 +13,7 @@ from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
     QUERY_WORDS,
     closing_caveats,
+    gate_known_shuffle,
     gate_measurement,
     gate_references,
     gate_repeats,
@@ -31,16 +32,21 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.independence.choices import Choices
+from workbench.independence.known_order import redraws
 from workbench.independence.references import check_references
 from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import (
     Alternative,
     NullDistribution,
     best_of,
+    is_approximable,
+    log10_normal_tail,
     maximum_null,
     permutation_null,
+    redrawn_null,
 )
 from workbench.scores import Scores, check_aligned
+from workbench.shufflers import KnownShuffle
 from workbench.statistics import Contrasted, PositionWeights, find_statistic
 from workbench.statistics.adaptive import hold_out
 from workbench.statistics.rank import RankDesign
@@ -91,7 +97,7 @@ def query_test(
     suspect: Scores,
     references: Sequence[Scores] = (),
     statistic: str = "spearman",
-    null: str = "permutation",
+    null: str | KnownShuffle = "permutation",
     n_resamples: int = 9999,
     alternative: Alternative = "greater",
     seed: int = 0,
@@ -121,8 +127,10 @@ def query_test(
     statistic : str
         Name in `workbench.statistics.STATISTICS`, or put together from such names: with weights
         of position ("residual:midlate"), or as a family ("max(residual, residual:late)").
-    null : {"permutation"}
-        Units are permuted within blocks.
+    null : "permutation" or KnownShuffle
+        Units are permuted within blocks; or, where the owner's shuffler and seed are known, the
+        order is drawn anew by that shuffler with fresh seeds, which is exact only if the seed was
+        itself a draw from its space.
     n_resamples : int
         Permutations m: the exact p-value's floor is 1/(m + 1).
     alternative : {"greater", "less", "two-sided"}
@@ -153,7 +161,8 @@ def query_test(
     InputError
         Scores of another transcript, of another window, in other units, not finite or constant;
         too few or constant positions; unknown names; settings out of range; scores or examples
-        that lack what the statistic needs; weights learned on this very order.
+        that lack what the statistic needs; weights learned on this very order; a known shuffler
+        that does not give this order.
 
     Examples
     --------
@@ -167,8 +176,11 @@ def query_test(
     >>> evidence.verdict, evidence.pvalue, evidence.log10_pvalue < -8
     ('evidence', 0.001, True)
     """
-    if null != "permutation":
-        raise InputError(f"null {null!r} is unknown: the query test has 'permutation'")
+    known = null if isinstance(null, KnownShuffle) else None
+    if known is None and null != "permutation":
+        raise InputError(
+            f"null {null!r} is unknown: the query test has 'permutation', or takes a KnownShuffle"
+        )
     check_levels(alpha, smallest_effect)
     chosen = find_statistic(statistic)
     if weights is not None:
@@ -192,7 +204,13 @@ def query_test(
     ]
     designs = weighted_designs(transcript, chosen)
     distribution, own, number, placebo_nulls = _nulls(
-        designs, subjects, n_resamples, streams[0], alternative, progress
+        designs,
+        subjects,
+        n_resamples,
+        streams[0],
+        alternative,
+        progress,
+        None if known is None else redraws(transcript, known),
     )
     member, design, contrasted = chosen.members[number], designs[number], subjects[0][number]
     choices.chosen(member)
@@ -206,12 +224,19 @@ def query_test(
         gatherer, designs, subjects[0], references, n_resamples, streams[1]
     )
     gates = [
-        gate_shuffle(transcript, log10, placebo_nulls, [placebo.label for placebo in placebos]),
+        gate_shuffle(
+            transcript, log10, placebo_nulls, [placebo.label for placebo in placebos], pvalue
+        ),
         gate_repeats(transcript),
         gate_measurement([suspect, *references]),
         gate_seeds(transcript),
         *choices.gates(),
     ]
+    if known is not None:
+        missing = known.size * len(known.epochs) - design.n_units
+        normal = len(designs) == 1 and is_approximable(design, contrast)
+        tail = log10_normal_tail(own.z, alternative) if normal else None
+        gates.append(gate_known_shuffle(known, transcript.shuffle, missing, tail))
     if references_check is not None:
         gates.append(gate_references(references_check))
     # The null's mean is 0 but for weights of position where units differ in size.
@@ -255,6 +280,7 @@ def query_test(
         details={
             **(_details(transcript, correlation, alternative) if choices.plain else {}),
             **choices.account(contrasted, design),
+            **_account_of(known, n_resamples),
         },
         software=software(),
         distribution=distribution,
@@ -338,8 +364,17 @@ def _nulls(
     stream: np.random.SeedSequence,
     alternative: Alternative,
     progress: Callable[[int], object] | None = None,
+    redraw: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
 ) -> tuple[NullDistribution, NullDistribution, int, list[NullDistribution]]:
     """Headline null, the chosen member's own, its number, and the placebos' (two-sided)."""
+    if redraw is not None:
+        values = [[member.values for member in found] for found in subjects]
+        drawn = redrawn_null(designs, values, redraw, n_resamples, stream, progress=progress)
+        if len(designs) == 1:
+            return drawn[0][0], drawn[0][0], 0, [members[0] for members in drawn[1:]]
+        first = best_of(drawn[0], alternative)
+        rest = [best_of(members, "two-sided").distribution for members in drawn[1:]]
+        return first.distribution, first.members[first.chosen], first.chosen, rest
     if len(designs) == 1:
         nulls = permutation_null(
             designs[0],
@@ -359,6 +394,19 @@ def _nulls(
     )
     two_sided = [best_of(other.members, "two-sided").distribution for other in others]
     return best.distribution, best.members[best.chosen], best.chosen, two_sided
+
+
+def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
+    """How the null was drawn, where it was not by permutation."""
+    if known is None:
+        return {}
+    return {
+        "known_shuffle": known.as_dict(),
+        "null_draws": f"{n_resamples:,} fresh seeds of the shuffler {known.rule.name!r}",
+        "asymptotic_withheld": (
+            "orders were drawn by the owner's shuffler; the exact p-value stands alone"
+        ),
+    }
 
 
 def _details(

@@ -9,6 +9,7 @@ from scipy.stats import norm
 from workbench.errors import InputError
 from workbench.evidence import ReferenceCheck
 from workbench.gates import REFERENCE_FAILS
+from workbench.independence.corrections import holm
 from workbench.independence.sample import Gatherer
 from workbench.null import NullDistribution, maximum_null, permutation_null
 from workbench.scores import Scores
@@ -60,10 +61,7 @@ def check_references(
     # Enough permutations for Holm's correction to reach a thousandth.
     resamples = max(n_resamples, 2000 * len(tested))
     pvalues, sd = _two_sided(designs, list(tested.values()), resamples, stream)
-    order = np.argsort(pvalues)
-    stepped = np.minimum(1.0, pvalues[order] * np.arange(len(pvalues), 0, -1))
-    corrected = np.empty(len(pvalues))
-    corrected[order] = np.maximum.accumulate(stepped)
+    corrected = holm(pvalues)
     comparisons = len(tested) * len(designs)
     detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / comparisons) + norm.ppf(0.9))
     return ReferenceCheck(
