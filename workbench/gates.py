@@ -24,6 +24,7 @@ from workbench.scores import Scores
 from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
+    "PAIR_WORDS",
     "PARTITION_WORDS",
     "QUERY_WORDS",
     "REFERENCE_FAILS",
@@ -236,10 +237,18 @@ class Words:
     draws: str
     little: str
     remedy: str
+    pvalue: str = "exact p"
 
 
 QUERY_WORDS = Words(
     "correlation", "permutations", "few queries", "ask more queries or use a closer reference"
+)
+PAIR_WORDS = Words(
+    "correlation",
+    "sign flips",
+    "few pairs",
+    "ask more pairs or use a closer reference",
+    "certified p",
 )
 PARTITION_WORDS = Words("correlation", "permutations", "little text", "collect more text")
 RESHUFFLE_WORDS = Words("difference", "siblings", "little text or too few siblings",
@@ -271,20 +280,20 @@ def reach_verdict(
     if pvalue <= alpha * (1 + 1e-9):
         return (
             EVIDENCE,
-            f"exact p {pvalue:.3g} is at most alpha {alpha:g}, and all gates pass",
+            f"{words.pvalue} {pvalue:.3g} is at most alpha {alpha:g}, and all gates pass",
         )
     if smallest_effect is None:
         return UNDECIDED, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and without smallest_effect, fixed "
-            f"beforehand, that cannot be told from too {words.little}"
+            f"{words.pvalue} {pvalue:.3g} is above alpha {alpha:g}, and without smallest_effect, "
+            f"fixed beforehand, that cannot be told from too {words.little}"
         )
     if upper95 < smallest_effect:
         return NO_EVIDENCE, (
-            f"exact p {pvalue:.3g} is above alpha {alpha:g}, and the {words.statistic} is below "
-            f"{upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
+            f"{words.pvalue} {pvalue:.3g} is above alpha {alpha:g}, and the {words.statistic} is "
+            f"below {upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
         )
     return UNDECIDED, (
-        f"exact p {pvalue:.3g} is above alpha {alpha:g}, but {words.statistic}s up to "
+        f"{words.pvalue} {pvalue:.3g} is above alpha {alpha:g}, but {words.statistic}s up to "
         f"{upper95:.4f} (95 %) are compatible with the data, above the smallest of interest, "
         f"{smallest_effect:.4f}: {words.remedy}"
     )
