@@ -1,13 +1,27 @@
 """The tests of independence, one readable page each: transcript and scores in, Evidence out."""
 
+from workbench.independence.design import (
+    ContentFilter,
+    QueryDesign,
+    Windows,
+    design_queries,
+)
+from workbench.independence.learned import fit_design
+from workbench.independence.pairs import pair_test
 from workbench.independence.partition import partition_test
 from workbench.independence.plan import KnownEffect, QueryPlan
 from workbench.independence.query import queries_needed, query_contrast, query_test
 from workbench.independence.reshuffle import reshuffle_by_tokens, reshuffle_test
 
 __all__ = [
+    "ContentFilter",
     "KnownEffect",
+    "QueryDesign",
     "QueryPlan",
+    "Windows",
+    "design_queries",
+    "fit_design",
+    "pair_test",
     "partition_test",
     "queries_needed",
     "query_contrast",

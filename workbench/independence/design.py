@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from workbench.errors import InputError
 from workbench.scores import Scores, check_aligned
 from workbench.statistics.features import FEATURES, text_features, token_features
+from workbench.statistics.rank import Stratum
 from workbench.statistics.weighted import same_order
 from workbench.transcript import Transcript
 
@@ -31,7 +32,11 @@ __all__ = [
     "LearnedDesign",
     "QueryDesign",
     "Windows",
+    "block_part",
+    "block_within",
     "design_queries",
+    "filtered_units",
+    "places_of",
 ]
 
 Floats = NDArray[np.float64]
@@ -532,9 +537,9 @@ def design_queries(
             name,
             windows,
             chosen,
-            int(budget) if isinstance(budget, np.integer) else budget,
-            int(seed) if isinstance(seed, np.integer) else seed,
-            _block_of(transcript, block),
+            budget,
+            seed,
+            block_within(transcript, block),
             transcript.fingerprint,
             tuple(r.key for r in references) if _looks_at_references(chosen) else (),
             origin,
@@ -592,7 +597,8 @@ def _looks_at_references(chosen: ContentFilter | None) -> bool:
     return chosen is not None and chosen.feature == REFERENCES
 
 
-def _block_of(transcript: Transcript, block: int | None) -> int | None:
+def block_within(transcript: Transcript, block: int | None) -> int | None:
+    """Code of the block that a design asks within; None if there is one only."""
     codes, counts = np.unique(transcript.strata, return_counts=True)
     if block is None:
         if len(codes) > 1:
@@ -643,19 +649,37 @@ def _row_feature(
     return token_features(transcript.token_chunks())[chosen.feature]
 
 
+def block_part(transcript: Transcript, block: int | None) -> Stratum:
+    """Rows and units of the block."""
+    codes = np.unique(transcript.strata)
+    return transcript.design.parts[0 if block is None else int(np.searchsorted(codes, block))]
+
+
+def places_of(part: Stratum) -> Floats:
+    """Place of each unit, 0 to 1; equal positions share the middle of theirs."""
+    before = np.concatenate([[0], np.cumsum(part.slot_counts)[:-1]])
+    middle = (before + part.slot_counts / 2) / part.n_units
+    return np.asarray(middle[part.slot_of_unit], dtype=np.float64)
+
+
+def filtered_units(
+    settings: DesignSettings, transcript: Transcript, references: Sequence[Scores], part: Stratum
+) -> Bools:
+    """Which units of the block pass the filter."""
+    if settings.filter is None:
+        return np.ones(part.n_units, dtype=np.bool_)
+    values = _row_feature(settings.filter, settings, transcript, references)
+    mean = np.bincount(part.unit_of_row, values[part.rows], part.n_units) / part.sizes
+    return settings.filter.keeps(mean)
+
+
 def _choose(
     settings: DesignSettings, transcript: Transcript, references: Sequence[Scores]
 ) -> tuple[Ints, Ints, Bools, Bools]:
     """Rows, pair of each, whether late, and whether a pair's late side is asked first."""
-    codes = np.unique(transcript.strata)
-    number = 0 if settings.block is None else int(np.searchsorted(codes, settings.block))
-    part = transcript.design.parts[number]
+    part = block_part(transcript, settings.block)
     units = part.n_units
-    eligible = np.ones(units, dtype=np.bool_)
-    if settings.filter is not None:
-        values = _row_feature(settings.filter, settings, transcript, references)
-        mean = np.bincount(part.unit_of_row, values[part.rows], units) / part.sizes
-        eligible = settings.filter.keeps(mean)
+    eligible = filtered_units(settings, transcript, references, part)
     streams = np.random.SeedSequence([settings.seed, STREAM]).spawn(4)
     ties, thinning, cut, coins = (np.random.default_rng(stream) for stream in streams)
     # Units in training order, ties broken at random. From here on the draws are of *places*, so
@@ -674,8 +698,7 @@ def _choose(
         rows = np.sort(part.rows[mask])
         none = np.full(len(rows), -1, dtype=np.int64)
         return rows, none, np.zeros(len(rows), np.bool_), np.zeros(0, np.bool_)
-    before = np.concatenate([[0], np.cumsum(part.slot_counts)[:-1]])
-    place = ((before + part.slot_counts / 2) / units)[part.slot_of_unit[drawn]]
+    place = places_of(part)[drawn]
     sides = [
         drawn[(place >= low) & (place < high)]
         for low, high in (settings.windows.late, settings.windows.early)

@@ -10,9 +10,9 @@ collectif) P(W ever reaches 1/α) ≤ α, so the test may be watched and stopped
 
 The bets here are a mixture, as Robbins (1970, Ann. Math. Statist. 41, 1397) made them: the wealth
 is shared out among gamblers k, who stake λ = tanh(θ_k r) on a pair whose size has the rank r in
-(0, 1] among the pairs so far. (1 + ε tanh θr) = exp(εθr) / cosh θr, so each is the martingale behind the
-certified p of `workbench.statistics.pairs`, with its θ chosen beforehand; the mixture pays at most
-log K for not knowing the best of K.
+(0, 1] among the pairs so far. (1 + ε tanh θr) = exp(εθr) / cosh θr, so each is the martingale
+behind the certified p of `workbench.statistics.pairs`, with its θ chosen beforehand; the mixture
+pays at most log K for not knowing the best of K.
 """
 
 import bisect
