@@ -244,7 +244,7 @@ def test_json_chooses_the_same_again_and_nothing_else():
     for match, bad in {
         "chooses other examples": changed(seed=6),
         "chooses other examples than": changed(budget=38),
-        "extra": changed(rule="late and hard"),
+        "Unexpected keyword": changed(rule="late and hard"),
         "does not have the windows": changed(windows={"late": [0.5, 0.9], "early": [0, 0.1]}),
         "this holds no design": "{",
         "not of the format": json.dumps({**content, "format": "x"}),
@@ -343,6 +343,7 @@ def at_most(rejections, trials, level):
     return stats.binomtest(int(rejections), trials, level, "greater").pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_pvalues_of_pairs_are_valid_whatever_the_scores():
     """2,000 orders that nobody remembers: certified and exact p reject no more than they say."""
     rng = np.random.default_rng(14)
