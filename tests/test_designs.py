@@ -343,7 +343,6 @@ def at_most(rejections, trials, level):
     return stats.binomtest(int(rejections), trials, level, "greater").pvalue > 1e-4
 
 
-@pytest.mark.slow
 def test_pvalues_of_pairs_are_valid_whatever_the_scores():
     """2,000 orders that nobody remembers: certified and exact p reject no more than they say."""
     rng = np.random.default_rng(14)

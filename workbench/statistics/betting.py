@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 from workbench.errors import InputError
 
@@ -78,7 +77,7 @@ class SignMartingale:
         self._sizes: list[float] = []
         self._signs: list[float] = []
         self._sorted: list[float] = []
-        self._largest = 0.0
+        self._wealth = self._largest = 0.0
 
     def add(self, difference: float) -> None:
         """Stake on one pair, then look at its sign; a difference of zero is skipped.
@@ -110,7 +109,10 @@ class SignMartingale:
                 )
             self._own += float(np.log1p(share * sign))
         self._signs.append(sign)
-        self._largest = max(self._largest, self.log_wealth)
+        self._wealth = (
+            self._own if self._bet is not None else float(np.logaddexp.reduce(self._logs))
+        )
+        self._largest = max(self._largest, self._wealth)
 
     def extend(self, differences: ArrayLike) -> Floats:
         """Add several, in this order; natural log of the wealth after each."""
@@ -128,7 +130,7 @@ class SignMartingale:
     @property
     def log_wealth(self) -> float:
         """Natural logarithm of the wealth now."""
-        return self._own if self._bet is not None else float(logsumexp(self._logs))
+        return self._wealth
 
     @property
     def log_largest(self) -> float:
