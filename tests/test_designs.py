@@ -17,7 +17,7 @@ from workbench.independence import (
     pair_test,
     query_test,
 )
-from workbench.independence.design import DESIGNS, FILTERS, DesignSettings
+from workbench.independence.design import DESIGNS, FILTERS, DesignSettings, LearnedDesign
 from workbench.lab import open_run
 from workbench.null import sign_flip_null
 from workbench.statistics import certified_log10
@@ -252,6 +252,10 @@ def test_json_chooses_the_same_again_and_nothing_else():
     }.items():
         with pytest.raises(InputError, match=match):
             QueryDesign.from_json(bad, transcript, [reference])
+    with pytest.raises(InputError, match="learned on the order of arrays itself"):
+        QueryDesign.from_json(
+            changed(origin="learned", learned_on=transcript.fingerprint), transcript, [reference]
+        )
     with pytest.raises(InputError, match="another transcript"):
         QueryDesign.from_json(text, transcript_of(rng.permutation(800)), [reference])
     other = Scores.from_arrays(loglik=reference.loglik_mean, name="other")
@@ -296,6 +300,9 @@ def test_a_design_is_learned_on_another_order_and_never_on_the_one_under_test():
             fit_design(lab, [derivative], [reference], under_test=cut)
         with pytest.raises(InputError, match="learned on the order of"):
             design_queries(cut, 200, learned, references=[reference.take(part)])
+    assert LearnedDesign.from_json(learned.to_json()) == learned
+    with pytest.raises(InputError, match="this holds no learned design"):
+        LearnedDesign.from_json(design.to_json())
     with pytest.raises(InputError, match="brings its own filter"):
         design_queries(transcript, 200, learned, filter=ContentFilter("length"))
     with pytest.raises(InputError, match="no derivative"):

@@ -369,7 +369,7 @@ def test_wealth_curve(recorded):
     assert figure.alt_text == wealth_curve(found).alt_text
     reached = next(step.queries for step in recorded["derivative"].steps if step.reached)
     assert figure.crossings == {"derivative": reached, "independent": None}
-    assert "derivative: wealth 1e+" in figure.alt_text
+    assert "derivative: wealth 10^" in figure.alt_text
     assert "independent" in figure.alt_text
     assert "never at 1/alpha" in figure.alt_text
     with pytest.raises(InputError, match="several alphas or there are none"):

@@ -516,22 +516,13 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
                 else f"first at 1/alpha after {crossings[name]:,}"
             )
             described.append(
-                f"{name}: wealth 1e{y[-1]:+.1f} after {x[-1]:,} queries, largest "
-                f"1e{y.max():+.1f}, {when}"
+                f"{name}: wealth 10^{y[-1]:.1f} after {x[-1]:,} queries, largest "
+                f"10^{y.max():.1f}, {when}"
             )
         # The axis is logarithmic; its labels are powers because the wealth may pass any float.
         axes.axhline(0, color="#999999", linewidth=1)
         axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
-        axes.text(
-            0.01,
-            threshold,
-            f"1/α = {1 / alpha:,.4g}",
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            ha="left",
-            fontsize=12,
-            color="#444444",
-        )
+        _right_of(axes, threshold, f"1/α = {1 / alpha:,.4g}")
         axes.set_xlim(left=0)
         low, high = axes.get_ylim()
         axes.set_ylim(low, max(high, 1.15 * threshold))

@@ -9,9 +9,9 @@ examples among the late and easy ones among the early; no type here can express 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,12 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Parsed = TypeVar("Parsed")
 Feature = Literal["reference log-likelihood", "length", "log frequency", "zlib ratio"]
 Origin = Literal["named", "given", "learned"]
 
 FORMAT = "palimpsest design 1"
+LEARNED_FORMAT = "palimpsest learned design 1"
 STREAM = 0xDE5161
 REFERENCES: Feature = "reference log-likelihood"
 
@@ -189,6 +191,8 @@ class LearnedDesign:
         What was compared: each pair of windows with each filter, and the effect per query.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     windows: Windows
     filter: ContentFilter | None
     learned_on: str
@@ -203,6 +207,27 @@ class LearnedDesign:
                 f"this design was learned on the order of {transcript.source}, where it finds what "
                 "chance put there: learn it on a run of another order"
             )
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` reads it back."""
+        content = {"format": LEARNED_FORMAT, **asdict(self)}
+        return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "LearnedDesign":
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            It holds no learned design.
+        """
+        return _read_json(
+            text,
+            LEARNED_FORMAT,
+            lambda content: TypeAdapter(cls).validate_python(content),
+            "learned design: make it with fit_design",
+        )
 
 
 @dataclass(frozen=True)
@@ -304,6 +329,11 @@ class QueryDesign:
             raise InputError(
                 f"the design was made for another transcript than {self.transcript.source}: use "
                 "the one it was made for, complete and in the same row order"
+            )
+        if self.settings.learned_on == self.settings.transcript:
+            raise InputError(
+                f"the design was learned on the order of {self.transcript.source} itself: learn it "
+                "on a run of another order"
             )
         rows, pair, late, late_first = _choose(self.settings, self.transcript, references)
         for name, values in zip(
@@ -435,22 +465,15 @@ class QueryDesign:
         InputError
             No design of this version; another transcript, other references, or other rows.
         """
-        try:
-            content = json.loads(text)
-            if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-                raise ValueError(f"it is not of the format {FORMAT!r}")
-            settings = TypeAdapter(DesignSettings).validate_python(content["settings"])
-            digest = str(content["rows_sha256"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"this holds no design ({where}: {first['msg']}): make it with design_queries"
-            ) from error
-        except (ValueError, KeyError) as error:
-            raise InputError(
-                f"this holds no design ({error}): make it with design_queries"
-            ) from error
+        settings, digest = _read_json(
+            text,
+            FORMAT,
+            lambda content: (
+                TypeAdapter(DesignSettings).validate_python(content["settings"]),
+                str(content["rows_sha256"]),
+            ),
+            "design: make it with design_queries",
+        )
         design = cls(settings, transcript, references)
         if design.rows_sha256 != digest:
             raise InputError(
@@ -548,6 +571,24 @@ def design_queries(
         transcript,
         references,
     )
+
+
+def _read_json(
+    text: str, form: str, parse: Callable[[dict[str, Any]], Parsed], what: str
+) -> Parsed:
+    """Parse JSON of a format, or say in one sentence why not."""
+    thing, _, remedy = what.partition(": ")
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.pop("format", None) != form:
+            raise ValueError(f"it is not of the format {form!r}")
+        return parse(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"this holds no {thing} ({where}: {first['msg']}): {remedy}") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"this holds no {thing} ({error}): {remedy}") from error
 
 
 _JOINT = (
