@@ -25,8 +25,8 @@ from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
+from workbench.independence.sequential import SequentialTest
 from workbench.scores import Scores
-from workbench.sequential import SequentialTest
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 
