@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
+from servers.app import Server
+from servers.models import NgramModel, training_text
 from test_designs import at_most, null_case, scores_of, transcript_of
 
 from workbench import Evidence, InputError, ScorerIdentity, Scores, Transcript
@@ -12,6 +14,8 @@ from workbench.figures import null_histogram, wealth_curve
 from workbench.independence import design_queries, pair_test
 from workbench.lab import open_run
 from workbench.pilot import plan_query
+from workbench.scorers import Budget, CompletionsScorer
+from workbench.scorers.answers import BudgetSpentError
 from workbench.scorers.scorer import Encoded
 from workbench.sequential import SequentialTest, sequential_test
 from workbench.statistics.betting import THETAS, SignMartingale
@@ -280,6 +284,34 @@ def test_scores_at_hand_and_a_scorer_say_the_same(asked):
 
 def _nowhere(transcript):
     return Transcript.from_arrays(np.zeros(transcript.n, int), tokens=transcript.tokens())
+
+
+def test_a_real_budget_stops_it_and_what_was_paid_for_is_not_paid_again(tmp_path):
+    text = training_text()
+    rows = [text[s : s + 60].strip() for s in range(0, 200 * 70, 70)]
+    transcript = Transcript.from_arrays(np.random.default_rng(9).permutation(200), texts=rows)
+    design = design_queries(transcript, 40, "late-vs-early")
+    server = Server(NgramModel())
+
+    def bob(url, requests):
+        return CompletionsScorer(
+            url, "bob", form="echo", bundle=1, store=tmp_path / "a.sqlite",
+            budget=Budget(requests=requests),
+        )  # fmt: skip
+
+    with server.running() as url:
+        assert next(sequential_test(transcript, bob(url, 200), [], design, batch=5)).queries == 10
+        probed = server.received  # ten examples, and what it takes to know the server
+        test = sequential_test(transcript, bob(url, probed + 15), [], design, batch=5)
+        with pytest.raises(BudgetSpentError, match="run the same again"):
+            list(test)
+        assert server.received <= probed + 15
+        assert test.evidence().n == test.steps[-1].queries == 20
+        again = sequential_test(transcript, bob(url, 200), [], design, batch=5)
+        assert [step.queries for step in again] == [10, 20, 30, 40]
+        assert again.steps[:2] == test.steps
+    # thirty more examples, and checks that the model is still the same; none was asked about twice
+    assert server.received < probed + 30 + 20
 
 
 def test_a_batch_is_asked_in_an_order_that_knows_no_position(asked):

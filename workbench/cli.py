@@ -988,6 +988,7 @@ def test_sequential(
 ) -> None:
     """Ask pair by pair and stop as soon as the evidence suffices; resumes where it was stopped."""
     from workbench.scorers import Budget, CausalLMScorer, meaning_of, open_scores
+    from workbench.scorers.answers import BudgetSpentError
     from workbench.sequential import sequential_test
 
     examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
@@ -1039,15 +1040,20 @@ def test_sequential(
         alpha=alpha,
         batch=batch,
     )
-    for step in test:
-        if not quiet:
-            typer.echo(
-                f"{step.queries:>8,} queries   wealth 10^{step.log10_wealth:<8.2f} anytime p "
-                f"{step.pvalue:.3g}",
-                err=True,
-            )
-        if step.reached:
-            break
+    try:
+        for step in test:
+            if not quiet:
+                typer.echo(
+                    f"{step.queries:>8,} queries   wealth 10^{step.log10_wealth:<8.2f} anytime p "
+                    f"{step.pvalue:.3g}",
+                    err=True,
+                )
+            if step.reached:
+                break
+    except BudgetSpentError as error:  # it may be stopped at any time, for any reason
+        if not test.steps:
+            raise
+        typer.echo(f"note: {error}", err=True)
     _conclude(test.evidence(), json_path)
 
 
