@@ -19,7 +19,7 @@ from workbench.independence import (
 )
 from workbench.independence.design import DESIGNS, FILTERS, DesignSettings, LearnedDesign
 from workbench.lab import open_run
-from workbench.null import sign_flip_null
+from workbench.null import permutation_null, sign_flip_null
 from workbench.statistics import certified_log10
 
 WITH_PAIRS = [name for name, windows in DESIGNS.items() if windows is not None]
@@ -368,6 +368,28 @@ def test_pvalues_of_pairs_are_valid_whatever_the_scores():
         assert at_most((np.array(certified) <= np.log10(level)).sum(), trials, level)
         assert at_most((np.array(exact)[:, 0] <= level).sum(), trials, level)
     assert stats.kstest(np.array(exact)[:, 1], "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["uniform", "stratified"])
+def test_designs_without_pairs_leave_places_exchangeable(name):
+    """Units of unequal size, long ones harder, a filter, and a budget that cuts by size."""
+    rng = np.random.default_rng(21)
+    pvalues = []
+    for seed in range(500):
+        unit = unequal(rng, 80)
+        size = np.bincount(unit)[unit]
+        transcript = transcript_of(rng.permutation(80), unit)
+        values = rng.standard_t(2, size=len(unit)) - size
+        design = design_queries(
+            transcript, 60, name, filter="hardest-50", references=[scores_of(values)], seed=seed
+        )
+        assert design.queries <= 60
+        null = permutation_null(design.examples.design, [values[design.rows]], 99, seed, threads=1)[
+            0
+        ]
+        pvalues.append(null.pvalue_randomised(rng))
+    assert stats.kstest(pvalues, "uniform").pvalue > 1e-3
+    assert at_most((np.array(pvalues) <= 0.05).sum(), 500, 0.05)
 
 
 def test_the_whole_test_agrees_with_its_parts_and_raises_few_false_alarms():

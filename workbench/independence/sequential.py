@@ -194,6 +194,8 @@ class SequentialTest:
         -------
         Evidence
             Its p-value is the anytime one; everything for a fixed number of queries is withheld.
+            The references are checked on the pairs asked about: after few of them that check finds
+            large correlations only (it says which), so check references beforehand too.
 
         Raises
         ------
