@@ -446,3 +446,32 @@ def test_a_ledger_numbers_the_tests_of_a_table(table, tmp_path):
     absent = palimpsest("ledger", "show", tmp_path / "absent.jsonl")
     assert absent.returncode == 2
     assert len(absent.stderr.strip().splitlines()) == 1
+
+
+def test_pairs_and_sequential_on_a_published_table(table, tmp_path):
+    common = (
+        "--transcript", table, "--reference", "loss:reference", "--queries", 200,
+        "--filter", "hardest-50",
+    )  # fmt: skip
+    out, made = tmp_path / "e.json", tmp_path / "design.json"
+    done = palimpsest(
+        "test", "pairs", *common, "--suspect", "loss:suspect", "--json", out, "--design-json", made
+    )
+    assert done.returncode == 0, done.stderr
+    assert "certified p" in done.stdout
+    content, design = json.loads(out.read_text()), json.loads(made.read_text())
+    assert content["details"]["design"]["rows_sha256"] == design["rows_sha256"]
+    done = palimpsest("test", "sequential", *common, "--suspect", "loss:suspect", "--json", out)
+    assert done.returncode == 0, done.stderr
+    assert "queries   wealth 10^" in done.stderr
+    content = json.loads(out.read_text())
+    assert content["pvalue"] <= 1e-3
+    assert content["log10_pvalue"] is None
+    done = palimpsest("test", "sequential", *common, "--suspect", "loss:other", "--quiet")
+    assert done.returncode == 3
+    assert done.stderr == ""
+    done = palimpsest(
+        "test", "pairs", *common, "--suspect", "loss:other", "--design", "uniform", "--quiet"
+    )
+    assert done.returncode == 2
+    assert "has no pairs" in done.stderr

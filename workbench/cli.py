@@ -25,6 +25,7 @@ from workbench.independence import (
     partition_test,
     reshuffle_test,
 )
+from workbench.independence.design import DESIGNS, FILTERS
 from workbench.merkle import MasterSalt
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.null import ALTERNATIVES
@@ -40,6 +41,8 @@ __all__ = ["app", "app_main"]
 UsageError: Any = typer.BadParameter.__base__
 
 FAILED, BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 1, 2, 3, 130
+
+PAIRED = [name for name, windows in DESIGNS.items() if windows is not None]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -887,6 +890,245 @@ def test_query(
     )
     evidence = case.run() if book is None else book.test(case)
     _conclude(evidence, json_path)
+
+
+BudgetOption = Annotated[int, typer.Option("--queries", help="Examples to ask about at most.")]
+DesignOption = Annotated[
+    str,
+    typer.Option("--design", help=f"Pairs of one late and one early unit: {', '.join(PAIRED)}."),
+]
+FilterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--filter", help=f"Which examples, the same rule for late and early: {', '.join(FILTERS)}."
+    ),
+]
+BlockOption = Annotated[
+    int | None, typer.Option("--block", help="Number of the block, if there are several.")
+]
+DesignOutOption = Annotated[
+    Path | None, typer.Option("--design-json", help="Write what was asked about, as JSON.")
+]
+
+
+def _designed(
+    transcript: Transcript,
+    queries: int,
+    design: str,
+    chosen: str | None,
+    block: int | None,
+    seed: int,
+    references: list[str],
+    scores_of: Any,
+    out: Path | None,
+) -> tuple[Any, list[Any]]:
+    """The design, and the references' scores: of all examples where the filter looks at them."""
+    from workbench.home import atomic_write
+    from workbench.independence import design_queries
+
+    whole = [scores_of(spec, transcript) for spec in references] if chosen is not None else []
+    made = design_queries(
+        transcript, queries, design, filter=chosen, references=whole, block=block, seed=seed
+    )
+    if out is not None:
+        atomic_write(out, lambda path: path.write_text(made.to_json(), encoding="utf-8"))
+    return made, whole
+
+
+@test_app.command("pairs")
+def test_pairs(
+    transcript: TranscriptOption,
+    suspect: Annotated[
+        str, typer.Option(help="Scores file, model, or column loss:NAME / loglik:NAME.")
+    ],
+    queries: BudgetOption,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="As --suspect; may be repeated.")
+    ] = None,
+    design: DesignOption = "midlate-vs-early",
+    chosen: FilterOption = None,
+    block: BlockOption = None,
+    design_json: DesignOutOption = None,
+    json_path: JsonOption = None,
+    statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
+    n_resamples: Annotated[int, typer.Option("--n-resamples", help="Flips of sign.")] = 9999,
+    alternative: AlternativeOption = "greater",
+    seed: Annotated[int, typer.Option(help="Of the design, the flips and the bootstrap.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Level of the certified p-value.")] = 1e-3,
+    smallest_effect: SmallestOption = None,
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Is the late one of each designed pair likelier than the early one?"""
+    from workbench.independence import pair_test
+    from workbench.scorers import meaning_of, open_scores
+
+    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+
+    def scores_of(spec: str, asked: Transcript) -> Any:
+        return open_scores(
+            spec,
+            asked if meaning_of(spec, examples) == "model" else examples,
+            prefix=prefix,
+            length=length,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+        )
+
+    specs = list(reference or [])
+    made, whole = _designed(
+        examples, queries, design, chosen, block, seed, specs, scores_of, design_json
+    )
+    evidence = pair_test(
+        examples,
+        scores_of(suspect, made.examples),
+        whole or [scores_of(spec, made.examples) for spec in specs],
+        made,
+        statistic,
+        n_resamples,
+        cast(Any, alternative),
+        seed,
+        alpha=alpha,
+        smallest_effect=smallest_effect,
+    )
+    _conclude(evidence, json_path)
+
+
+@test_app.command("sequential")
+def test_sequential(
+    transcript: TranscriptOption,
+    suspect: Annotated[
+        str,
+        typer.Option(
+            help="Scores file, model, or column loss:NAME / loglik:NAME; with --endpoint, the "
+            "model's name there."
+        ),
+    ],
+    queries: BudgetOption,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Scores file, model or column; may be repeated."),
+    ] = None,
+    design: DesignOption = "midlate-vs-early",
+    chosen: FilterOption = None,
+    block: BlockOption = None,
+    design_json: DesignOutOption = None,
+    json_path: JsonOption = None,
+    statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
+    alternative: AlternativeOption = "greater",
+    seed: Annotated[int, typer.Option(help="Of the design and of the order of asking.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Level of the anytime p-value: stop there.")] = 1e-3,
+    batch: Annotated[int, typer.Option(help="Pairs per step.")] = 16,
+    endpoint: EndpointOption = None,
+    access: AccessOption = "completions",
+    through: ThroughOption = None,
+    form: FormOption = "auto",
+    tokenizer: TokenizerOption = None,
+    api_key_env: KeyOption = None,
+    max_requests: MaxRequestsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_money: MaxMoneyOption = None,
+    prompt_price: PromptPriceOption = None,
+    completion_price: CompletionPriceOption = None,
+    concurrency: ConcurrencyOption = 4,
+    bundle: BundleOption = 16,
+    places: PlacesOption = 8,
+    top: TopOption = 20,
+    draws: DrawsOption = 4,
+    temperature: TemperatureOption = 1.0,
+    on_change: OnChangeOption = "warn",
+    shuffle: ShuffleOption = "owner",
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+    prefix: PrefixOption = 0,
+    length: LengthOption = None,
+    bos: BosOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    column: ColumnOption = None,
+    split: SplitOption = "train",
+    quiet: QuietOption = False,
+) -> None:
+    """Ask pair by pair and stop as soon as the evidence suffices; resumes where it was stopped."""
+    from workbench.scorers import Budget, CausalLMScorer, meaning_of, open_scores
+    from workbench.scorers.answers import BudgetSpentError
+    from workbench.sequential import sequential_test
+
+    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    window: dict[str, Any] = {"prefix": prefix, "length": length}
+    local: dict[str, Any] = {**window, "bos": bos, "dtype": dtype, "device": device}
+
+    def scores_of(spec: str, asked: Transcript) -> Any:
+        return open_scores(spec, asked, progress=not quiet, **local)
+
+    def asked_of(spec: str) -> Any:
+        if meaning_of(spec, examples) == "model":
+            return CausalLMScorer(spec, **local)
+        return open_scores(spec, examples, **local)
+
+    bob: Any
+    if endpoint is None:
+        bob = asked_of(suspect)
+    else:
+        bob = _endpoint_scorer(
+            endpoint,
+            suspect,
+            access=access,
+            through=through,
+            form=form,
+            places=places,
+            top=top,
+            draws=draws,
+            temperature=temperature,
+            tokenizer=tokenizer,
+            bundle=bundle,
+            concurrency=concurrency,
+            on_change=on_change,
+            api_key_env=api_key_env,
+            budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
+            **window,
+        )
+    specs = list(reference or [])
+    made, whole = _designed(
+        examples, queries, design, chosen, block, seed, specs, scores_of, design_json
+    )
+    test = sequential_test(
+        examples,
+        bob,
+        whole or [asked_of(spec) for spec in specs],
+        made,
+        statistic,
+        cast(Any, alternative),
+        seed,
+        alpha=alpha,
+        batch=batch,
+    )
+    try:
+        for step in test:
+            if not quiet:
+                typer.echo(
+                    f"{step.queries:>8,} queries   wealth 10^{step.log10_wealth:<8.2f} anytime p "
+                    f"{step.pvalue:.3g}",
+                    err=True,
+                )
+            if step.reached:
+                break
+    except BudgetSpentError as error:  # it may be stopped at any time, for any reason
+        if not test.steps:
+            raise
+        typer.echo(f"note: {error}", err=True)
+    _conclude(test.evidence(), json_path)
 
 
 @test_app.command("partition")

@@ -170,7 +170,9 @@ class Evidence:
         Statistic in null standard deviations; for the reshuffle test Student's t.
     pvalue, pvalue_exact : float
         The exact p-value, by permutation or by rank among siblings (the same number under both
-        names).
+        names). Of designed pairs `pvalue` is the certified one (``details["certified"]``) and
+        `pvalue_exact` that by flips of sign; of a sequential test (``details["anytime"]``) both
+        are the anytime p-value, and fixed-n figures such as `z` are withheld (0 or None).
     pvalue_floor : float
         Smallest value that `pvalue` could have taken: 1/(m + 1), or 1/(T + 1) for T siblings.
     pvalue_asymptotic, log10_pvalue : float or None
@@ -257,7 +259,7 @@ class Evidence:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the summary."""
-        names = _NAMES.get(self.test, _NAMES["query"])
+        names = self._names
         lines = [(names.suspect, str(self.suspect["label"]))]
         if self.test == "query":
             references = ", ".join(str(r["label"]) for r in self.references) or "none"
@@ -265,9 +267,18 @@ class Evidence:
         lines += [
             ("verdict", self.verdict),
             ("because", self.verdict_reason),
-            ("statistic", f"{self.statistic:+.4f} ({self.contrast}, {names.z} = {self.z:.2f})"),
-            ("exact p", self.exact_text),
+            (
+                "statistic",
+                f"{self.statistic:+.4f} ({self.contrast}"
+                + (")" if self._anytime else f", {names.z} = {self.z:.2f})"),
+            ),
         ]
+        if self._anytime:
+            lines.append(("anytime p", self.anytime_text))
+        elif "certified" in self.details:
+            lines.append(("certified p", self.certified_text))
+        if not self._anytime:
+            lines.append(("exact p", self.exact_text))
         if self.pvalue_model is None:
             lines.append(("asymptotic p", self.asymptotic_text))
         else:
@@ -280,14 +291,20 @@ class Evidence:
             (
                 "effect",
                 (
-                    f"{self.effect.difference:+.4f} {self.effect.quantity} "
-                    f"{100 * self.effect.confidence:.0f} % interval "
-                    f"{self.effect.low:+.4f} to {self.effect.high:+.4f}"
+                    f"{self.effect.difference:+.4f} {self.effect.quantity}"
+                    + (
+                        ""
+                        if self._anytime
+                        else f" {100 * self.effect.confidence:.0f} % interval "
+                        f"{self.effect.low:+.4f} to {self.effect.high:+.4f}"
+                    )
                 ),
             ),
             (
                 "upper limit",
-                f"{names.statistic} below {self.statistic_upper95:+.4f} (one-sided 95 %, "
+                "not given by a test that may be stopped at any time"
+                if self._anytime
+                else f"{names.statistic} below {self.statistic_upper95:+.4f} (one-sided 95 %, "
                 f"approximate){interest}",
             ),
             (names.rows, f"{self.n:,}{names.units.format(self.n_units)}"),
@@ -303,12 +320,39 @@ class Evidence:
         return lines
 
     @property
+    def _anytime(self) -> bool:
+        return "anytime" in self.details
+
+    @property
+    def _names(self) -> "_Names":
+        paired = self._anytime or "certified" in self.details
+        return _NAMES.get("pairs" if paired else self.test, _NAMES["query"])
+
+    @property
+    def certified_text(self) -> str:
+        """The certified p-value of designed pairs, in words."""
+        found = self.details["certified"]
+        return (
+            f"{_power_of_ten(found['log10_pvalue'])} (sign-flip bound over {found['pairs']:,} "
+            "pairs, valid at any number of them; no floor)"
+        )
+
+    @property
+    def anytime_text(self) -> str:
+        """The anytime p-value of a sequential test, in words."""
+        found = self.details["anytime"]
+        return (
+            f"{_power_of_ten(found['log10_pvalue'])} (1 / largest wealth over {found['pairs']:,} "
+            "pairs; valid whenever the test is stopped)"
+        )
+
+    @property
     def exact_text(self) -> str:
         """The exact p-value with its floor, in words."""
+        if self._anytime:
+            return "withheld: a test that may be watched has the anytime p-value alone"
         at_floor = " (at its floor)" if self.pvalue_exact <= self.pvalue_floor * 1.0000001 else ""
-        how = self.details.get("null_draws") or _NAMES.get(self.test, _NAMES["query"]).null.format(
-            self.n_resamples
-        )
+        how = self.details.get("null_draws") or self._names.null.format(self.n_resamples)
         return f"{self.pvalue_exact:.4g}{at_floor}; {how}, floor {self.pvalue_floor:.3g}"
 
     @property
@@ -458,6 +502,9 @@ _NAMES = {
     ),
     "partition": _Names(
         "text", "correlation", "z", "examples", " in {:,} permuted units", "{:,} permutations"
+    ),
+    "pairs": _Names(
+        "suspect", "correlation", "z", "examples", " in {:,} paired units", "{:,} flips of sign"
     ),
     "reshuffle": _Names(
         "text", "difference", "t", "documents", " under {:,} siblings", "rank among {:,} siblings"

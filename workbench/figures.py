@@ -25,6 +25,7 @@ from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
+from workbench.independence.sequential import SequentialTest
 from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
@@ -45,6 +46,7 @@ __all__ = [
     "rejection_rates",
     "show",
     "sibling_dots",
+    "wealth_curve",
 ]
 
 Floats = NDArray[np.float64]
@@ -331,6 +333,11 @@ def null_histogram(evidence: Evidence) -> Figure:
     -------
     matplotlib.figure.Figure
     """
+    if not evidence.null["edges"]:
+        raise InputError(
+            "a test that could be stopped at any time has no null for a fixed number of queries: "
+            "draw its wealth_curve"
+        )
     edges = np.asarray(evidence.null["edges"], dtype=np.float64)
     counts = np.asarray(evidence.null["counts"], dtype=np.float64)
     density = counts / counts.sum() / np.diff(edges)
@@ -463,6 +470,89 @@ def evidence_vs_queries(
         for name, values in z.items()
     )
     return _finish(figure, f"Evidence against the number of queries. {described}.")
+
+
+def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
+    """Wealth of sequential tests against queries: what a gambler on their pairs has made of 1.
+
+    Parameters
+    ----------
+    series : mapping of name to SequentialTest or Evidence
+        Tests under way or stopped, all with one alpha; their evidence, fresh or read from JSON.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With ``crossings``: queries after which the wealth first reached 1/α, by name.
+
+    Raises
+    ------
+    InputError
+        Nothing to draw, evidence of another test, or several alphas.
+    """
+    alphas = {test.alpha for test in series.values()}
+    if len(alphas) != 1:
+        raise InputError("the tests have several alphas or there are none: give tests with one")
+    alpha = alphas.pop()
+    paths = {name: _wealth_path(name, test) for name, test in series.items()}
+    figure, axes = _axes()
+    colours = sns.color_palette("colorblind", max(7, len(series)))
+    threshold = -float(np.log10(alpha))
+    crossings: dict[str, int | None] = {}
+    described = []
+    with matplotlib.style.context(STYLE):
+        for (name, (queries, wealth)), colour, marker, dash in zip(
+            paths.items(), colours, itertools.cycle(MARKERS), itertools.cycle(DASHES), strict=False
+        ):
+            x, y = np.append(0, queries), np.append(0.0, wealth)
+            every = max(1, len(x) // 12)
+            axes.plot(
+                x, y, label=name, color=colour, marker=marker, linestyle=dash, markevery=every
+            )
+            above = np.flatnonzero(y >= threshold - 1e-12)
+            crossings[name] = int(x[above[0]]) if len(above) else None
+            when = (
+                "never at 1/alpha"
+                if crossings[name] is None
+                else f"first at 1/alpha after {crossings[name]:,}"
+            )
+            described.append(
+                f"{name}: wealth 10^{y[-1]:.1f} after {x[-1]:,} queries, largest "
+                f"10^{y.max():.1f}, {when}"
+            )
+        # The axis is logarithmic; its labels are powers because the wealth may pass any float.
+        axes.axhline(0, color="#999999", linewidth=1)
+        axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
+        _right_of(axes, threshold, f"1/α = {1 / alpha:,.4g}")
+        axes.set_xlim(left=0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, max(high, 1.15 * threshold))
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=7))
+        axes.yaxis.set_major_formatter(
+            matplotlib.ticker.FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$")
+        )
+        axes.set_xlabel("queries (examples asked about)")
+        axes.set_ylabel("wealth, starting from 1")
+        _legend_outside(axes, list(series))
+    figure.crossings = crossings  # type: ignore[attr-defined]
+    return _finish(
+        figure,
+        f"Wealth from bets on the signs of pairs against queries, alpha {alpha:g}. "
+        f"{'; '.join(described)}.",
+    )
+
+
+def _wealth_path(name: str, test: SequentialTest | Evidence) -> tuple[NDArray[np.int64], Floats]:
+    """Queries and log10 wealth after each step."""
+    if isinstance(test, Evidence):
+        if "anytime" not in test.details:
+            raise InputError(f"{name} is evidence of a test with fixed n: it has no wealth to draw")
+        found = test.details["anytime"]
+        queries, wealth = found["queries"], found["log10_wealth_path"]
+    else:
+        queries = [step.queries for step in test.steps]
+        wealth = [step.log10_wealth for step in test.steps]
+    return np.asarray(queries, dtype=np.int64), np.asarray(wealth, dtype=np.float64)
 
 
 SPENDS = {

@@ -28,6 +28,7 @@ from workbench.shufflers import HABITUAL_SEEDS, KnownShuffle
 from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
+    "PAIR_WORDS",
     "PARTITION_WORDS",
     "QUERY_WORDS",
     "REFERENCE_FAILS",
@@ -309,10 +310,18 @@ class Words:
     draws: str
     little: str
     remedy: str
+    pvalue: str = "exact p"
 
 
 QUERY_WORDS = Words(
     "correlation", "permutations", "few queries", "ask more queries or use a closer reference"
+)
+PAIR_WORDS = Words(
+    "correlation",
+    "sign flips",
+    "few pairs",
+    "ask more pairs or use a closer reference",
+    "certified p",
 )
 PARTITION_WORDS = Words("correlation", "permutations", "little text", "collect more text")
 RESHUFFLE_WORDS = Words("difference", "siblings", "little text or too few siblings",
@@ -333,7 +342,7 @@ def reach_verdict(
 
     Where the test is one of many, the corrected p-value and its floor decide.
     """
-    said, factor = f"exact p {pvalue:.3g}", 1.0
+    said, factor = f"{words.pvalue} {pvalue:.3g}", 1.0
     if correction is not None:
         said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
         factor = correction.floor / floor

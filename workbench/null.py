@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from workbench.errors import InputError
+from workbench.statistics.pairs import signed_ranks
 from workbench.statistics.rank import Floats, RankDesign, draw_together
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "maximum_null",
     "permutation_null",
     "redrawn_null",
+    "sign_flip_null",
 ]
 
 Alternative = Literal["greater", "less", "two-sided"]
@@ -379,6 +381,71 @@ def _places(design: RankDesign, positions: NDArray[np.int64]) -> Floats:
     if np.ptp(positions) == 0:
         return np.zeros(len(positions))
     return replace(design, positions=positions).position_ranks()
+
+
+def sign_flip_null(
+    differences: Sequence[Floats],
+    n_resamples: int,
+    seed: int | np.random.SeedSequence,
+    *,
+    progress: Callable[[int], object] | None = None,
+    threads: int = 2,
+) -> list[NullDistribution]:
+    """Nulls of the signed rank sums of designed pairs: random flips of sign, shared by all.
+
+    Parameters
+    ----------
+    differences : sequence of ndarray of float64, each of shape (pairs,)
+        Late minus early; the sizes stay, each pair's sign is a fair coin. Zeros carry no sign.
+    n_resamples, seed, progress, threads
+        As for `permutation_null`.
+
+    Returns
+    -------
+    list of NullDistribution
+        Of Σ sign × midrank of the size, ranks scaled to (0, 1].
+
+    Raises
+    ------
+    InputError
+        `n_resamples` < 1, or differences that are all zero or not finite.
+
+    Examples
+    --------
+    >>> null = sign_flip_null([np.arange(1.0, 41.0)], 99, seed=0)[0]
+    >>> null.observed, null.pvalue(), round(null.z, 2)
+    (20.5, 0.01, 5.51)
+    """
+    if n_resamples < 1:
+        raise InputError(f"n_resamples is {n_resamples}: at least one flip of signs is needed")
+    signed = []
+    for values in differences:
+        ranks = np.zeros(len(values))
+        ranks[values != 0] = signed_ranks(values)
+        if not ranks.any():
+            raise InputError(
+                "every pair's difference is zero, so there is no sign to test: score more finely, "
+                "or ask other pairs"
+            )
+        signed.append(ranks)
+    stacked = np.stack(signed)
+
+    def draw(size: int, rng: np.random.Generator) -> Floats:
+        flips = 1.0 - 2.0 * rng.integers(0, 2, (size, stacked.shape[1]))
+        return np.asarray(np.einsum("su,ku->sk", flips, stacked), dtype=np.float64)
+
+    draws = _in_chunks(draw, n_resamples, seed, progress, threads)
+    nulls = []
+    for column, ranks in enumerate(signed):
+        sd = float(np.sqrt(ranks @ ranks))
+        enough = np.count_nonzero(ranks) >= MINIMUM_UNITS
+        approximable = bool(enough and np.abs(ranks).max() <= LARGEST_SHARE * sd)
+        nulls.append(
+            NullDistribution(
+                float(ranks.sum()), 0.0, sd, np.ascontiguousarray(draws[:, column]), approximable
+            )
+        )
+    return nulls
 
 
 def best_of(members: Sequence[NullDistribution], alternative: Alternative) -> MaximumNull:

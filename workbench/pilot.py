@@ -274,6 +274,11 @@ def _known(effect: float | Evidence | KnownEffect, confidence: float) -> tuple[K
             raise InputError(
                 f"the evidence is of a {effect.test} test: plan a query test from a query test's"
             )
+        if "anytime" in effect.details:
+            raise InputError(
+                "the evidence is of a test that could be stopped at any time, which has no z: plan "
+                "from a test of a fixed number of queries"
+            )
         source = f"query test of {effect.suspect['label']} on {effect.n:,} examples"
         known = KnownEffect.from_z(effect.z, effect.n_units, confidence=confidence, source=source)
         return known, effect.n / effect.n_units

@@ -52,7 +52,7 @@ from workbench.statistics.adaptive import hold_out
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 
-__all__ = ["queries_needed", "query_contrast", "query_test"]
+__all__ = ["checked_inputs", "identity_of", "queries_needed", "query_contrast", "query_test"]
 
 Floats = NDArray[np.float64]
 
@@ -185,7 +185,7 @@ def query_test(
     chosen = find_statistic(statistic)
     if weights is not None:
         chosen = chosen.weighted(weights)
-    caveats = list(_checked_inputs(transcript, suspect, references, placebos))
+    caveats = list(checked_inputs(transcript, suspect, references, placebos))
     choices = Choices(chosen)
     for member in chosen.members:
         choices.check_weights(member.weights, transcript)
@@ -270,9 +270,9 @@ def query_test(
         references_check=references_check,
         gates=tuple(gates),
         caveats=tuple(caveats),
-        suspect=_identity(suspect),
-        references=tuple(_identity(reference) for reference in references),
-        placebos=tuple(_identity(placebo) for placebo in placebos),
+        suspect=identity_of(suspect),
+        references=tuple(identity_of(reference) for reference in references),
+        placebos=tuple(identity_of(placebo) for placebo in placebos),
         transcript=transcript_account(transcript),
         null=histogram_dict(distribution),
         seed=seed,
@@ -300,7 +300,7 @@ def queries_needed(correlation: float, alpha: float, power: float) -> int:
     return int(np.ceil(((norm.isf(alpha) + norm.ppf(power)) / abs(correlation)) ** 2))
 
 
-def _checked_inputs(
+def checked_inputs(
     transcript: Transcript,
     suspect: Scores,
     references: Sequence[Scores],
@@ -349,7 +349,8 @@ def _checked_inputs(
     return caveats
 
 
-def _identity(scores: Scores) -> dict[str, Any]:
+def identity_of(scores: Scores) -> dict[str, Any]:
+    """JSON-ready account of who scored what."""
     return {
         **scores.identity.as_dict(),
         "label": scores.label,

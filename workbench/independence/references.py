@@ -16,7 +16,13 @@ from workbench.scores import Scores
 from workbench.statistics import Contrasted
 from workbench.statistics.rank import RankDesign
 
-__all__ = ["check_references"]
+__all__ = [
+    "CONSTANT",
+    "check_references",
+    "corrected_check",
+    "enough_resamples",
+    "quantities_of",
+]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +38,29 @@ def check_references(
     """Test each reference, each contrasted with the others, and what is subtracted."""
     if not references:
         return None
+    quantities = quantities_of(gatherer, contrasted, references)
+    tested = {
+        name: value
+        for name, value in quantities.items()
+        if not any(design.is_constant(value) for design in designs)
+    }
+    if not tested:
+        raise InputError(CONSTANT)
+    resamples = enough_resamples(n_resamples, len(tested))
+    pvalues, sd = _two_sided(designs, list(tested.values()), resamples, stream)
+    correlations = [designs[0].correlation(value) for value in tested.values()]
+    return corrected_check(
+        list(tested), correlations, pvalues, sd, resamples, len(tested) * len(designs)
+    )
+
+
+CONSTANT = "the references' scores are constant: they carry nothing to subtract; choose another"
+
+
+def quantities_of(
+    gatherer: Gatherer, contrasted: Sequence[Contrasted], references: Sequence[Scores]
+) -> dict[str, Floats]:
+    """By name: each reference's score, each contrasted with the others, and what is subtracted."""
     quantities: dict[str, Floats] = {}
     values = [reference.loglik_mean for reference in references]
     for number, (reference, value) in enumerate(zip(references, values, strict=True)):
@@ -49,30 +78,29 @@ def check_references(
         part = contrasted[i].subtracted
         if part is not None and (len(values) > 1 or not np.array_equal(part, values[0])):
             quantities[f"the part subtracted{which}"] = part
-    tested = {
-        name: value
-        for name, value in quantities.items()
-        if not any(design.is_constant(value) for design in designs)
-    }
-    if not tested:
-        raise InputError(
-            "the references' scores are constant: they carry nothing to subtract; choose another"
-        )
-    # Enough permutations for Holm's correction to reach a thousandth.
-    resamples = max(n_resamples, 2000 * len(tested))
-    pvalues, sd = _two_sided(designs, list(tested.values()), resamples, stream)
+    return quantities
+
+
+def enough_resamples(n_resamples: int, tests: int) -> int:
+    """Enough draws for Holm's correction to reach a thousandth."""
+    return max(n_resamples, 2000 * tests)
+
+
+def corrected_check(
+    names: Sequence[str],
+    correlations: Sequence[float],
+    pvalues: Floats,
+    sd: float,
+    resamples: int,
+    comparisons: int,
+) -> ReferenceCheck:
+    """Holm's correction over all, and the smallest correlation that would have been found."""
     corrected = holm(pvalues)
-    comparisons = len(tested) * len(designs)
     detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / comparisons) + norm.ppf(0.9))
     return ReferenceCheck(
         tests=tuple(
-            {
-                "name": name,
-                "correlation": designs[0].correlation(value),
-                "pvalue": float(p),
-                "corrected": float(c),
-            }
-            for (name, value), p, c in zip(tested.items(), pvalues, corrected, strict=True)
+            {"name": name, "correlation": float(r), "pvalue": float(p), "corrected": float(c)}
+            for name, r, p, c in zip(names, correlations, pvalues, corrected, strict=True)
         ),
         smallest_corrected=float(corrected.min()),
         detectable_correlation=float(detectable),

@@ -35,6 +35,7 @@ __all__ = [
     "SampledScorer",
     "Scorer",
     "ScorerKind",
+    "meaning_of",
     "open_scores",
     "precomputed_scores",
     "score_models",
@@ -187,7 +188,7 @@ def open_scores(
     >>> open_scores("loss:x", t).loglik_mean.tolist()
     [-2.0, -1.0]
     """
-    kind = _meaning(spec, transcript)
+    kind = meaning_of(spec, transcript)
     if kind != "model":
         given = {"out": out is not None, "revision": revision is not None, "bos": bos}
         useless = [name for name, is_given in given.items() if is_given]
@@ -211,7 +212,7 @@ def open_scores(
     return score_transcript(transcript, scorer, out, progress=progress, encodings=encodings)
 
 
-def _meaning(spec: str | Path, transcript: Transcript) -> str:
+def meaning_of(spec: str | Path, transcript: Transcript) -> str:
     """``column of the table``, ``file of scores`` or ``model``: exactly one, or an error."""
     text, path = str(spec), Path(spec).expanduser()
     sign, colon, _ = text.partition(":")

@@ -17,7 +17,15 @@ from scipy.stats import rankdata
 from workbench.errors import InputError
 from workbench.statistics.statistic import Contrasted, QueryStatistic, Sample
 
-__all__ = ["RankDesign", "difference", "draw_together", "midranks", "spearman", "spearman_contrast"]
+__all__ = [
+    "RankDesign",
+    "Stratum",
+    "difference",
+    "draw_together",
+    "midranks",
+    "spearman",
+    "spearman_contrast",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -134,7 +142,7 @@ CONTRASTS = (
 
 
 @dataclass(frozen=True)
-class _Stratum:
+class Stratum:
     """One block (and exposure count): the rows and units that were shuffled among themselves."""
 
     rows: Ints  # row numbers, sorted by unit
@@ -148,10 +156,12 @@ class _Stratum:
 
     @property
     def n_units(self) -> int:
+        """Number of units."""
         return len(self.sizes)
 
     @property
     def equal_sizes(self) -> bool:
+        """Whether all units have as many rows."""
         return bool((self.sizes == self.sizes[0]).all())
 
 
@@ -194,7 +204,7 @@ class RankDesign:
     strata: Ints | None = None
     units: Ints | None = None
     weights: Callable[[Floats], Floats] | None = None
-    parts: tuple[_Stratum, ...] = field(init=False, repr=False)
+    parts: tuple[Stratum, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.positions)
@@ -216,7 +226,7 @@ class RankDesign:
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
             first = np.minimum.reduceat(self.positions[rows], starts)
             _, slot, counts = np.unique(first, return_inverse=True, return_counts=True)
-            part = _Stratum(
+            part = Stratum(
                 rows.astype(np.int64),
                 unit_of_row,
                 sizes,
@@ -467,7 +477,7 @@ def _running_sum(weights: Callable[[Floats], Floats], rows: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(values - values.mean())])
 
 
-def _weights_of_units(part: _Stratum, slots: Ints) -> Floats:
+def _weights_of_units(part: Stratum, slots: Ints) -> Floats:
     """Centred weight of each unit's place when the units hold these tie groups of position."""
     if part.curve is None:
         return _unit_midranks(part, slots) * part.scale
@@ -476,7 +486,7 @@ def _weights_of_units(part: _Stratum, slots: Ints) -> Floats:
     return np.asarray((np.diff(part.curve[edges]) / rows_in_slot)[slots], dtype=np.float64)
 
 
-def _unit_midranks(part: _Stratum, slots: Ints) -> Floats:
+def _unit_midranks(part: Stratum, slots: Ints) -> Floats:
     """Centred midrank, over rows, of each unit when the units hold these tie groups of position."""
     rows_in_slot = np.bincount(slots, weights=part.sizes, minlength=len(part.slot_counts))
     before = np.concatenate([[0.0], np.cumsum(rows_in_slot)[:-1]])
@@ -484,7 +494,7 @@ def _unit_midranks(part: _Stratum, slots: Ints) -> Floats:
     return np.asarray((before + (rows_in_slot + 1) / 2)[slots] - centre, dtype=np.float64)
 
 
-def _stratum_variance(part: _Stratum, weights: Floats) -> float:
+def _stratum_variance(part: Stratum, weights: Floats) -> float:
     """Permutation variance of one stratum's share of S (derivation in `RankDesign.null_sd`)."""
     units = part.n_units
     if units < 2 or not part.varies:

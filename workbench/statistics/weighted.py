@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from workbench.home import atomic_write
 if TYPE_CHECKING:
     from workbench.statistics.rank import RankDesign
 
-__all__ = ["WEIGHTS", "PositionWeights", "fit_weights", "same_order"]
+__all__ = ["WEIGHTS", "Learned", "PositionWeights", "fit_weights", "remember_order", "same_order"]
 
 Floats = NDArray[np.float64]
 FORMAT = "palimpsest weights 1"
@@ -244,11 +244,6 @@ def fit_weights(
             "example: use fewer bins"
         )
     means = np.bincount(number, weights=ranks, minlength=bins) / counts
-    remembered: tuple[tuple[str, float], ...] = ()
-    if digests is not None:
-        words = np.ascontiguousarray(digests)[:, :8].copy().view(">u8").ravel()
-        rows = np.argsort(words, kind="stable")[:REMEMBERED]
-        remembered = tuple((f"{int(words[r]):016x}", round(float(places[r]), 9)) for r in rows)
     return PositionWeights(
         name,
         f"mean rank in {bins} parts of another run's training",
@@ -256,17 +251,42 @@ def fit_weights(
             (round((i + 0.5) / bins, 9), round(float(mean), 9)) for i, mean in enumerate(means)
         ),
         learned_on=learned_on,
-        remembered=remembered,
+        remembered=remember_order(digests, places),
     )
 
 
+class Learned(Protocol):
+    """Whatever was learned on a run, and remembers of which order that was."""
+
+    @property
+    def learned_on(self) -> str | None:
+        """Fingerprint of the transcript."""
+        ...
+
+    @property
+    def remembered(self) -> tuple[tuple[str, float], ...]:
+        """Digest and place of some of its examples."""
+        ...
+
+
+def remember_order(
+    digests: NDArray[np.uint8] | None, places: Floats
+) -> tuple[tuple[str, float], ...]:
+    """Digest and place of the examples of smallest digest; nothing where content is unknown."""
+    if digests is None:
+        return ()
+    words = np.ascontiguousarray(digests)[:, :8].copy().view(">u8").ravel()
+    rows = np.argsort(words, kind="stable")[:REMEMBERED]
+    return tuple((f"{int(words[r]):016x}", round(float(places[r]), 9)) for r in rows)
+
+
 def same_order(
-    weights: PositionWeights,
+    weights: Learned,
     fingerprint: str,
     digests: NDArray[np.uint8] | None,
     design: "RankDesign",
 ) -> bool:
-    """Whether weights were learned on this order, or on another cut of it.
+    """Whether something was learned on this order, or on another cut of it.
 
     The second is known by the examples that both share: in another order their places within
     blocks are unrelated. It is missed where fewer than 18 of the remembered ones are shared.
