@@ -135,7 +135,8 @@ for label, z in (("pilot pooled (wrong)", pooled), ("pilot left out", z_test)):
 # ## Evidence against spend
 #
 # The same question for every form: the effect per query that was seen above, and its interval.
-# Tokens are what a provider bills.
+# Tokens are what a provider bills. (Read backwards, the effects are these tests' own; a plan for a
+# suspect of yours needs a pilot of its own.)
 
 # %%
 plans = {}
@@ -148,6 +149,12 @@ for form in access.forms:
     )
     needed = plans[form].queries
     print(f"{form:<16} {needed:>8,} queries, {plans[form].totals(needed)['tokens']:>12,.0f} tokens")
+
+# %%
+base = plans["token ids"].queries * plans["token ids"].cost.prompts
+for form, planned in plans.items():
+    times = planned.queries * planned.cost.prompts / base
+    print(f"{form:<16} {times:>7,.0f} times the prompts of token ids for the same evidence")
 
 # %%
 shown = {form: plans[form] for form in ("token ids", "top 20", "sampled, T = 1", "sampled, T = 0")}
