@@ -21,6 +21,7 @@ EXPECTED = {
     "05_calibration_and_power",
     "06_bring_your_own",
     "07_black_box",
+    "08_many_suspects",
     "90_report",
 }
 LONGEST_CELL = 15

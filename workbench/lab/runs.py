@@ -9,7 +9,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +47,8 @@ ROLES = {
     "reference-same": "reference: the same examples in a third order",
     "reference-other": "reference: other examples of the same corpus",
 }
+# Models that were trained on the owner's examples, and the numbers of their orders.
+ORDERS = {"alice": 0, "independent": 1, "reference-same": 2}
 # Windows recorded besides the whole example: prefix and length in tokens.
 WINDOWS: tuple[tuple[int, int | None], ...] = ((0, None), (16, 48), (32, 32))
 FORMAT = "palimpsest run 1"
@@ -115,6 +117,42 @@ class Run:
                 f"{name!r} is no model of this run: choose one of {', '.join(self.roles)}"
             )
         return self._scores(name, prefix, length, progress)
+
+    def transcript_of(self, name: str) -> Transcript:
+        """The same examples in the order in which another model of the run was trained on them.
+
+        Parameters
+        ----------
+        name : str
+            ``alice``, ``independent`` or ``reference-same``.
+
+        Returns
+        -------
+        Transcript
+            In the row order of `transcript`.
+
+        Raises
+        ------
+        InputError
+            Another model: it was trained on other examples, or derives from the owner's.
+        """
+        if name not in ORDERS:
+            raise InputError(
+                f"{name!r} has no order of these examples of its own: choose one of "
+                f"{', '.join(ORDERS)}"
+            )
+        if name == "alice":
+            return self.transcript
+        from workbench.lab.training import order_seed
+
+        seed = order_seed(int(self.provenance["recipe"]["seed"]), ORDERS[name])
+        positions = np.random.Generator(np.random.PCG64(seed)).permutation(self.transcript.n)
+        return replace(
+            self.transcript,
+            positions=positions.astype(np.int64),
+            shuffle=ShuffleClaim("owner", seed=seed),
+            source=f"{name}'s transcript",
+        )
 
     def checkpoint_scores(
         self, fraction: float, prefix: int = 0, length: int | None = None, progress: bool = False

@@ -246,7 +246,12 @@ def training_rows(job: TrainingJob, n_corpus: int) -> NDArray[np.int64]:
 
 def shuffle_seed(job: TrainingJob) -> int:
     """The seed of the job's order: 128 bits drawn from the recipe's root and the order's number."""
-    entropy = [int(job.recipe["seed"]), _ORDER_STREAM, job.order]
+    return order_seed(int(job.recipe["seed"]), job.order)
+
+
+def order_seed(root: int, order: int) -> int:
+    """The seed of a run's order, from the recipe's seed and the order's number."""
+    entropy = [root, _ORDER_STREAM, order]
     words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
     return int.from_bytes(words.tobytes(), "little")
 
