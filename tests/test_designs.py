@@ -412,7 +412,9 @@ def test_the_whole_test_agrees_with_its_parts_and_raises_few_false_alarms():
 def test_memory_is_found_and_the_evidence_says_how(statistic, tmp_path):
     rng = np.random.default_rng(16)
     transcript, suspect, reference = remembering(rng)
-    design = design_queries(transcript, 400, filter="hardest-50", references=[reference])
+    design = design_queries(
+        transcript, 400, "midlate-vs-early", filter="hardest-50", references=[reference]
+    )
     found = pair_test(transcript, suspect, [reference], design, statistic, n_resamples=999)
     assert found.verdict == "evidence"
     assert found.verdict_reason.startswith("certified p")
@@ -437,16 +439,19 @@ def test_a_reference_that_knows_the_order_decides_nothing():
     transcript, suspect, _ = remembering(rng)
     _, other, _ = remembering(rng, memory=0.0)
     knows = scores_of(suspect.loglik_mean + 0.1 * rng.normal(size=transcript.n), "sibling")
-    found = pair_test(
-        transcript, scores_of(other.loglik_mean), [knows], design_queries(transcript, 400)
-    )
+    design = design_queries(transcript, 400, "midlate-vs-early")  # where this memory lies
+    found = pair_test(transcript, scores_of(other.loglik_mean), [knows], design)
     assert found.verdict == "could not be decided"
     assert "references" in found.verdict_reason
     placebo = scores_of(suspect.loglik_mean, "placebo")
     found = pair_test(
-        transcript, scores_of(other.loglik_mean, "o"), [], design_queries(transcript, 400),
-        placebos=[placebo], n_resamples=1999,
-    )  # fmt: skip
+        transcript,
+        scores_of(other.loglik_mean, "o"),
+        [],
+        design,
+        placebos=[placebo],
+        n_resamples=1999,
+    )
     assert "tested as a placebo" in found.verdict_reason
 
 

@@ -183,14 +183,13 @@ def test_memory_is_found_with_at_most_twice_the_queries_of_a_fixed_n():
     memory = 0.35 * ((order >= 0.6 * n) & (order < 0.9 * n))
     suspect = scores_of(easy + memory + 0.3 * rng.normal(size=n), "suspect")
     reference = scores_of(easy + 0.3 * rng.normal(size=n), "reference")
-    every = pair_test(
-        transcript, suspect, [reference], design_queries(transcript, 6000), n_resamples=99
-    )
+    design = design_queries(transcript, 6000, "midlate-vs-early")  # where this memory lies
+    every = pair_test(transcript, suspect, [reference], design, n_resamples=99)
     per_pair = every.z / np.sqrt(every.n_units / 2)
     fixed = 2 * (stats.norm.isf(alpha) / per_pair) ** 2
     needed = []
     for seed in range(21):
-        design = design_queries(transcript, 3000, seed=seed)
+        design = design_queries(transcript, 3000, "midlate-vs-early", seed=seed)
         test = sequential_test(transcript, suspect, [reference], design, alpha=alpha, batch=8)
         found = test.until_decided()
         assert found.verdict == "evidence"

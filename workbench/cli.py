@@ -945,7 +945,7 @@ def test_pairs(
     reference: Annotated[
         list[str] | None, typer.Option(help="As --suspect; may be repeated.")
     ] = None,
-    design: DesignOption = "midlate-vs-early",
+    design: DesignOption = "late-vs-early",
     chosen: FilterOption = None,
     block: BlockOption = None,
     design_json: DesignOutOption = None,
@@ -1020,7 +1020,7 @@ def test_sequential(
         list[str] | None,
         typer.Option(help="Scores file, model or column; may be repeated."),
     ] = None,
-    design: DesignOption = "midlate-vs-early",
+    design: DesignOption = "late-vs-early",
     chosen: FilterOption = None,
     block: BlockOption = None,
     design_json: DesignOutOption = None,
