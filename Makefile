@@ -43,7 +43,7 @@ test: $(READY)
 	$(BIN)/lint-imports --no-logo
 	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up.
 	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
-	$(BIN)/python -m pytest --quiet --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
+	$(BIN)/python -m pytest --quiet -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
 
 test-servers: $(READY)
 	@echo "compiling llama.cpp if it is not there: some four minutes on two cores"
