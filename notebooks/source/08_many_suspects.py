@@ -64,8 +64,9 @@ for name in suspects:
 # ## A family, closed in advance
 #
 # The settings of all tests are fixed, and hashed, before the first one runs. (The smallest effect
-# of interest is about a quarter of what an owner's own model shows.) Holm's correction then bounds the chance of *any* false alarm in the family. Another seed, window, subset or statistic
-# would be another test: it cannot be added afterwards.
+# of interest is about a quarter of what an owner's own model shows.) Holm's correction then bounds
+# the chance of *any* false alarm in the family. Another seed, window, subset or statistic would be
+# another test: it cannot be added afterwards.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -82,10 +83,10 @@ print(f"{len(cases)} tests, family {family.key[:12]}, closed before the first of
 figures.show(figures.matrix(family.evidence, "z"))
 
 # %%
-print(f"{'suspect':<16}{'owner':<16}{'z':>7}{'raw p':>10}{'Holm p':>10}   verdict")
+print(f"{'suspect':<16}{'owner':<15}{'z':>5}{'raw p':>7}{'Holm p':>8}  verdict")
 for (suspect, owner), e in family.evidence.items():
     corrected = family.corrected[suspect, owner]
-    print(f"{suspect:<16}{owner:<16}{e.z:>7.2f}{e.pvalue:>10.2g}{corrected:>10.2g}   {e.verdict}")
+    print(f"{suspect:<16}{owner:<15}{e.z:>5.1f}{e.pvalue:>7.1g}{corrected:>8.1g}  {e.verdict}")
 
 # %% [markdown]
 # A model that is tested against its *own* order is the loudest of all: it derives from itself. The
