@@ -1,6 +1,15 @@
 """Every test has a cache folder of its own, so that none sees what another left."""
 
+import contextlib
+import signal
+
 import pytest
+
+# Started in the background, a process ignores Ctrl-C, and so does what it starts: the tests of
+# interruptions would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # not in the main thread: nothing can be done here
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
