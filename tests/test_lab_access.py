@@ -89,6 +89,7 @@ def test_measured_recorded_and_read_again(run, monkeypatch, tmp_path):
             one, two = live.scores(form, model), again.scores(form, model)
             np.testing.assert_allclose(one.loglik_mean, two.loglik_mean, atol=1e-6)
             assert one.units == two.units
+            assert (one.identity.endpoint is None) == (two.identity.endpoint is None)
             assert live.cost(form, model) == again.cost(form, model)
     with pytest.raises(InputError, match="is unknown: choose one of token ids"):
         again.scores("telepathy", "alice")

@@ -254,7 +254,9 @@ def _measure(
         expectation: SampledScorer = load("http://127.0.0.1:1/v1", model, **options)
         return expectation.expected(examples, by_weights), QueryCost(source="by its weights")
     asked = form if whole is None else whole[0]
-    key = content_key({"form": asked.name, "options": dict(asked.options), "model": str(model)})
+    # Everything in a store is one bill: of this form, these weights, so many examples.
+    about = {"form": asked.name, "options": dict(asked.options), "queries": form.queries}
+    key = content_key({**about, "model": model, "weights": run.folders[model].name})
     folder = home() / "access"
     scores, cost = _asked(
         lambda url, name: load(url, model, **options, store=folder / f"{key[:16]}{name}.sqlite"),
@@ -340,9 +342,12 @@ def record_access(access: AccessRun, path: str | Path) -> Path:
             values = np.full(access.run.transcript.n, np.nan, dtype=np.float32)
             values[rows] = scores.loglik_mean
             column = f"{name}|{model}"
+            identity = scores.identity
+            if identity.endpoint is not None:  # an expectation asked nobody
+                identity = replace(identity, endpoint=ADDRESS)
             columns[column] = pa.array(values, mask=np.isnan(values))
             content["columns"][column] = {
-                "identity": {**scores.identity.as_dict(), "endpoint": ADDRESS},
+                "identity": identity.as_dict(),
                 "cost": asdict(cost),
                 "caveats": [_PORT.sub(ADDRESS, caveat) for caveat in scores.caveats],
             }
