@@ -162,7 +162,7 @@ def test_interruption_exits_with_130(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(cli.main, "app", interrupted)
     with pytest.raises(SystemExit) as stopped:
         cli.app_main()
     assert stopped.value.code == 130
