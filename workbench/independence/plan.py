@@ -21,7 +21,7 @@ from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.independence.query import queries_needed
-from workbench.null import log10_normal_tail
+from workbench.null import LARGEST_SHARE, log10_normal_tail
 from workbench.transcript import Transcript
 
 __all__ = ["KnownEffect", "Pilot", "QueryPlan", "draw_examples"]
@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 
 FORMAT = "palimpsest plan 1"
 LARGEST_EFFECT = 0.999
+# Ranks of n units: the largest product, ½ × ½, is 3/√n of the null sd, √n / 12.
+TAIL_UNITS = round((3 / LARGEST_SHARE) ** 2)
 PILOT_STREAM, TEST_STREAM = 0x9170, 0x7E57
 
 
@@ -290,6 +292,12 @@ class QueryPlan:
             notes.append(
                 f"the transcript has {self.available:,} examples left, with which the power is "
                 f"{self.power_at(self.available):.2g}"
+            )
+        if needed is not None and needed < TAIL_UNITS * self.rows_per_unit and self.pvalue < 1e-4:
+            notes.append(
+                f"below {TAIL_UNITS:,} units a rank test gives no normal tail, and its exact p "
+                "ends at 1/(permutations + 1): designed pairs ('palimpsest test pairs') have a "
+                "certified p without a floor"
             )
         return notes
 
