@@ -374,6 +374,29 @@ def test_reshuffle_panel_gives_the_public_functions_answer() -> None:
     assert f"model-based p, Student's t | {expected.pvalue_model:.2g}" in panel.text
 
 
+def test_sequential_panel_gives_the_public_functions_answer_and_goes_on_where_it_was() -> None:
+    from workbench import sequential_test
+    from workbench.independence import design_queries
+
+    run = make_run()
+    panel = panels.sequential_panel(run)
+    assert "Nothing was asked yet" in panel.text
+    for _ in range(3):
+        panel.test()
+    design = design_queries(run.transcript, run.transcript.n, "late-vs-early", seed=0)
+    references = [run.scores(name) for name in panel.settings["references"]]
+    test = sequential_test(
+        run.transcript, run.scores("derivative"), references, design, seed=0, batch=8
+    )
+    steps = [next(test) for _ in range(3)]
+    assert f"10^{steps[-1].log10_wealth:.2f}" in panel.text
+    assert f"{steps[-1].queries:,} (24 pairs" in panel.text
+    panel.controls["alpha"].value = 0.05
+    assert "Nothing was asked yet" in panel.text  # another alpha is another test
+    panel.controls["alpha"].value = 1e-3
+    assert f"{steps[-1].queries:,} (24 pairs" in panel.text
+
+
 def test_plan_panel_gives_the_plans_own_numbers() -> None:
     plans = make_plans()
     panel = panels.plan_panel(plans)

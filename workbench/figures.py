@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib.lines
 import matplotlib.patches
@@ -19,7 +19,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, kstwo, norm
+from scipy.stats import beta, binom, kstwo, norm
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
@@ -41,6 +41,7 @@ __all__ = [
     "matrix",
     "memorisation_curve",
     "null_histogram",
+    "null_rejections",
     "power_curve",
     "pvalue_uniformity",
     "rejection_rates",
@@ -1146,3 +1147,106 @@ def rejection_rates(
         axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axes.set_xlabel(f"share of null cases rejected at level {level:g} (dotted)")
     return _finish(figure, f"Null cases rejected at level {level:g}. {'; '.join(described)}.")
+
+
+class Rejections(Protocol):
+    """One way of testing under one null: `workbench.rejections.RejectionRow` is one."""
+
+    @property
+    def test(self) -> str: ...
+    @property
+    def null(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def rejections(self) -> tuple[int, ...]: ...
+
+
+def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figure:
+    """Every test under every null: how often it rejects, against what a valid test may show.
+
+    Parameters
+    ----------
+    rows : sequence of Rejections
+        From `workbench.rejections`.
+    levels : sequence of float
+        Of their counts; one panel each.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A line per test, a mark per null; beyond the shaded band a valid test is seen once in a
+        hundred such tables. Promised bounds (certified, anytime p) are hollow: they may be far
+        below.
+
+    Raises
+    ------
+    InputError
+        No rows.
+
+    Examples
+    --------
+    >>> from workbench.rejections import RejectionRow
+    >>> row = RejectionRow("spearman", "heavy tails", "uniform", 1000, (52, 11), (50,) * 20)
+    >>> null_rejections([row], [0.05, 0.01]).alt_text
+    'Rejections of 1 test under 1 null at levels 0.05 and 0.01. 0 of 2 cells are beyond the limit.'
+    """
+    if not rows:
+        raise InputError("no rows: give a table of rejections")
+    tests = list(dict.fromkeys(row.test for row in rows))
+    nulls = list(dict.fromkeys(row.null for row in rows))
+    cells, beyond = len(rows) * len(levels), 0
+    palette = sns.color_palette("colorblind")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(9.5, 0.27 * len(tests) + 2.2), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(levels), sharey=True))
+        for number, (axes, level) in enumerate(zip(panels, levels, strict=True)):
+            for row in rows:
+                line, kind = tests.index(row.test), nulls.index(row.null)
+                share = row.rejections[number] / row.draws
+                limit = binom.isf(0.01 / cells, row.draws, level) / row.draws
+                beyond += share > limit
+                colour = palette[kind % len(palette)]
+                axes.barh(line, limit, height=0.8, color="#e8e8e8", zorder=0)
+                axes.plot(
+                    share,
+                    line,
+                    marker=MARKERS[kind % len(MARKERS)],
+                    markersize=5,
+                    color=colour,
+                    markerfacecolor="white" if row.kind == "bound" else colour,
+                    linestyle="",
+                )
+            axes.axvline(level, color="#444444", linewidth=1.0, linestyle=":")
+            axes.set_xlim(0, None)
+            axes.set_title(f"at {level:g}", fontsize=11)
+            axes.tick_params(axis="both", labelsize=8)
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(tests)), tests)
+        panels[0].set_ylim(len(tests) - 0.4, -0.6)
+        figure.supxlabel("share of null cases rejected (dotted: nominal; grey: up to the limit)")
+        marks = [
+            matplotlib.lines.Line2D(
+                [],
+                [],
+                color=palette[i % len(palette)],
+                marker=MARKERS[i % len(MARKERS)],
+                linestyle="",
+                label=null,
+            )
+            for i, null in enumerate(nulls)
+        ]
+        figure.legend(handles=marks, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    said = " and ".join(f"{level:g}" for level in levels)
+    return _finish(
+        figure,
+        f"Rejections of {_counted(len(tests), 'test')} under {_counted(len(nulls), 'null')} at "
+        f"levels {said}. {beyond} of {cells} cells are beyond the limit.",
+    )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

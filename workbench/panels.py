@@ -21,15 +21,19 @@ from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import (
     QueryPlan,
+    design_queries,
     partition_test,
     query_contrast,
     query_test,
     reshuffle_test,
 )
+from workbench.independence.design import DESIGNS
+from workbench.independence.sequential import SequentialTest
 from workbench.lab.observations import Observations
 from workbench.lab.runs import Run
 from workbench.null import ALTERNATIVES
 from workbench.scores import ScorerIdentity, Scores
+from workbench.sequential import sequential_test
 from workbench.statistics import STATISTICS
 from workbench.transcript import Transcript
 
@@ -43,6 +47,7 @@ __all__ = [
     "query_panel",
     "report_panel",
     "reshuffle_panel",
+    "sequential_panel",
 ]
 
 Floats = NDArray[np.float64]
@@ -789,6 +794,99 @@ def plan_panel(plans: Mapping[str, QueryPlan]) -> Panel:
     return Panel(controls, draw, "560px")
 
 
+def sequential_panel(run: Run) -> Panel:
+    """Bet on pairs, a batch at a time, watch the wealth, and stop when you like.
+
+    Another suspect, design, size of batch or alpha is another test and begins with a wealth of 1;
+    a test that was begun goes on where it was left when its settings come back.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores, transcript = _RunScores(run), run.transcript
+    paired = [name for name, windows in DESIGNS.items() if windows is not None]
+    controls = {
+        **_suspect_control(run),
+        **_choice(
+            "alpha",
+            "alpha",
+            "The wealth that decides is one over it.",
+            [(f"{value:g}", value) for value in (0.05, 0.01, 1e-3, 1e-6)],
+            1e-3,
+        ),
+        **_choice(
+            "windows",
+            "pairs",
+            "Places of training from which each pair takes its two examples.",
+            paired,
+            "late-vs-early" if "late-vs-early" in paired else paired[0],
+        ),
+        **_number("batch", "pairs per step", "Pairs asked about per press.", 8, 1, 64, 1),
+        **_number("seed", "seed", "Of the choice and order of pairs.", 0, 0, 999, 1),
+        **_references_control(run),
+    }
+    under_way: dict[tuple[Any, ...], SequentialTest] = {}
+
+    def key(settings: Settings) -> tuple[Any, ...]:
+        return tuple(settings.values())
+
+    def work(settings: Settings) -> None:
+        if key(settings) not in under_way:
+            references = [scores.model(name) for name in settings["references"]]
+            design = design_queries(
+                transcript, min(2000, transcript.n), settings["windows"], seed=settings["seed"]
+            )
+            under_way[key(settings)] = sequential_test(
+                transcript,
+                scores.model(settings["suspect"]),
+                references,
+                design,
+                seed=settings["seed"],
+                alpha=settings["alpha"],
+                batch=settings["batch"],
+            )
+        next(under_way[key(settings)], None)
+
+    def draw(settings: Settings) -> _Content:
+        shown = _sentence(scores.role(settings["suspect"]))
+        test = under_way.get(key(settings))
+        if test is None:
+            minus = ", ".join(settings["references"]) or "no reference"
+            return shown + _sentence(
+                f"Nothing was asked yet: press the button. A wealth of "
+                f"{1 / settings['alpha']:,.4g} will decide; pairs {settings['windows']} with seed "
+                f"{settings['seed']}, "
+                f"{settings['batch']} at a time, minus {minus}."
+            )
+        step = test.steps[-1]
+        left = test.design.pairs - step.pairs
+        decided = "reached: stop, or watch on" if step.reached else "not reached"
+        rows = [
+            ("queries", f"{step.queries:,} ({step.pairs:,} pairs; {left:,} pairs are left)"),
+            ("wealth", f"10^{step.log10_wealth:.2f}"),
+            ("anytime p", f"{step.pvalue:.3g}"),
+            (f"1/alpha = {1 / test.alpha:,.4g}", decided),
+        ]
+        return (
+            shown
+            + _table(("", ""), rows)
+            + _pictures(figures.wealth_curve({settings["suspect"]: test}))
+        )
+
+    button = ("Ask the next pairs", "Ask about the next pairs and bet on their signs.")
+    return Panel(controls, draw, "620px", button, work)
+
+
 def report_panel(run: Run) -> Panel:
     """Ask for the verdict on a suspect at a chosen level.
 
@@ -1058,4 +1156,5 @@ PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "partition": (partition_panel, "observations"),
     "reshuffle": (reshuffle_panel, "observations"),
     "plan": (plan_panel, "plans"),
+    "sequential": (sequential_panel, "run"),
 }

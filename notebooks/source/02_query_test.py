@@ -31,8 +31,19 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import Transcript, figures, lab, queries_needed, query_contrast, query_test
+from workbench import (
+    Transcript,
+    design_queries,
+    figures,
+    lab,
+    pair_test,
+    queries_needed,
+    query_contrast,
+    query_test,
+    sequential_test,
+)
 from workbench.null import permutation_null
+from workbench.statistics.betting import SignMartingale
 
 run = lab.open_run(source)
 transcript = run.transcript
@@ -185,6 +196,71 @@ series = {
 figures.show(figures.evidence_vs_queries(transcript, series, repeats=20, seed=seed))
 
 # %% [markdown]
+# ## Fewer queries: pairs by design
+#
+# Memory differs most between late and early examples, so ask about those and leave out the middle.
+# A **design** chooses places of training, never content, and forms pairs, one late and one early
+# example each, at random. If nothing is remembered the sign of each difference is a fair coin. The
+# **certified p** of those signs holds for any number of pairs and has no floor.
+#
+# **Prediction.** The same number of queries, at random and by design: which p is smaller?
+
+# %%
+asked = 300
+uniform = transcript.subsample(asked, seed, stratify=False)
+plain = query_test(uniform, scores[suspect].take(uniform.rows), [reference.take(uniform.rows)])
+design = design_queries(transcript, asked, "late-vs-early", seed=seed)
+paired = pair_test(transcript, scores[suspect], [reference], design, seed=seed)
+cleared_pairs = pair_test(transcript, scores["independent"], [reference], design, seed=seed)
+print(f"{asked} queries at random: exact p {plain.exact_text}")
+print(f"{asked} queries by design: certified p {paired.pvalue:.1e}")
+print(f"independent, same design: certified p {cleared_pairs.pvalue:.2g}")
+
+# %% [markdown]
+# ## Watch it, and stop when you like
+#
+# Looking at a p-value after every query, and stopping once it is small, rejects true nulls far too
+# often. A gambler may stop at any time: starting from 1, she bets on the sign of each pair before
+# she sees it. Under the null the game is fair, so her wealth reaches 1/α with a chance of at most α
+# (Ville's inequality), however long and however often she looks.
+
+# %%
+watched = {}
+for name in (suspect, "independent"):
+    watched[name] = sequential_test(
+        transcript, scores[name], [reference], design, seed=seed, alpha=1e-3, batch=8
+    )
+    for step in watched[name]:
+        if step.reached:
+            break
+    print(f"{name:<12} wealth {step.wealth:.3g} after {step.queries} queries, ", end="")
+    print(f"anytime p {step.pvalue:.2g}")
+
+# %%
+figures.show(figures.wealth_curve(watched))
+
+# %% [markdown]
+# The peeker, for comparison: 300 null runs of forty batches of pairs. She looks after each batch,
+# and stops at the first p below .05; the gambler stops at the first wealth of 20.
+
+# %%
+peeked = gambled = 0
+for trial in range(300):
+    differences = np.random.default_rng([seed, trial]).standard_normal(320)
+    looks = np.arange(8, 321, 8)
+    sums = np.cumsum(np.sign(differences))[looks - 1]
+    peeked += bool((sums / np.sqrt(looks) >= 1.645).any())
+    wealth = SignMartingale()
+    wealth.extend(differences)
+    gambled += wealth.pvalue <= 0.05
+print(f"false alarms at .05: peeking {peeked / 300:.3f}, betting {gambled / 300:.3f}")
+
+# %% tags=["panel", "nbval-ignore-output"]
+from workbench import panels
+
+panels.sequential_panel(run)
+
+# %% [markdown]
 # ## What may be permuted
 #
 # Exactly what was shuffled. If documents were shuffled whole, the document is the **unit**. If each
@@ -201,8 +277,6 @@ for label, blocks in (("pooled (wrong)", None), ("within blocks", block)):
     print(f"{label:<16} exact p {p:.3f}")
 
 # %% tags=["panel", "nbval-ignore-output"]
-from workbench import panels
-
 panels.query_panel(run)
 
 # %% [markdown]
@@ -237,7 +311,8 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 # 2. Sort the transcript by text and number it 0, 1, 2, … Which gate stops you?
 # 3. With 99 permutations and alpha = .001, can anything be evidence? What does the verdict say?
 # 4. Halve the number of queries. By how much does z fall? Compare with the square root of two.
-# 5. Draw two suspects from one independent model by adding noise. Are their p-values independent?
+# 5. In the sequential test, let the gambler see the sign before she bets. What is her wealth worth?
+# 6. Draw two suspects from one independent model by adding noise. Are their p-values independent?
 
 # %%
 wrong_sign = permutation_null(transcript.design, [-contrast], 999, seed)[0]
