@@ -212,7 +212,7 @@ class TestMiniature:
     @pytest.mark.slow
     def test_ranks_are_uniform_over_independent_experiments(self):
         """Each draw has an owner, a text, a rerun and siblings of its own."""
-        draws = 200
+        draws = 100
         found = [reshuffle_draw(seed) for seed in range(draws)]
         ranks = np.array([1 + int((d.siblings >= d.rerun).sum()) for d in found])
         times = np.bincount(ranks, minlength=6)[1:]
