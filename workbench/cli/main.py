@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from workbench.archive import printable
+from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
     AccessOption,
     AlphaOption,
@@ -103,6 +104,7 @@ app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
+app.command("exhibit")(exhibit)
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
@@ -1438,6 +1440,9 @@ def report(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
     jobs: Annotated[int, typer.Option(help="Notebooks at a time.")] = 2,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print every page as PDF beside it; needs Chromium.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run notebooks headless and write HTML pages, an index and the evidence files."""
@@ -1450,7 +1455,7 @@ def report(
             raise InputError(f"-p {item!r} is not of the form name=value")
         given[name] = value
     try:
-        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet)
+        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet, pdf=pdf)
     except reports.ReportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
