@@ -494,7 +494,7 @@ def _steps(
     if bundle is not None:
         steps += [
             {
-                "what": "The numbers of the evidence in the bundle follow from its scores, without a model.",
+                "what": "The evidence in the bundle follows from its scores; no model is needed.",
                 "command": f"palimpsest verify {bundle.argument} --digest {bundle.sha256}",
                 "answer": "nothing mismatches",
             },
