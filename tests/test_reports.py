@@ -459,7 +459,9 @@ def test_hostile_names_are_shown_and_nothing_runs_or_is_fetched(report: Path) ->
     assert events == []
 
 
-def test_without_a_browser_nothing_runs_in_vain(tmp_path: Path, monkeypatch) -> None:
+def test_without_a_browser_nothing_runs_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     notebook(tmp_path / "a.ipynb", parameters("source = 'recorded'"))
     with pytest.raises(InputError, match="no PDF can be made"):

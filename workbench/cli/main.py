@@ -775,10 +775,10 @@ def test_query(
         )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
     examples = whole = read_transcript(transcript, column, split, claim)
+    size = whole.n if shuffle_size is None else shuffle_size
     known = _known_shuffle(
-        shuffler, shuffle_seed, seed_bits, whole.n if shuffle_size is None else shuffle_size, shuffle_batch, shuffle_epoch,
-        seed_drawn,
-    )  # fmt: skip
+        shuffler, shuffle_seed, seed_bits, size, shuffle_batch, shuffle_epoch, seed_drawn
+    )
     # before any model is asked: a damaged ledger must not cost queries
     book = None if ledger is None else Ledger(ledger, whole)
     if subsample is not None:
