@@ -92,3 +92,16 @@ def test_the_null_of_a_known_shuffler(tables, tmp_path):
     assert "--shuffle-seed" in failed(*test, "--transcript", own)
     plain = ("test", "query", "--suspect", "loss:bob", "--transcript", own)
     assert "add --shuffler" in failed(*plain, "--seed-drawn")
+
+
+def test_what_a_commitment_does_not_know_is_refused_with_it(tables, tmp_path):
+    _, own = tables
+    fixed, salt = tmp_path / "c.json", tmp_path / "s.salt"
+    made = run("commit", "--transcript", own, "--out", fixed, "--salt-file", salt)
+    assert made.exit_code == 0, made.exception
+    test = ("test", "query", "--transcript", own, "--suspect", "loss:bob", "--commitment", fixed,
+            "--salt-file", salt)  # fmt: skip
+    said = failed(*test, "--shuffler", "olmo", "--seed-drawn")
+    assert "shuffler is committed as none and given as olmo" in said
+    for option in ("--weights", "--ledger"):
+        assert f"{option[2:]} is committed as none" in failed(*test, option, tmp_path / "w.json")
