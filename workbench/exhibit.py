@@ -77,12 +77,19 @@ _EXACT = {
         "sides of every pair were equally likely to change places. The p-value rests on these "
         "flips of sign and needs no other assumption."
     ),
+    "fresh seeds": (
+        "The owner's shuffler and seed give this very order, row by row. If the seed was a draw "
+        "from its space, then under H0 every other seed was equally likely. The exact p-value "
+        "counts how many fresh seeds give a statistic at least as large; it is exact only if the "
+        "seed was such a draw, and cannot fall below its floor."
+    ),
     "reshuffle": (
         "Rerun and siblings were made by one procedure and differ in the order alone. Under H0 "
         "they are exchangeable, and every rank of the rerun is as likely. The exact p-value is "
         "that rank; it cannot fall below its floor."
     ),
 }
+_EXACT["partition"] = _EXACT["query"]
 _CLAIMS = {
     "public_randomness": "the seed was drawn from public randomness, after the data's hash was out",
     "published_shuffler": "the order was made by a published shuffler from a seed",
@@ -318,7 +325,7 @@ def _item(test: Evidence, file: ExhibitFile, fixed: Commitment | None) -> dict[s
                 beyond=beyond,
             ),
             "null": _NULLS.get(kind, _NULLS["query"]).format(suspect=suspect),
-            "exact": _EXACT.get(kind, _EXACT["query"]),
+            "exact": _EXACT["fresh seeds" if "null_draws" in test.details else kind],
             "order": _order(test),
             "gates": [
                 {
