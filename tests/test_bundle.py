@@ -133,6 +133,17 @@ def test_the_same_call_gives_the_same_bytes(made, tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == made["path"].read_bytes()
 
 
+@pytest.mark.parametrize("test", ["partition", "reshuffle"])
+def test_other_tests_than_the_query_test_are_refused(made, tmp_path, test):
+    evidence, models = replace(made["evidence"], test=test), made["models"]
+    with pytest.raises(InputError, match=f"the evidence is of a {test} test"):
+        write_bundle(
+            tmp_path / "b.zip", made["commitment"], SALT, made["transcript"], evidence,
+            models["bob"], [models["other"]], [models["else"]],
+        )  # fmt: skip
+    assert not (tmp_path / "b.zip").exists()
+
+
 def test_neither_texts_nor_secrets_are_inside(made, tmp_path):
     path = tmp_path / "text.zip"
     transcript, models = case(kind="text")

@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from workbench import Scores, Transcript, query_test
 from workbench.errors import InputError
+from workbench.pages import print_pdf
 from workbench.reports import (
     ReportError,
     build_notebooks,
@@ -456,6 +457,26 @@ def test_hostile_names_are_shown_and_nothing_runs_or_is_fetched(report: Path) ->
         browser.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert events == []
+
+
+def test_without_a_browser_nothing_runs_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    notebook(tmp_path / "a.ipynb", parameters("source = 'recorded'"))
+    with pytest.raises(InputError, match="no PDF can be made"):
+        run_all(tmp_path, tmp_path / "out", pdf=True)
+    assert not list((tmp_path / "out").glob("*.html"))
+
+
+@pytest.mark.browser
+def test_the_index_prints_without_naming_its_folder(report: Path, tmp_path: Path) -> None:
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("no chromium on this machine")
+    data = print_pdf(report, tmp_path / "index.pdf").read_bytes()
+    assert data.startswith(b"%PDF")
+    assert str(report.parent).encode() not in data
+    assert b".html)" not in data
 
 
 def test_a_parameter_that_no_notebook_has_is_an_error(tmp_path: Path) -> None:

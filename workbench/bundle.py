@@ -102,6 +102,11 @@ def write_bundle(
         Something is not what was committed, or the bundle would not verify; the file cannot be
         written.
     """
+    if evidence.test != "query":
+        raise InputError(
+            f"the evidence is of a {evidence.test} test, and a commitment fixes neither texts nor "
+            "siblings yet: give the evidence of a query test"
+        )
     numbers = _tested_rows(commitment, transcript, rows)
     tested = transcript if rows is None else transcript.take(numbers)
     commitment.refuse(commitment.data_deviations(tested, suspect, references, placebos))

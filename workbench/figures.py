@@ -42,6 +42,7 @@ __all__ = [
     "memorisation_curve",
     "null_histogram",
     "null_rejections",
+    "png",
     "power_curve",
     "pvalue_uniformity",
     "rejection_rates",
@@ -69,6 +70,23 @@ def _finish(figure: Figure, alt_text: str) -> Figure:
     return figure
 
 
+def png(figure: Figure, dpi: float | None = None) -> bytes:
+    """A figure as PNG; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Made by this module.
+    dpi : float, optional
+        Dots per inch; the style's own by default.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.style.context(STYLE):
+        # No date or version in the file.
+        figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=dpi)
+    return buffer.getvalue()
+
+
 def show(figure: Figure) -> None:
     """Display a figure as PNG with its alternative text, which reports pass on to readers.
 
@@ -79,13 +97,9 @@ def show(figure: Figure) -> None:
     """
     from IPython import display as notebook
 
-    buffer = io.BytesIO()
-    with matplotlib.style.context(STYLE):
-        # No date or version in the file: the same figure gives the same bytes.
-        figure.savefig(buffer, format="png", metadata={"Software": None})
     alt_text = str(getattr(figure, "alt_text", "figure"))
     notebook.display(  # type: ignore[no-untyped-call]
-        {"image/png": buffer.getvalue(), "text/plain": alt_text},
+        {"image/png": png(figure), "text/plain": alt_text},
         raw=True,
         metadata={"image/png": {"alt": alt_text}},
     )
@@ -343,6 +357,7 @@ def null_histogram(evidence: Evidence) -> Figure:
     counts = np.asarray(evidence.null["counts"], dtype=np.float64)
     density = counts / counts.sum() / np.diff(edges)
     z = evidence.z
+    drawn = "flips of sign" if "certified" in evidence.details else "permuted orders"
     figure, axes = _axes(8.0, 4.2)
     palette = sns.color_palette("colorblind")
     with matplotlib.style.context(STYLE):
@@ -373,7 +388,7 @@ def null_histogram(evidence: Evidence) -> Figure:
         )
         axes.legend(
             handles=[
-                matplotlib.patches.Patch(color="#56B4E9", alpha=0.65, label="permuted orders"),
+                matplotlib.patches.Patch(color="#56B4E9", alpha=0.65, label=drawn),
                 matplotlib.lines.Line2D(
                     [], [], color="#333333", linestyle="--", label="normal curve"
                 ),

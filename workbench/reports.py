@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import bleach
-import jinja2
 import jupytext
 import latex2mathml.converter
 import nbformat
@@ -45,6 +44,7 @@ from papermill.exceptions import PapermillExecutionError
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
+from workbench.pages import find_chromium, print_pdf, render
 
 __all__ = [
     "NotebookParameter",
@@ -76,7 +76,6 @@ CAVEAT = (
 """What a positive does not show; at the foot of every page."""
 
 _VERSIONS = ("palimpsest-workbench", "numpy", "scipy", "pyarrow", "torch", "transformers")
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 _NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -562,6 +561,7 @@ def run_all(
     jobs: int = 2,
     progress: bool = False,
     timeout: int = CELL_TIMEOUT,
+    pdf: bool = False,
 ) -> Path:
     """Run notebooks, some at a time, and write their pages and an index.
 
@@ -581,6 +581,8 @@ def run_all(
         Print a line with the elapsed time as notebooks start and end, on standard error.
     timeout : int
         Seconds that one cell may take.
+    pdf : bool
+        Print every page as PDF beside it, with a headless Chromium.
 
     Returns
     -------
@@ -590,7 +592,8 @@ def run_all(
     Raises
     ------
     InputError
-        No notebooks, bad parameters, or an output folder that cannot be written.
+        No notebooks, bad parameters, an output folder that cannot be written, or no Chromium to
+        print with.
     ReportError
         A notebook failed; those still running were stopped.
     """
@@ -612,6 +615,8 @@ def run_all(
     for path in paths:  # all are checked before any runs
         convert_parameters(known[path], chosen[path], path.stem)
     folder = _writable(Path(out_dir))
+    if pdf:
+        find_chromium()  # not after minutes of notebooks
 
     one_file = isinstance(notebooks, (str, Path)) and Path(notebooks).is_file()
     clock = _Clock(len(paths), progress)
@@ -620,10 +625,14 @@ def run_all(
     pages: dict[Path, ReportPage] = {}
     for wave in waves:
         pages |= _run_wave(wave, chosen, folder, jobs, timeout, clock, not one_file)
-    if one_file:
-        return pages[paths[0]].html
-    written = [p for p, changed in _evidence_times(folder).items() if before.get(p) != changed]
-    return write_index([pages[path] for path in paths], folder, written)
+    made = [pages[path].html for path in paths]
+    if not one_file:
+        written = [p for p, changed in _evidence_times(folder).items() if before.get(p) != changed]
+        made.insert(0, write_index([pages[path] for path in paths], folder, written))
+    for page in made if pdf else ():
+        clock.say(f"{page.stem}: printing")
+        print_pdf(page, page.with_suffix(".pdf"))
+    return made[0]
 
 
 def _notebook_paths(notebooks: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -780,9 +789,6 @@ def _serve(files: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- pages
-
-# A page may show pictures that it carries and use its own style; nothing is loaded or run.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
 
 _HTML_TAGS = frozenset(
     [
@@ -971,16 +977,8 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(
-        policy=_POLICY,
-        style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
+    return render(
+        template,
         caveat=CAVEAT,
         versions=_versions(),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -16,6 +16,8 @@ import typer
 from tqdm import tqdm
 
 from workbench.archive import printable
+from workbench.cli.design import design_app
+from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
     AccessOption,
     AlphaOption,
@@ -78,6 +80,7 @@ from workbench.independence.design import DESIGNS, FILTERS
 from workbench.merkle import MasterSalt
 from workbench.ngrams import ENGINES, WEIGHTS, ClusterJoin
 from workbench.scores import Scores
+from workbench.shufflers import SHUFFLERS, KnownShuffle
 from workbench.statistics import PARTITION_STATISTICS, PositionWeights
 from workbench.texts import Texts
 from workbench.transcript import ShuffleClaim, Transcript
@@ -103,12 +106,14 @@ app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(design_app, name="design")
+app.command("exhibit")(exhibit)
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
 
 
-def _read_transcript(
+def read_transcript(
     source: str,
     columns: list[str] | None,
     split: str,
@@ -435,7 +440,7 @@ def score(
     from workbench.scorers import Budget, CausalLMScorer, RayScorer, score_transcript
 
     _check_workers(cluster, workers)
-    examples = _read_transcript(transcript, column, split)
+    examples = read_transcript(transcript, column, split)
     if plan is not None:
         examples = _planned(plan, examples)
     scorer: Any
@@ -601,7 +606,7 @@ def plan_command(
 
     if (prompt_price is None) != (completion_price is None):
         raise InputError("one price is missing: give --prompt-price and --completion-price")
-    examples = _read_transcript(transcript, column, split)
+    examples = read_transcript(transcript, column, split)
     suspect: Any
     if endpoint is None:
         suspect = CausalLMScorer(model, prefix=prefix, length=length)
@@ -699,6 +704,27 @@ def test_query(
     shuffle: ShuffleOption = "owner",
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
+    shuffler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Null of fresh seeds of the owner's shuffler: {', '.join(SHUFFLERS)}; needs "
+            "--shuffle-seed, and --seed-bits where seeds came from a smaller space."
+        ),
+    ] = None,
+    shuffle_size: Annotated[
+        int | None,
+        typer.Option(help="Of --shuffler: examples of the whole data set (default: the rows)."),
+    ] = None,
+    shuffle_batch: Annotated[
+        int | None, typer.Option(help="Of --shuffler: examples per step, if positions are steps.")
+    ] = None,
+    shuffle_epoch: Annotated[
+        int | None, typer.Option(help="Of --shuffler: the epoch of this transcript (default: 0).")
+    ] = None,
+    seed_drawn: Annotated[
+        bool,
+        typer.Option("--seed-drawn", help="Of --shuffler: the owner says that the seed was drawn."),
+    ] = False,
     subsample: SubsampleOption = None,
     plan: PlanOption = None,
     ledger: Annotated[
@@ -724,9 +750,7 @@ def test_query(
         fixed.refuse(fixed.deviations(_given(context)))
         _, examples = _committed_examples(fixed, transcript, column, split)
         window = fixed.window
-        scores_of = _scores_opener(
-            examples, window.prefix, window.length, bos, dtype, device, quiet
-        )
+        scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
         evidence = committed_test(
             fixed,
             salt,
@@ -742,8 +766,19 @@ def test_query(
         raise InputError(
             "--time-stamp and --salt-file are of a commitment: add --commitment, or leave them out"
         )
+    if shuffler is None and (shuffle_size, shuffle_batch, shuffle_epoch, seed_drawn) != (
+        None, None, None, False,
+    ):  # fmt: skip
+        raise InputError(
+            "--shuffle-size, --shuffle-batch, --shuffle-epoch and --seed-drawn are of a known "
+            "shuffler: add --shuffler, or leave them out"
+        )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
-    examples = whole = _read_transcript(transcript, column, split, claim)
+    examples = whole = read_transcript(transcript, column, split, claim)
+    size = whole.n if shuffle_size is None else shuffle_size
+    known = _known_shuffle(
+        shuffler, shuffle_seed, seed_bits, size, shuffle_batch, shuffle_epoch, seed_drawn
+    )
     # before any model is asked: a damaged ledger must not cost queries
     book = None if ledger is None else Ledger(ledger, whole)
     if subsample is not None:
@@ -752,13 +787,14 @@ def test_query(
         examples = examples.subsample(subsample, seed)
     if plan is not None:
         examples = _planned(plan, examples)
-    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
+    scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     case = QueryCase(
         examples,
         scores_of(suspect),
         [scores_of(spec) for spec in reference or []],
         {
             "statistic": statistic,
+            "null": known or "permutation",
             "weights": None if weights is None else PositionWeights.read(weights),
             "n_resamples": n_resamples,
             "alternative": alternative,
@@ -772,10 +808,38 @@ def test_query(
     _conclude(evidence, json_path)
 
 
+def _known_shuffle(
+    name: str | None,
+    seed: int | None,
+    seed_bits: int | None,
+    size: int,
+    batch: int | None,
+    epoch: int | None,
+    drawn: bool,
+) -> KnownShuffle | None:
+    if name is None:
+        return None
+    if seed is None:
+        raise InputError(f"the shuffler {name!r} gives an order only from a seed: --shuffle-seed")
+    return KnownShuffle(
+        name,
+        seed,
+        size,
+        epochs=(0 if epoch is None else epoch,),
+        batch_size=1 if batch is None else batch,
+        seed_bits=seed_bits,
+        seed_drawn=drawn,
+    )
+
+
 BudgetOption = Annotated[int, typer.Option("--queries", help="Examples to ask about at most.")]
 DesignOption = Annotated[
     str,
-    typer.Option("--design", help=f"Pairs of one late and one early unit: {', '.join(PAIRED)}."),
+    typer.Option(
+        "--design",
+        help=f"Pairs of one late and one early unit: {', '.join(PAIRED)}, or a file of "
+        "'palimpsest design fit'.",
+    ),
 ]
 FilterOption = Annotated[
     str | None,
@@ -789,6 +853,15 @@ BlockOption = Annotated[
 DesignOutOption = Annotated[
     Path | None, typer.Option("--design-json", help="Write what was asked about, as JSON.")
 ]
+
+
+def _learned(path: Path) -> Any:
+    from workbench.independence.design import LearnedDesign
+
+    try:
+        return LearnedDesign.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): check the path") from error
 
 
 def _designed(
@@ -806,9 +879,11 @@ def _designed(
     from workbench.home import atomic_write
     from workbench.independence import design_queries
 
-    whole = [scores_of(spec, transcript) for spec in references] if chosen is not None else []
+    asked = _learned(Path(design)) if design.endswith(".json") else design
+    looks = chosen is not None or getattr(asked, "filter", None) is not None
+    whole = [scores_of(spec, transcript) for spec in references] if looks else []
     made = design_queries(
-        transcript, queries, design, filter=chosen, references=whole, block=block, seed=seed
+        transcript, queries, asked, filter=chosen, references=whole, block=block, seed=seed
     )
     if out is not None:
         atomic_write(out, lambda path: path.write_text(made.to_json(), encoding="utf-8"))
@@ -852,7 +927,7 @@ def test_pairs(
     from workbench.independence import pair_test
     from workbench.scorers import meaning_of, open_scores
 
-    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
 
     def scores_of(spec: str, asked: Transcript) -> Any:
         return open_scores(
@@ -945,7 +1020,7 @@ def test_sequential(
     from workbench.scorers.answers import BudgetSpentError
     from workbench.sequential import sequential_test
 
-    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     window: dict[str, Any] = {"prefix": prefix, "length": length}
     local: dict[str, Any] = {**window, "bos": bos, "dtype": dtype, "device": device}
 
@@ -1048,7 +1123,7 @@ def test_partition(
     _check_workers(cluster, workers)
     if cluster is not None and engine != "join":
         raise InputError(f"--cluster runs the join, not {engine}: leave out --engine or --cluster")
-    examples = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     if examples.kind == "text":
         examples = _tokenised_transcript(examples, tokenizer)
     evidence = partition_test(
@@ -1161,9 +1236,9 @@ def commit(
     for path, what in ((out, "a commitment"), (salt_file, "a secret salt")):
         if path.exists():
             raise InputError(f"{path} exists, and {what} is never replaced: name another file")
-    whole = _read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    whole = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     examples = whole if subsample is None else whole.subsample(subsample, seed)
-    scores_of = _scores_opener(examples, prefix, length, bos, dtype, device, quiet)
+    scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     references = [scores_of(spec) for spec in reference or []]
     placebos = [scores_of(spec) for spec in placebo or []]
     salt = MasterSalt.fresh()
@@ -1251,7 +1326,7 @@ def bundle(
     stamps = _time_stamps(time_stamp, fixed)
     whole, examples = _committed_examples(fixed, transcript, column, split)
     window = fixed.window
-    scores_of = _scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
+    scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
     scored = scores_of(suspect)
     references = [scores_of(spec) for spec in reference or []]
     placebos = [scores_of(spec) for spec in placebo or []]
@@ -1346,7 +1421,7 @@ def _committed_examples(
     commitment: Commitment, source: str, columns: list[str] | None, split: str
 ) -> tuple[Transcript, Transcript]:
     """The whole transcript, and the examples that the committed design tests."""
-    whole = _read_transcript(source, columns, split, commitment.claim)
+    whole = read_transcript(source, columns, split, commitment.claim)
     design = commitment.design
     if design.name == "all rows":
         return whole, whole
@@ -1359,7 +1434,7 @@ def _committed_examples(
     return whole, whole.subsample(size, seed)
 
 
-def _scores_opener(
+def scores_opener(
     examples: Transcript,
     prefix: int,
     length: int | None,
@@ -1438,6 +1513,9 @@ def report(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
     jobs: Annotated[int, typer.Option(help="Notebooks at a time.")] = 2,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print every page as PDF beside it; needs Chromium.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run notebooks headless and write HTML pages, an index and the evidence files."""
@@ -1450,7 +1528,7 @@ def report(
             raise InputError(f"-p {item!r} is not of the form name=value")
         given[name] = value
     try:
-        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet)
+        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet, pdf=pdf)
     except reports.ReportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
