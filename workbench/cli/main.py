@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from workbench.archive import printable
+from workbench.cli.audit import audit
 from workbench.cli.options import (
     AccessOption,
     AlphaOption,
@@ -103,6 +104,7 @@ app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
+app.command("audit")(audit)
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
