@@ -252,7 +252,7 @@ def test_a_whole_audit_with_files_at_hand(lab, at_hand, tmp_path, no_hub):
 def test_a_suspect_that_knows_the_order_is_found(lab, at_hand, monkeypatch):
     whole = parse_suite(
         LAB.replace("prefix = 2", "prefix = 0").replace("length = 9", 'length = "all"'), "l"
-    )  # noqa: E501
+    )
     monkeypatch.setitem(PRESETS, "lab", Preset("lab", whole, None))
     result = run(
         "lab", "--transcript", at_hand / "rows.parquet", "--n", 300, "--n-resamples", 1999,

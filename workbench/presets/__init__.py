@@ -213,7 +213,7 @@ class Preset:
         InputError
             No source says which.
         """
-        listed = [*self.suite.models, *self.suite.references]
+        listed: list[Model | Reference] = [*self.suite.models, *self.suite.references]
         found = next((m.revision for m in listed if m.id.lower() == model.lower()), None)
         if found is None or found == UNKNOWN:
             raise InputError(
