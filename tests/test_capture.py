@@ -43,6 +43,11 @@ class Stream(IterableDataset):
         return iter(torch.tensor([k, 7]) for k in (4, 9, 4, 2))
 
 
+class Own(DataLoader):
+    def __iter__(self):
+        return iter([])
+
+
 def loader_of(data, seed=3, **options):
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size=4, shuffle=True, generator=generator, **options)
@@ -83,6 +88,12 @@ def test_samplers_with_replacement_accumulation_and_single_examples(tmp_path):
     assert transcript.positions.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2]
     ids = transcript.column("example_id")
     assert transcript.column("exposures").tolist() == [(ids == i).sum() for i in ids]
+    batches = [[5, 0], [2]]  # a batch sampler that is somebody's own
+    own = Capture(tmp_path / "c")
+    list(own.loader(DataLoader(data, batch_sampler=batches)))
+    listed = own.finish(tmp_path / "c.parquet")
+    assert listed.column("example_id").tolist() == [5, 0, 2]
+    assert (listed.shuffle.kind, listed.shuffle.seed) == ("owner", None)
     single = Capture(tmp_path / "b", plans=True)
     seen = [item["number"].item() for item in single.loader(DataLoader(data, batch_size=None))]
     whole = single.finish(tmp_path / "b.parquet")
@@ -103,6 +114,8 @@ def test_what_cannot_be_captured_is_refused(tmp_path):
     capture = Capture(tmp_path / "s")
     with pytest.raises(InputError, match=r"list is no torch.utils.data.DataLoader"):
         capture.loader([1])
+    with pytest.raises(InputError, match="a Own makes its batches in its own way"):
+        capture.loader(Own(Tokens()))
     with pytest.raises(InputError, match="in_order=False"):
         capture.loader(DataLoader(Tokens(), num_workers=1, in_order=False))
     with pytest.raises(InputError, match=r"fields pixels: say where they are with content="):
@@ -317,6 +330,7 @@ def test_a_trainer_is_followed_and_resumed(tmp_path, trainer_of):
     assert whole.positions.max() == trainer.state.global_step - 1 == 11
     assert whole.blocks == 2
     assert capture.check() == 22
+    assert (whole.shuffle.kind, whole.shuffle.seed) == ("owner", 11)
     trainer_of(tmp_path / "plain", plain).train()
     assert plain == seen  # the capture changes nothing
     resumed = trainer_of(tmp_path / "run", [])

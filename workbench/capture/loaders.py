@@ -93,18 +93,28 @@ class _Drawn:
         return getattr(self.inner, name)
 
 
+def sampler_of(loader: Any) -> Any:
+    """The sampler that decides: a loader that is given batches names a sequential one besides."""
+    found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    for _ in range(8):  # as deep as samplers are ever wrapped
+        inner = getattr(found, "batch_sampler", None) or getattr(found, "sampler", None)
+        if inner is None or not hasattr(inner, "__iter__"):
+            break
+        found = inner
+    return found
+
+
 def seed_of(loader: Any) -> int | None:
     """The seed of a loader's sampler, where it has one of its own."""
-    sampler = getattr(loader, "sampler", None)
-    for holder in (sampler, getattr(sampler, "generator", None), loader):
+    sampler = sampler_of(loader)
+    for holder in (sampler, getattr(sampler, "generator", None)):
         for name in ("seed", "initial_seed"):
             value = getattr(holder, name, None)
             if name == "initial_seed" and callable(value):
                 value = value()
             if isinstance(value, int):
                 return value
-    generator = getattr(loader, "generator", None)
-    return None if generator is None else int(generator.initial_seed())
+    return None
 
 
 def marked_loader(loader: Any, capture: Capture) -> Any:
@@ -120,14 +130,19 @@ def marked_loader(loader: Any, capture: Capture) -> Any:
             f"a {type(loader).__name__} is no torch.utils.data.DataLoader: give the capture the "
             "loader itself"
         )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise InputError(
+            f"a {type(loader).__name__} makes its batches in its own way, which the capture would "
+            "change: use a plain torch.utils.data.DataLoader"
+        )
     one = loader.batch_size is None and loader.batch_sampler is None
     streamed = isinstance(loader.dataset, IterableDataset)
     if streamed and capture.plans:
         raise InputError(
             "the order of a stream is not known before it has been read: leave out plan=True"
         )
-    sampler = None if streamed else type(loader.sampler).__name__
-    capture.describe_sampler(sampler, seed_of(loader))
+    sampler = None if streamed else type(sampler_of(loader)).__name__
+    capture.describe_sampler(sampler, None if streamed else seed_of(loader))
     common: dict[str, Any] = {
         name: getattr(loader, name)
         for name in (
