@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
 NEEDS = {
+    "capture.py": ("torch", "transformers"),
     "scoring.py": ("torch", "transformers", "tokenizers"),
     "precision.py": ("torch", "transformers"),
 }

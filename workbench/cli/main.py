@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from workbench.archive import printable
+from workbench.cli.audit import audit
 from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
@@ -108,6 +109,7 @@ app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(design_app, name="design")
 app.command("exhibit")(exhibit)
+app.command("audit")(audit)
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")

@@ -1,0 +1,274 @@
+"""Presets hold only what their sources say, refuse what shares an order, and run without a hub."""
+
+import json
+import re
+from importlib.resources import files
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from workbench import presets
+from workbench.cli import app
+from workbench.errors import InputError
+from workbench.evidence import Evidence
+from workbench.presets import PRESETS, Preset, hub, open_preset, parse_suite
+
+LAB = """
+suite = "lab"
+title = "made by a test"
+source = "this test"
+[order]
+about = "positions of a permutation"
+shuffle = "owner"
+source = "this test"
+[transcript]
+dataset = "nobody/nothing"
+subset = "rows"
+revision = "unknown"
+source = "this test"
+[window]
+prefix = 2
+length = 9
+source = "this test"
+[tokenizer]
+id = "unknown"
+source = "this test"
+[[models]]
+id = "lab/alice"
+revision = "main"
+source = "this test"
+[[references]]
+id = "lab/other"
+revision = "main"
+independent = "yes"
+same_tokenizer = true
+reason = "trained in another order"
+source = "this test"
+[[references]]
+id = "lab/sister*"
+revision = "main"
+independent = "no"
+same_tokenizer = true
+reason = "it was made with Alice"
+source = "this test"
+[[references]]
+id = "lab/foreign"
+revision = "main"
+independent = "yes"
+same_tokenizer = false
+reason = "it cuts text otherwise"
+source = "this test"
+[[cases]]
+name = "lab-alice"
+model = "lab/alice"
+references = ["lab/other"]
+source = "this test"
+[[cases.published]]
+n = 100
+reference = "other"
+p = 1e-5
+source = "this test"
+"""
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    suite = parse_suite(LAB, "lab.toml")
+    monkeypatch.setitem(PRESETS, "lab", Preset("lab", suite, None))
+    monkeypatch.setitem(PRESETS, "lab-alice", Preset("lab-alice", suite, suite.cases[0]))
+    return PRESETS["lab-alice"]
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory, one_thread):
+    """Two models of random weights, and a table of the published schema with a loss that knows."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("hand")
+    for seed, name in enumerate(("alice", "other")):
+        torch.manual_seed(seed)
+        config = transformers.LlamaConfig(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+            vocab_size=40, max_position_embeddings=16,
+        )  # fmt: skip
+        transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
+    rng = np.random.default_rng(2)
+    index, tokens = rng.permutation(400), rng.integers(0, 40, (400, 12))
+    loss = 3 - 0.002 * index + rng.normal(0, 0.1, 400)
+    table = {"index": index, "tokens": pa.array(tokens.tolist()), "loss_knows": loss}
+    pq.write_table(pa.table(table), folder / "rows.parquet")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+
+
+def refusal(*arguments) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, InputError), result.output
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """No network, and whoever would begin to work or to download is caught at it."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def fetch(*others, local_files_only=False, **options):
+        if not local_files_only:
+            raise AssertionError("a download was begun")
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+
+    def asked(self, *others, timeout=None, **options):
+        assert timeout is not None
+        assert timeout <= 5
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", asked)
+
+
+def test_every_suite_is_there_and_names_its_sources():
+    wanted = {"pythia", "pythia-deduped", "olmo", "olmo-1.7", "olmo-2", "hubble"}
+    assert wanted <= set(PRESETS)
+    written = [path for path in files(presets).iterdir() if path.name.endswith(".toml")]
+    assert len(written) == len(wanted)
+    for path in written:
+        for table in re.split(r"^\[", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
+            assert re.search(r'^source = "[^"]+"$', table, flags=re.M), (path.name, table)
+
+
+def test_what_published_work_reports_is_a_preset():
+    case = open_preset("pythia-6.9b-deduped")
+    by_reference = {f.reference: f.p for f in case.published if f.n == 10_000}
+    # the further a reference is from the model in size, the less it explains
+    order = ["Pythia-6.9b", "Pythia-2.8b", "Pythia-1.4b", "Pythia-1b", "Pythia-410m"]
+    values = [by_reference[name] for name in order]
+    assert values == sorted(values)
+    for name in case.default_references:
+        assert case.admit(name).independent == "yes"
+
+
+def test_the_order_of_a_suite_is_no_reference_for_it():
+    deduped, standard = open_preset("pythia-6.9b-deduped"), open_preset("pythia")
+    with pytest.raises(InputError, match="share one order"):
+        deduped.admit("EleutherAI/pythia-410m-deduped")
+    with pytest.raises(InputError, match=r"trained in this very order.*take EleutherAI/pythia-"):
+        standard.admit("EleutherAI/Pythia-410M")
+    for preset in (deduped, standard):
+        with pytest.raises(InputError, match="an audit found"):
+            preset.admit("EleutherAI/pythia-2.8b-deduped")
+    assert standard.admit("EleutherAI/pythia-410m-deduped").independent == "yes"
+    with pytest.raises(InputError, match="cannot score the token ids"):
+        deduped.admit("someone/Llama-3-8b")
+    assert deduped.admit("someone/else") is None
+
+
+def test_what_no_source_says_is_said_to_be_unknown():
+    with pytest.raises(InputError, match=r"does not know where its transcript is.*--transcript"):
+        open_preset("hubble").transcript()
+    with pytest.raises(InputError, match="does not know which part of hij/sequence_samples"):
+        open_preset("olmo").transcript()
+    with pytest.raises(InputError, match="which revision of EleutherAI/pythia-1b is meant"):
+        open_preset("pythia-deduped").revision("EleutherAI/pythia-1b")
+    with pytest.raises(InputError, match="there is no preset 'gpt': choose one of hubble"):
+        open_preset("gpt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("prefix = 2", 'prefix = 2\nguess = "x"', "window.guess"),
+        ("length = 9", "length = 0", "window.length"),
+        ('source = "this test"\n[window]', "[window]", "transcript.source"),
+        ('independent = "yes"', 'independent = "maybe"', "references.0.independent"),
+        ("suite =", "suite", "no TOML"),
+    ],
+)
+def test_a_damaged_preset_is_refused_with_its_field(old, new, names):
+    assert old in LAB
+    with pytest.raises(InputError, match=names):
+        parse_suite(LAB.replace(old, new, 1), "lab.toml")
+
+
+def test_the_list_shows_every_preset():
+    result = run("--list")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == list(PRESETS)
+
+
+def test_without_a_hub_one_sentence_comes_before_any_work(no_hub, lab, at_hand):
+    message = refusal("pythia-6.9b-deduped", "--suspect", "a/b")
+    assert "data set hij/sequence_samples is not on this machine" in message
+    assert "--transcript" in message
+    rows = ("--transcript", at_hand / "rows.parquet")
+    message = refusal("lab-alice", "--suspect", at_hand / "alice", *rows)
+    assert "model lab/other at main is not on this machine" in message
+    assert "--model-folder lab/other=PATH" in message
+    assert "model a/b is not" in refusal("lab", "--suspect", "a/b", *rows)
+
+
+def test_what_is_asked_for_wrongly_is_refused(lab, at_hand):
+    rows = ("--transcript", at_hand / "rows.parquet", "--suspect", at_hand / "alice")
+    assert "made with Alice" in refusal("lab", *rows, "--reference", "lab/sister-2")
+    assert "very order" in refusal("lab", *rows, "--reference", "lab/alice@step5")
+    assert "cuts text otherwise" in refusal("lab", *rows, "--reference", "lab/foreign")
+    assert "which model it is" in refusal("lab", *rows, "--reference", at_hand / "other")
+    assert "not of the form ID=PATH" in refusal("lab", *rows, "--model-folder", "lab/other")
+    assert "check the path" in refusal("lab", *rows, "--model-folder", "lab/other=nowhere")
+    assert "needs a preset and --suspect" in refusal("lab")
+    wrong = ("--suspect", "a", "--transcript", at_hand / "none.parquet")
+    assert "does not exist" in refusal("lab", *wrong)
+    assert "cannot draw 10000 of 400" in refusal("lab", *rows)
+
+
+def test_a_whole_audit_with_files_at_hand(lab, at_hand, tmp_path, no_hub):
+    common = (
+        "lab-alice", "--transcript", at_hand / "rows.parquet", "--n", 300, "--n-resamples", 1999,
+        "--model-folder", f"lab/other={at_hand / 'other'}", "--quiet", "--device", "cpu",
+    )  # fmt: skip
+    out = tmp_path / "e.json"
+    result = run(*common, "--suspect", "mine", "--model-folder", "mine=loss:knows", "--json", out)
+    assert "window" in str(result.exception)  # a column has no window, and the preset has one
+    result = run(*common, "--suspect", at_hand / "alice", "--json", out)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "published, lab-alice itself, 100 examples, reference other: p 1e-05" in result.output
+    evidence = Evidence.read(out)
+    assert evidence.n == 300
+    assert "other" in json.dumps(json.loads(out.read_text()))
+    vouched = run(
+        *common, "--suspect", at_hand / "alice", "--reference", "her/own",
+        "--model-folder", f"her/own={at_hand / 'other'}",
+    )  # fmt: skip
+    assert "that her/own is independent of this order is your word" in vouched.output
+
+
+def test_a_suspect_that_knows_the_order_is_found(lab, at_hand, monkeypatch):
+    whole = parse_suite(
+        LAB.replace("prefix = 2", "prefix = 0").replace("length = 9", 'length = "all"'), "l"
+    )
+    monkeypatch.setitem(PRESETS, "lab", Preset("lab", whole, None))
+    result = run(
+        "lab", "--transcript", at_hand / "rows.parquet", "--n", 300, "--n-resamples", 1999,
+        "--suspect", "loss:knows", "--quiet",
+    )  # fmt: skip
+    assert result.exception is None, result.exception
+    assert "evidence" in result.output.lower()
+
+
+def test_a_part_of_a_data_set_is_found_or_named(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    for name in ("part/a.parquet", "part/b.parquet", "other/c.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path))
+    assert hub.fetch_transcript("d", "part", None) == tmp_path / "part"
+    assert hub.fetch_transcript("d", "c", None) == tmp_path / "other/c.parquet"
+    with pytest.raises(InputError, match="no Parquet file of 'none'"):
+        hub.fetch_transcript("d", "none", None)

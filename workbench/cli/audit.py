@@ -1,0 +1,195 @@
+"""``palimpsest audit``: a preset of a published suite, and the query test that it stands for."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from workbench.cli.options import (
+    AlphaOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    ResamplesOption,
+    SmallestOption,
+    StatisticOption,
+)
+from workbench.errors import InputError
+from workbench.independence import QueryCase
+from workbench.presets import PRESETS, Preset, open_preset
+from workbench.transcript import ShuffleClaim, Transcript
+
+__all__ = ["audit"]
+
+
+def audit(
+    name: Annotated[str | None, typer.Argument(help="A preset; --list shows them.")] = None,
+    suspect: Annotated[
+        str | None, typer.Option(help="Hub id (ID@REVISION), folder or file of scores.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Hub id (ID@REVISION); may be repeated. Default: the preset's."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Examples, drawn evenly over training.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the draw, permutations and bootstrap.")] = 0,
+    json_path: JsonOption = None,
+    transcript: Annotated[
+        Path | None, typer.Option(help="File or folder of the transcript, if it is at hand.")
+    ] = None,
+    model_folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ID=PATH: files of a model that are at hand; PATH may also be a file of scores "
+            "or a column loss:NAME. May be repeated."
+        ),
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the presets and leave.")] = False,
+    statistic: StatisticOption = "spearman",
+    n_resamples: ResamplesOption = 9999,
+    alpha: AlphaOption = 1e-3,
+    smallest_effect: SmallestOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Test a suspect against a published suite's training order, by one command."""
+    if listed:
+        _table()
+        return
+    if name is None or suspect is None:
+        raise InputError("an audit needs a preset and --suspect MODEL: --list shows the presets")
+    preset = open_preset(name)
+    folders = _folders(model_folder)
+    references = list(preset.default_references if reference is None else reference)
+    notes = []
+    for spec in references:
+        known = preset.admit(spec.partition("@")[0])
+        if known is None or known.independent == "unknown":
+            notes.append(
+                f"note: that {spec} is independent of this order is your word, not the preset's"
+            )
+    # Everything that may be missing is asked for before any work.
+    models = [
+        _located(spec, preset, folders, i == 0) for i, spec in enumerate([suspect, *references])
+    ]
+    source = _transcript_source(preset, transcript)
+    _require(models, source)
+    examples = _read(preset, source)
+    chosen = examples.subsample(n, seed)
+    from workbench.cli.main import _conclude
+    from workbench.scorers import open_scores
+
+    window, encodings = preset.suite.window, cast(dict[str, Any], {})
+    scored = [
+        open_scores(
+            spec,
+            chosen,
+            revision=revision,
+            prefix=window.prefix,
+            length=None if window.length == "all" else window.length,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+            encodings=encodings,
+        )
+        for spec, revision, _ in models
+    ]
+    case = QueryCase(
+        chosen,
+        scored[0],
+        scored[1:],
+        {
+            "statistic": statistic,
+            "n_resamples": n_resamples,
+            "seed": seed,
+            "alpha": alpha,
+            "smallest_effect": smallest_effect,
+        },
+    )
+    for note in notes:
+        typer.echo(note)
+    for figure in preset.published:
+        rho = "" if figure.rho is None else f", ρ {figure.rho} on losses"
+        typer.echo(
+            f"published, {name} itself, {figure.n:,} examples, reference {figure.reference}: "
+            f"p {figure.p:g}{rho} ({figure.source})"
+        )
+    _conclude(case.run(), json_path)
+
+
+def _table() -> None:
+    for name, preset in PRESETS.items():
+        place = preset.suite.transcript
+        references = ", ".join(preset.default_references) or "none named"
+        typer.echo(
+            f"{name:<20} {preset.suite.title}; transcript {place.dataset}/{place.subset}; "
+            f"references: {references}"
+        )
+
+
+def _folders(given: list[str] | None) -> dict[str, str]:
+    found = {}
+    for item in given or []:
+        model, sign, path = item.partition("=")
+        if not model or not sign or not path:
+            raise InputError(f"--model-folder {item!r} is not of the form ID=PATH")
+        if not path.startswith(("loss:", "loglik:")) and not Path(path).expanduser().exists():
+            raise InputError(f"--model-folder {item!r}: {path} does not exist: check the path")
+        found[model] = path
+    return found
+
+
+def _located(
+    spec: str, preset: Preset, folders: dict[str, str], is_suspect: bool
+) -> tuple[str, str | None, bool]:
+    """What `open_scores` takes, the revision, and whether the hub is needed for it."""
+    model, sign, revision = spec.partition("@")
+    for key in (spec, model):
+        if key in folders:
+            return folders[key], None, False
+    if spec.startswith(("loss:", "loglik:")) or Path(spec).expanduser().exists():
+        if not is_suspect:
+            raise InputError(
+                f"{spec} says not which model it is, so whether it may be a reference cannot be "
+                f"checked: name the model, and its files with --model-folder ID={spec}"
+            )
+        return spec, None, False
+    if sign:
+        return model, revision, True
+    # a suspect is whatever its owner serves now; of a reference the sources name the revision
+    return model, None if is_suspect else preset.revision(model), True
+
+
+def _transcript_source(preset: Preset, given: Path | None) -> Path | tuple[str, str, str | None]:
+    if given is None:
+        return preset.transcript()
+    if not given.expanduser().exists():
+        raise InputError(f"{given} does not exist: check the path of the transcript")
+    return given.expanduser()
+
+
+def _require(
+    models: list[tuple[str, str | None, bool]], source: Path | tuple[str, str, str | None]
+) -> None:
+    from workbench.presets.hub import require
+
+    if not isinstance(source, Path):
+        require(source[0], source[2], "dataset", "give the file with --transcript")
+    for spec, revision, remote in models:
+        if remote:
+            require(spec, revision, "model", f"give its files with --model-folder {spec}=PATH")
+
+
+def _read(preset: Preset, source: Path | tuple[str, str, str | None]) -> Transcript:
+    from workbench.presets.hub import fetch_transcript
+
+    path = source if isinstance(source, Path) else fetch_transcript(*source)
+    order = preset.suite.order
+    if order.shuffle == "published_shuffler":
+        raise InputError(
+            f"the preset {preset.name} names a published shuffler, and an audit draws none: use "
+            "'palimpsest test query' with --seed-bits"
+        )
+    return Transcript.read(path, shuffle=ShuffleClaim(order.shuffle, source=order.source))
