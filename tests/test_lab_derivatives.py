@@ -423,6 +423,13 @@ def test_parents_that_cannot_be(lab, tmp_path):
         lab.derive("prune", pretrain(TINY, lab.corpus, order=9))
     with pytest.raises(InputError, match="is no model folder"):
         lab.derive("prune", tmp_path)
+    small = tmp_path / "small"
+    new_llama(replace(TINY, vocab_size=257), 0).save_pretrained(small)
+    for kind in ("fine-tune", "lora", "distil-text"):
+        with pytest.raises(InputError, match="vocabulary of 257"):
+            lab.derive(kind, small)
+    tuned = lab.derive("quantise", small)  # a model from elsewhere, and no text is needed
+    assert changed(small, tuned)
     with pytest.raises(InputError, match="is no run from scratch"):
         lab.derive("independent", lab.derive("prune"))
     with pytest.raises(InputError, match="another recipe or corpus"):

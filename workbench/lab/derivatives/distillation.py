@@ -16,7 +16,7 @@ from workbench.errors import InputError
 from workbench.lab.derivatives.derivation import Derivation, Parameter, Request
 from workbench.lab.derivatives.fine_tuning import N_EXAMPLES, RATE_SHARE, fresh_job
 from workbench.lab.derivatives.loop import fit
-from workbench.lab.derivatives.models import load_model, publish, save_model
+from workbench.lab.derivatives.models import load_model, publish, save_model, vocabulary_of
 from workbench.lab.training import TrainingJob, examples_in_order, new_job, new_llama
 
 __all__ = ["DISTIL", "DISTIL_TEXT", "soft_loss"]
@@ -61,17 +61,17 @@ def _taught(
     loss_of: Callable[[Any], Callable[[Any, Any], Any]] | None = None,
 ) -> Path:
     """A student trained on rows; `loss_of` is given the parent."""
+    theirs = vocabulary_of(request.parent)
+    if theirs != request.recipe.vocab_size:
+        raise InputError(
+            f"{request.derivation.name}: the parent has a vocabulary of {theirs:,} and the recipe "
+            f"{request.recipe.vocab_size:,}: give a recipe with the parent's"
+        )
 
     def write(partial: Path) -> None:
         loss = None
         if loss_of is not None:
             teacher = load_model(request.parent, job.device).eval()
-            if teacher.config.vocab_size != request.recipe.vocab_size:
-                raise InputError(
-                    f"{request.derivation.name}: the parent has a vocabulary of "
-                    f"{teacher.config.vocab_size:,} and the recipe {request.recipe.vocab_size:,}: "
-                    "give a recipe with the parent's"
-                )
             loss = loss_of(teacher)
         student = _student(request).to(job.device)
         fit(request, job, student, rows(), partial, loss_of=loss)
