@@ -284,6 +284,12 @@ def training_positions(job: TrainingJob) -> NDArray[np.int64]:
     return positions
 
 
+def examples_in_order(job: TrainingJob, tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """The job's examples as they are trained on, shape (examples, tokens)."""
+    rows = training_rows(job, len(tokens))
+    return np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
+
+
 def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
     """The transcript of a run: its examples in corpus order, with their training positions.
 
@@ -654,7 +660,7 @@ def _land(job: TrainingJob, files: dict[str, bytes]) -> None:
     _lay_down(files, job.partial)
     record = json.loads(files["training.json"])
     record["job"]["corpus_folder"] = job.corpus_folder  # the worker's own is gone
-    _write_json(job.partial / "training.json", record)
+    write_json(job.partial / "training.json", record)
     _publish(job)
 
 
@@ -688,13 +694,13 @@ def run_job(job: TrainingJob, *, after_step: Callable[[int], object] | None = No
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{job.folder}.lock"):
         if not job.complete:
-            with _no_bars():
+            with no_bars():
                 _train_locked(job, after_step)
     return job.folder
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without the bars that transformers draws for every file that it loads or saves."""
     from transformers.utils import logging
 
@@ -727,30 +733,24 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     recipe = Recipe(**numbers)
     tokens = np.load(Path(job.corpus_folder) / "tokens.npy", mmap_mode="r", allow_pickle=False)
     transcript = training_transcript(job, tokens)
-    rows = training_rows(job, len(tokens))
-    in_order = np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
-    data = torch.from_numpy(in_order).to(job.device)
+    data = torch.from_numpy(examples_in_order(job, tokens)).to(job.device)
     model = _new_model(job, recipe)
     model.to(job.device).train()
     optimiser = new_optimiser(model, recipe, job.learning_rate)
     job.partial.mkdir(parents=True, exist_ok=True)
-    _write_json(job.partial / "job.json", asdict(job))
+    write_json(job.partial / "job.json", asdict(job))
     resume = job.partial / "resume.safetensors"
     losses = torch.zeros(job.end - job.first_step, device=job.device)
     step = job.first_step
     if resume.exists():
-        step = _load_state(resume, model, optimiser, losses)
+        step = load_state(resume, model, optimiser, losses)
     elif job.source_folder is not None:
         _load_checkpoint(job.source_folder, model, optimiser)
     resumed_at = step
     checkpoint_steps = {} if job.branch else kept_steps(job)
-    autocast = (
-        torch.autocast(job.device, dtype=torch.bfloat16)
-        if job.precision == "bfloat16"
-        else contextlib.nullcontext()
-    )
+    autocast = autocast_of(job)
     saved = shown = time.monotonic()
-    with _stop_flag() as stop:
+    with stop_flag() as stop:
         while step < job.end:
             batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             rate = learning_rate_at(step, job.steps, job.learning_rate, recipe)
@@ -766,7 +766,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
                 (job.partial / "step").write_text(str(step))
                 shown = now
             if now - saved > SAVE_EVERY_SECONDS or stop():
-                _save_state(resume, model, optimiser, losses, step)
+                save_state(resume, model, optimiser, losses, step)
                 saved = now
                 if stop():
                     raise KeyboardInterrupt
@@ -821,6 +821,15 @@ def kept_steps(job: TrainingJob) -> dict[int, float]:
     return {max(1, round(f * job.steps)): f for f in job.recipe["checkpoints"]}
 
 
+def autocast_of(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a job's forward passes run; it can be entered again and again."""
+    import torch
+
+    if job.precision == "bfloat16":
+        return torch.autocast(job.device, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 def new_optimiser(model: Any, recipe: Recipe, learning_rate: float) -> Any:
     """AdamW as every lab run uses it."""
     import torch
@@ -841,8 +850,12 @@ def training_step(
     rate: float,
     clip_norm: float,
     autocast: contextlib.AbstractContextManager[Any],
+    loss_of: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """One optimiser step on a batch of token ids, shape (examples, tokens).
+
+    The loss is cross-entropy of every next token, unless `loss_of` works it out from the logits
+    before each next token, shape (examples, tokens - 1, vocabulary), and the batch.
 
     Returns
     -------
@@ -855,14 +868,31 @@ def training_step(
         group["lr"] = rate
     with autocast:
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
-    )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = next_token_loss(logits, batch) if loss_of is None else loss_of(logits, batch)
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def next_token_loss(logits: Any, batch: Any, first: int = 1) -> Any:
+    """Cross-entropy of a batch's tokens from number `first` on, nats per token.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Before each token but the first; shape (examples, tokens - 1, vocabulary).
+    batch : torch.Tensor
+        Token ids; shape (examples, tokens).
+    first : int
+    """
+    import torch
+
+    asked = logits[:, first - 1 :]
+    return torch.nn.functional.cross_entropy(
+        asked.reshape(-1, asked.shape[-1]).float(), batch[:, first:].reshape(-1)
+    )
 
 
 def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> float:
@@ -917,7 +947,7 @@ def _optimiser_tensors(model: Any, optimiser: Any) -> dict[str, Any]:
     return named
 
 
-def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) -> None:
+def save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
@@ -926,7 +956,7 @@ def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) 
     atomic_write(path, lambda p: save_file(tensors, p, metadata={"step": str(step)}))
 
 
-def _load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
+def load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt", device="cpu") as stored:
@@ -979,7 +1009,7 @@ def _save_checkpoint(
     shutil.rmtree(fresh, ignore_errors=True)
     _save_model(job, model, fresh)
     save_file(_optimiser_tensors(model, optimiser), fresh / "optimiser.safetensors")
-    _write_json(fresh / "checkpoint.json", {"step": step, "fraction": fraction})
+    write_json(fresh / "checkpoint.json", {"step": step, "fraction": fraction})
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -1016,7 +1046,7 @@ def _finish(
         save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
     if job.last_step is not None:
         state = {"step": job.end, "fraction": job.end / job.steps}
-        _write_json(job.partial / "checkpoint.json", state)
+        write_json(job.partial / "checkpoint.json", state)
     transcript.write(job.partial / "transcript.parquet")
     record = {
         "name": job.name,
@@ -1037,7 +1067,7 @@ def _finish(
     }
     if job.branch:
         record["branch"] = _procedure(job, model)
-    _write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
+    write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
     _publish(job)
 
 
@@ -1067,13 +1097,13 @@ def _publish(job: TrainingJob) -> None:
     os.replace(job.partial, job.folder)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, sort_keys=True)
     atomic_write(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
+def stop_flag() -> Iterator[Callable[[], bool]]:
     """True once the process was asked to stop; the training loop then saves and leaves."""
     asked: list[bool] = []
     before = {}
