@@ -73,3 +73,15 @@ def study_verify(folder: FolderArgument = "laptop") -> None:
     typer.echo(f"{wrong} line(s) do not match" if wrong else "nothing mismatches")
     if wrong:
         raise typer.Exit(FAILED)
+
+
+@study_app.command("reproduce")
+def study_reproduce(
+    folder: FolderArgument = "laptop",
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("reproduction.md"),
+) -> None:
+    """Write published claims beside a study's numbers, with computed verdicts."""
+    from workbench.studies import open_study
+    from workbench.studies.reproduction import write_reproduction
+
+    typer.echo(str(write_reproduction(open_study(folder), out)))

@@ -131,7 +131,12 @@ def _models(recipe: Recipe) -> Iterable[Model]:
         yield from _checkpoints(name, recipe)
     for name, count in _ladder(recipe).items():
         yield Model(
-            name, "fine-tune", "alice", parameters={"n_examples": count}, seconds=count / 180
+            name,
+            "fine-tune",
+            "alice",
+            # the rate of the figures that they are compared with
+            parameters={"n_examples": count, "learning_rate": recipe.peak_learning_rate / 4},
+            seconds=count / 180,
         )
     for kind in DERIVATIVES:
         yield Model(kind, kind, "alice", _OTHERS.get(kind, ()), seconds=_SECONDS[kind])
@@ -183,17 +188,15 @@ def _robustness(recipe: Recipe, small: bool) -> Iterable[Cell]:
             tokens=_tokens(recipe),
             axes={"derivative": suspect, "test": "partition"},
         )
-    # Siblings are not trained for this: with them in the cache these cells are a minute each.
-    if not small:
-        for suspect in suspects:
-            yield Cell(
-                "robustness",
-                f"{suspect}: reshuffle",
-                "reshuffle",
-                suspect,
-                tokens=_tokens(recipe, 1 / 8),
-                axes={"derivative": suspect, "test": "reshuffle"},
-            )
+    for suspect in ("alice", "fine-tune", "independent") if small else suspects:
+        yield Cell(
+            "robustness",
+            f"{suspect}: reshuffle",
+            "reshuffle",
+            suspect,
+            tokens=_tokens(recipe, 1 / 8),
+            axes={"derivative": suspect, "test": "reshuffle"},
+        )
 
 
 def _checkpoint_cells(recipe: Recipe, small: bool) -> Iterable[Cell]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from workbench.errors import InputError
 from workbench.home import content_key
 
-__all__ = ["TESTS", "Cell", "Model", "Study", "Text"]
+__all__ = ["PAIRED", "TESTS", "Cell", "Model", "Study", "Text"]
 
 TestName = Literal["query", "partition", "reshuffle", "curve", "branch"]
 TESTS: dict[str, str] = {
@@ -215,16 +215,21 @@ class Study:
     def estimated_seconds(self) -> float:
         """Rough time with the recipe `tiny` on two quiet cores, training included.
 
-        Training is counted at two models a time, everything else at one.
+        Whole runs and fine-tunes are counted at two at a time, everything else at one.
         """
-        training = sum(model.seconds for model in self.needed_models()) / 2
+        models = self.needed_models()
+        training = sum(model.seconds / (2 if model.kind in PAIRED else 1) for model in models)
         scored = {c for cell in self.cells for c in cell.columns if c.startswith("loglik:")}
         texts = {cell.text for cell in self.cells if cell.text is not None}
         sampling = sum(SAMPLING_SECONDS * text.tokens / 200_000 for text in texts)
         tests = sum(TEST_SECONDS[cell.test] for cell in self.cells)
-        return training + SCORING_SECONDS * len(scored) + sampling + tests
+        siblings = SIBLINGS_SECONDS * any(cell.test == "reshuffle" for cell in self.cells)
+        return training + SCORING_SECONDS * len(scored) + sampling + tests + siblings
 
 
+# Kinds that are one training job each, so that two are trained at a time.
+PAIRED = ("pretrain", "fine-tune")
 SCORING_SECONDS = 6.0
+SIBLINGS_SECONDS = 150.0
 SAMPLING_SECONDS = 25.0  # per 200,000 tokens, n-gram search included
-TEST_SECONDS = {"query": 1.5, "partition": 0.5, "reshuffle": 15.0, "curve": 1.0, "branch": 8.0}
+TEST_SECONDS = {"query": 1.5, "partition": 0.5, "reshuffle": 40.0, "curve": 1.0, "branch": 8.0}

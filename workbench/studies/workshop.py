@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
 from workbench.lab.recipes import Recipe
-from workbench.studies.study import Cell, Model, Study
+from workbench.studies.study import PAIRED, Cell, Model, Study
 
 if TYPE_CHECKING:
     from workbench.lab.corpus import Corpus
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from workbench.transcript import Transcript
 
 __all__ = ["Workshop", "sentence_of"]
-
-# Kinds that are one training job each, so that two are trained at a time.
-_JOBS = ("pretrain", "fine-tune")
 
 
 def sentence_of(error: Exception) -> str:
@@ -83,7 +80,7 @@ class Workshop:
             if model.name in wanted:
                 wanted.update(model.needs)
         models = [model for model in self.study.models.values() if model.name in wanted]
-        jobs = {m.name: self._job(m) for m in models if m.kind in _JOBS}
+        jobs = {m.name: self._job(m) for m in models if m.kind in PAIRED}
         self._train({name: job for name, job in jobs.items() if not isinstance(job, str)})
         for model in models:
             job = jobs.get(model.name)
@@ -166,7 +163,7 @@ class Workshop:
             "parameters": model.parameters,
             "changes": model.changes,
             # of what was not made together with others, or found in the cache
-            "seconds": round(time.monotonic() - started, 2) if model.kind not in _JOBS else None,
+            "seconds": round(time.monotonic() - started, 2) if model.kind not in PAIRED else None,
             "failed": sentence,
         }
         path = self.records / f"{model.name}.json"
