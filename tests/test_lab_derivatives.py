@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.errors import InputError
-from workbench.lab import RECIPES, fine_tune, independent, pretrain, recipe, text_corpus
-from workbench.lab.training import run_job, training_rows, training_transcript
+from workbench.lab import (
+    DERIVATIVES,
+    RECIPES,
+    derive,
+    fine_tune,
+    independent,
+    pretrain,
+    recipe,
+    text_corpus,
+)
+from workbench.lab.derivatives import merges, models, weights
+from workbench.lab.training import model_folder, run_job, training_rows, training_transcript
 from workbench.transcript import Transcript
 
 WORDS = ("shuffle", "order", "token", "model", "weight", "memory", "trace", "page", "ink", "text")
@@ -36,12 +47,16 @@ def as_before():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-@pytest.fixture
-def corpus(tmp_path):
+def corpus_of_words(folder):
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(WORDS, k=60)) for _ in range(700))
-    (tmp_path / "a.txt").write_text(text)
-    return text_corpus(tmp_path, vocab_size=300, example_tokens=16)
+    (folder / "a.txt").write_text(text)
+    return text_corpus(folder, vocab_size=300, example_tokens=16)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return corpus_of_words(tmp_path)
 
 
 def rows(job, corpus):
@@ -162,3 +177,258 @@ class TestRecipes:
         again = pretrain(replace(TINY, name="renamed"), corpus)
         assert again.key == job.key
         assert np.isclose(job.learning_rate, TINY.peak_learning_rate)
+
+
+# ---------------------------------------------------------------------- derive
+
+
+class Lab:
+    """One owner for all tests of `derive`; runs are trained in this process."""
+
+    def __init__(self, folder):
+        self.corpus = corpus_of_words(folder)
+        self.alice = pretrain(TINY, self.corpus)
+        run_job(self.alice)
+
+    def derive(self, kind, parent=None, **options):
+        return derive(kind, parent or self.alice, TINY, self.corpus, **options)
+
+
+@pytest.fixture(scope="module")
+def home_of_all(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def shared(home_of_all, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALIMPSEST_HOME", str(home_of_all))
+        return Lab(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def lab(shared, home_of_all, monkeypatch):
+    monkeypatch.setenv("PALIMPSEST_HOME", str(home_of_all))
+    monkeypatch.setattr(models, "train", lambda job, progress: run_job(job))
+    return shared
+
+
+def weights_of(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(a, b):
+    a, b = weights_of(a), weights_of(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def changed(a, b):
+    a, b = weights_of(a), weights_of(b)
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+def is_matrix(name):
+    return name.endswith("_proj.weight")
+
+
+@pytest.mark.parametrize("kind", DERIVATIVES)
+def test_every_kind_gives_a_model_and_the_same_one_again(lab, kind):
+    folder = lab.derive(kind)
+    again = lab.derive(kind)
+    assert folder == again
+    assert not list(folder.parent.glob("*.partial"))
+    assert (folder / "tokenizer.json").is_file()
+    assert (folder / "config.json").is_file()
+    assert changed(lab.alice.folder, folder)
+    kept = folder.rename(folder.with_name("kept"))
+    try:
+        assert lab.derive(kind) == folder
+        assert same(kept, folder)
+    finally:
+        kept.rename(folder.with_name(f"kept-{kind}"))
+    if DERIVATIVES[kind].random:
+        assert lab.derive(kind, seed=5) != folder
+
+
+class TestRuns:
+    def test_the_older_functions_describe_the_same_runs(self, lab):
+        assert lab.derive("fine-tune") == fine_tune(lab.alice, TINY, lab.corpus).folder
+        assert lab.derive("independent") == independent(TINY, lab.corpus).folder
+
+    def test_continued_at_the_full_rate(self, lab):
+        record = json.loads((lab.derive("continue") / "training.json").read_text())
+        assert record["job"]["learning_rate"] == TINY.peak_learning_rate
+        assert record["job"]["parent"] == lab.alice.key
+
+    def test_early_checkpoint_leaves_from_its_weights(self, lab):
+        still = lab.derive("early-checkpoint", n_examples=8, rate_share=1e-9, fraction=0.5)
+        found, end = weights_of(still), weights_of(lab.alice.folder)
+        start = weights_of(lab.alice.folder / "checkpoints" / "0.5")
+        assert all(torch.allclose(found[name], start[name], atol=1e-6) for name in start)
+        assert not all(torch.allclose(found[name], end[name], atol=1e-3) for name in end)
+        with pytest.raises(InputError, match=r"kept no checkpoint at 0.6 .*0.25, 0.5, 0.75"):
+            lab.derive("early-checkpoint", fraction=0.6)
+
+    def test_controls_share_what_they_say(self, lab):
+        def run(kind):
+            return json.loads((lab.derive(kind) / "training.json").read_text())["job"]
+
+        owner = json.loads((lab.alice.folder / "training.json").read_text())["job"]
+        shares = {
+            "independent": (False, False),
+            "other-order-same-start": (False, True),
+            "same-order-other-start": (True, False),
+        }
+        for kind, (order, start) in shares.items():
+            job = run(kind)
+            assert (job["order"] == owner["order"], job["initialisation"]
+                    == owner["initialisation"]) == (order, start)  # fmt: skip
+            assert (job["start"], job["stop"]) == (owner["start"], owner["stop"])
+        mine = Transcript.read(lab.derive("same-order-other-start") / "transcript.parquet")
+        owners = Transcript.read(lab.alice.folder / "transcript.parquet")
+        assert mine.fingerprint == owners.fingerprint
+        assert DERIVATIVES["same-order-other-start"].depends
+        assert not DERIVATIVES["other-order-same-start"].depends
+
+    def test_a_derivative_of_a_derivative(self, lab):
+        pruned = lab.derive("prune", share=0.3)
+        tuned = lab.derive("fine-tune", pruned, n_examples=8, rate_share=1e-9)
+        a, b = weights_of(pruned), weights_of(tuned)
+        assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+class TestMerges:
+    def test_of_identical_models(self, lab):
+        for kind in ("soup", "slerp"):
+            folder = lab.derive(kind, others=[lab.alice], share=0.3)
+            for name, value in weights_of(lab.alice.folder).items():
+                assert torch.allclose(weights_of(folder)[name], value, atol=1e-7)
+        assert same(lab.derive("soup", others=[lab.alice], share=0.3), lab.alice.folder)
+
+    def test_endpoints_and_middle(self, lab):
+        other = lab.derive("independent")
+        for kind in ("soup", "slerp"):
+            assert same(lab.derive(kind, others=[other], share=0), lab.alice.folder)
+            last = weights_of(lab.derive(kind, others=[other], share=1))
+            for name, value in weights_of(other).items():
+                assert torch.allclose(last[name], value, atol=1e-7)
+        middle = weights_of(lab.derive("soup", others=[other], share=0.25))
+        first, second = weights_of(lab.alice.folder), weights_of(other)
+        for name, value in middle.items():
+            assert torch.allclose(value, 0.75 * first[name] + 0.25 * second[name], atol=1e-6)
+
+    def test_the_arc_keeps_the_length(self):
+        a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+        assert torch.isclose(merges.slerp(a, b, 0.2).norm(), torch.tensor(3.0))
+        assert torch.equal(merges.slerp(a, torch.zeros(2), 0.5), a / 2)
+        assert torch.isfinite(merges.slerp(a, -a, 0.5)).all()
+
+    def test_own_fine_tunes_share_no_text(self, lab):
+        lab.derive("soup", n_examples=24)
+        runs = [json.loads(p.read_text()).get("job", {})
+                for p in model_folder(lab.alice.key).parent.glob("*/training.json")]  # fmt: skip
+        slices = {(r["start"], r["stop"]) for r in runs if r["name"] == "soup"}
+        assert {(512, 536), (536, 560)} <= slices
+
+    def test_shapes_must_agree(self, lab):
+        wider = replace(TINY, hidden_size=24, examples=8, checkpoints=())
+        other = pretrain(wider, lab.corpus)
+        run_job(other)
+        with pytest.raises(InputError, match="weights of different shapes"):
+            lab.derive("soup", others=[other])
+        assert not list(other.folder.parent.glob("*.partial"))
+
+
+class TestWeights:
+    @pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 0), (4, 8)])
+    def test_rounded_to_few_levels_and_not_far(self, lab, bits, group):
+        before = weights_of(lab.alice.folder)
+        after = weights_of(lab.derive("quantise", bits=bits, group=group))
+        for name, value in before.items():
+            if not is_matrix(name):
+                assert torch.equal(after[name], value)
+                continue
+            width = group or value.shape[1]
+            old, new = (v.reshape(len(v), -1, width) for v in (value, after[name]))
+            step = old.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            assert ((new - old).abs() <= 0.5001 * step).all()
+            for row in new.reshape(-1, width):
+                assert len(row.unique()) <= 2**bits
+        assert changed(lab.alice.folder, lab.derive("quantise", bits=4)) == {
+            name for name in before if is_matrix(name)
+        }
+
+    def test_groups_must_fit(self, lab):
+        with pytest.raises(InputError, match="groups of 5 do not divide"):
+            lab.derive("quantise", group=5)
+
+    def test_zero_rows_stay_zero(self):
+        assert torch.equal(weights.quantise(torch.zeros(2, 3), 4), torch.zeros(2, 3))
+
+    def test_share_of_zeros_and_they_were_the_smallest(self, lab):
+        before = weights_of(lab.alice.folder)
+        for name, value in weights_of(lab.derive("prune", share=0.25)).items():
+            if is_matrix(name):
+                gone = value == 0
+                assert int(gone.sum()) == round(0.25 * value.numel())
+                assert before[name][gone].abs().max() <= before[name][~gone].abs().min()
+            else:
+                assert torch.equal(value, before[name])
+
+    def test_noise_has_the_size_asked_for(self, lab):
+        before = weights_of(lab.alice.folder)
+        after = weights_of(lab.derive("noise", level=0.1))
+        moved = torch.cat([(after[n] - v).flatten() / v.square().mean().sqrt()
+                           for n, v in before.items()])  # fmt: skip
+        assert abs(float(moved.std()) - 0.1) < 6 * 0.1 / (2 * len(moved)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("melt", {}, "derivative 'melt' is unknown: choose one of fine-tune"),
+        ("prune", {"depth": 1}, r"prune takes no parameter 'depth': .*\(share\)"),
+        ("prune", {"share": 1.5}, "share is 1.5: give a number from 0 to 1"),
+        ("prune", {"share": "much"}, "share is 'much'"),
+        ("prune", {"share": None}, "share is None"),
+        ("prune", {"share": float("nan")}, "share is nan"),
+        ("quantise", {"bits": 5}, "bits is 5: give 4 or 8"),
+        ("fine-tune", {"n_examples": 1.5}, "n_examples is 1.5: give a whole number from 1"),
+        ("fine-tune", {"rate_share": 0}, "rate_share is 0: give a number above 0"),
+        ("fine-tune", {"n_examples": 10**6}, "the corpus has"),
+        ("early-checkpoint", {"fraction": 0}, "fraction is 0"),
+        ("noise", {"seed": -1}, "seed is -1"),
+        ("noise", {"others": [Path("x")]}, "takes no other model"),
+        ("soup", {"others": [Path("/nowhere")]}, "is no model folder"),
+    ],
+)
+def test_impossible_requests(lab, kind, options, message):
+    with pytest.raises(InputError, match=message):
+        lab.derive(kind, **options)
+
+
+def test_parents_that_cannot_be(lab, tmp_path):
+    with pytest.raises(InputError, match="alice is not trained"):
+        lab.derive("prune", pretrain(TINY, lab.corpus, order=9))
+    with pytest.raises(InputError, match="is no model folder"):
+        lab.derive("prune", tmp_path)
+    with pytest.raises(InputError, match="is no run from scratch"):
+        lab.derive("independent", lab.derive("prune"))
+    with pytest.raises(InputError, match="another recipe or corpus"):
+        derive("independent", lab.alice, replace(TINY, beta2=0.9), lab.corpus)
+    with pytest.raises(InputError, match="trained with examples 256 and the recipe has 128"):
+        derive("fine-tune", lab.alice, replace(TINY, examples=128), lab.corpus)
+
+
+def test_an_interruption_leaves_no_folder(lab, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = set(model_folder("").parent.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lab.derive("noise", level=0.123)
+    left = set(model_folder("").parent.iterdir()) - before
+    assert all(path.suffix == ".lock" for path in left)
+    assert lab.derive("noise", level=0.123).is_dir()

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.lab.access import ACCESS_FORMS, AccessForm, AccessRun, open_access, record_access
     from workbench.lab.corpus import Corpus, docstring_corpus, text_corpus
-    from workbench.lab.derivatives import fine_tune, independent, pretrain
+    from workbench.lab.derivatives import (
+        DERIVATIVES,
+        Derivation,
+        derive,
+        fine_tune,
+        independent,
+        pretrain,
+    )
     from workbench.lab.observations import Observations, open_observations, record_observations
     from workbench.lab.recipes import RECIPES, Recipe, recipe
     from workbench.lab.runs import (
@@ -33,11 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACCESS_FORMS",
+    "DERIVATIVES",
     "RECIPES",
     "AccessForm",
     "AccessRun",
     "CachedModel",
     "Corpus",
+    "Derivation",
     "Observations",
     "Recipe",
     "Run",
@@ -45,6 +54,7 @@ __all__ = [
     "Siblings",
     "TrainingJob",
     "declared_procedure",
+    "derive",
     "docstring_corpus",
     "fine_tune",
     "independent",
@@ -78,6 +88,8 @@ _PUBLIC = {
     "ACCESS_FORMS": "access",
     "CachedModel": "runs",
     "Corpus": "corpus",
+    "DERIVATIVES": "derivatives",
+    "Derivation": "derivatives",
     "Observations": "observations",
     "RECIPES": "recipes",
     "Recipe": "recipes",
@@ -85,6 +97,7 @@ _PUBLIC = {
     "Siblings": "siblings",
     "TrainingJob": "training",
     "declared_procedure": "siblings",
+    "derive": "derivatives",
     "docstring_corpus": "corpus",
     "fine_tune": "derivatives",
     "independent": "derivatives",

@@ -654,7 +654,7 @@ def _land(job: TrainingJob, files: dict[str, bytes]) -> None:
     _lay_down(files, job.partial)
     record = json.loads(files["training.json"])
     record["job"]["corpus_folder"] = job.corpus_folder  # the worker's own is gone
-    _write_json(job.partial / "training.json", record)
+    write_json(job.partial / "training.json", record)
     _publish(job)
 
 
@@ -688,13 +688,13 @@ def run_job(job: TrainingJob, *, after_step: Callable[[int], object] | None = No
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{job.folder}.lock"):
         if not job.complete:
-            with _no_bars():
+            with no_bars():
                 _train_locked(job, after_step)
     return job.folder
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without the bars that transformers draws for every file that it loads or saves."""
     from transformers.utils import logging
 
@@ -734,12 +734,12 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     model.to(job.device).train()
     optimiser = new_optimiser(model, recipe, job.learning_rate)
     job.partial.mkdir(parents=True, exist_ok=True)
-    _write_json(job.partial / "job.json", asdict(job))
+    write_json(job.partial / "job.json", asdict(job))
     resume = job.partial / "resume.safetensors"
     losses = torch.zeros(job.end - job.first_step, device=job.device)
     step = job.first_step
     if resume.exists():
-        step = _load_state(resume, model, optimiser, losses)
+        step = load_state(resume, model, optimiser, losses)
     elif job.source_folder is not None:
         _load_checkpoint(job.source_folder, model, optimiser)
     resumed_at = step
@@ -750,7 +750,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
         else contextlib.nullcontext()
     )
     saved = shown = time.monotonic()
-    with _stop_flag() as stop:
+    with stop_flag() as stop:
         while step < job.end:
             batch = data[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             rate = learning_rate_at(step, job.steps, job.learning_rate, recipe)
@@ -766,7 +766,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
                 (job.partial / "step").write_text(str(step))
                 shown = now
             if now - saved > SAVE_EVERY_SECONDS or stop():
-                _save_state(resume, model, optimiser, losses, step)
+                save_state(resume, model, optimiser, losses, step)
                 saved = now
                 if stop():
                     raise KeyboardInterrupt
@@ -917,7 +917,7 @@ def _optimiser_tensors(model: Any, optimiser: Any) -> dict[str, Any]:
     return named
 
 
-def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) -> None:
+def save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
@@ -926,7 +926,7 @@ def _save_state(path: Path, model: Any, optimiser: Any, losses: Any, step: int) 
     atomic_write(path, lambda p: save_file(tensors, p, metadata={"step": str(step)}))
 
 
-def _load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
+def load_state(path: Path, model: Any, optimiser: Any, losses: Any) -> int:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt", device="cpu") as stored:
@@ -979,7 +979,7 @@ def _save_checkpoint(
     shutil.rmtree(fresh, ignore_errors=True)
     _save_model(job, model, fresh)
     save_file(_optimiser_tensors(model, optimiser), fresh / "optimiser.safetensors")
-    _write_json(fresh / "checkpoint.json", {"step": step, "fraction": fraction})
+    write_json(fresh / "checkpoint.json", {"step": step, "fraction": fraction})
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -1016,7 +1016,7 @@ def _finish(
         save_file(_optimiser_tensors(model, optimiser), job.partial / "optimiser.safetensors")
     if job.last_step is not None:
         state = {"step": job.end, "fraction": job.end / job.steps}
-        _write_json(job.partial / "checkpoint.json", state)
+        write_json(job.partial / "checkpoint.json", state)
     transcript.write(job.partial / "transcript.parquet")
     record = {
         "name": job.name,
@@ -1037,7 +1037,7 @@ def _finish(
     }
     if job.branch:
         record["branch"] = _procedure(job, model)
-    _write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
+    write_json(job.partial / "training.json", record)  # last: whoever finds it may publish
     _publish(job)
 
 
@@ -1067,13 +1067,13 @@ def _publish(job: TrainingJob) -> None:
     os.replace(job.partial, job.folder)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, sort_keys=True)
     atomic_write(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
+def stop_flag() -> Iterator[Callable[[], bool]]:
     """True once the process was asked to stop; the training loop then saves and leaves."""
     asked: list[bool] = []
     before = {}
