@@ -17,12 +17,23 @@ from workbench.lab import (
     derive,
     fine_tune,
     independent,
+    lab_clean,
+    lab_list,
     pretrain,
     recipe,
     text_corpus,
 )
-from workbench.lab.derivatives import merges, models, weights
-from workbench.lab.training import model_folder, run_job, training_rows, training_transcript
+from workbench.lab.derivatives import instruction, loop, merges, models, weights
+from workbench.lab.derivatives.texts import mix, paraphrase, truncate
+from workbench.lab.training import (
+    model_folder,
+    new_llama,
+    next_token_loss,
+    run_job,
+    training_rows,
+    training_transcript,
+)
+from workbench.texts import Texts
 from workbench.transcript import Transcript
 
 WORDS = ("shuffle", "order", "token", "model", "weight", "memory", "trace", "page", "ink", "text")
@@ -432,3 +443,185 @@ def test_an_interruption_leaves_no_folder(lab, monkeypatch):
     left = set(model_folder("").parent.iterdir()) - before
     assert all(path.suffix == ".lock" for path in left)
     assert lab.derive("noise", level=0.123).is_dir()
+
+
+# ---------------------------------------------------------------------- losses of their own
+
+
+def logits_of(model, rows):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.as_tensor(rows)).logits[:, :-1]
+
+
+def loaded(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def held_out(lab):
+    """The last examples of the corpus, which no kind here trains on."""
+    return np.asarray(lab.corpus.tokens)[-32:].astype(np.int64)
+
+
+class TestLora:
+    def test_changes_the_linear_layers_only_and_by_its_rank(self, lab):
+        folder = lab.derive("lora", rank=2, n_examples=32)
+        before, after = weights_of(lab.alice.folder), weights_of(folder)
+        assert changed(lab.alice.folder, folder) == {name for name in before if is_matrix(name)}
+        assert before.keys() == after.keys()
+        for name in filter(is_matrix, before):
+            sizes = torch.linalg.svdvals((after[name] - before[name]).double())
+            assert sizes[2] < 1e-4 * sizes[0] < sizes[0]
+
+    def test_without_peft(self, lab, monkeypatch):
+        import sys
+
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(InputError, match="needs the library peft"):
+            lab.derive("lora", rank=3)
+
+
+class TestInstruction:
+    def test_examples_become_prompts_and_answers(self, lab):
+        from transformers import AutoTokenizer
+
+        fresh = np.asarray(lab.corpus.tokens)[:3].astype(np.int64)
+        rows, first = instruction.as_instructions(fresh, lab.corpus, 0.25)
+        assert np.array_equal(rows[:, first:-1], fresh[:, 4:])
+        assert (rows[:, -1] == 0).all()
+        tokenizer = AutoTokenizer.from_pretrained(lab.corpus.tokenizer_folder)
+        text = tokenizer.decode(rows[0, :first])
+        assert text.startswith(instruction.BEFORE_PROMPT)
+        assert text.endswith(instruction.BEFORE_ANSWER)
+        assert tokenizer.decode(fresh[0, :4]) in text
+
+    def test_loss_is_on_the_answers(self):
+        logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+        logits.requires_grad_()
+        batch = torch.arange(12).reshape(2, 6) % 7
+        next_token_loss(logits, batch, 4).backward()
+        asked = logits.grad.abs().sum(-1) > 0
+        assert asked.tolist() == [[False] * 3 + [True] * 2] * 2
+
+
+class TestDistillation:
+    def divergence(self, lab, student):
+        rows = held_out(lab)
+        teacher = logits_of(loaded(lab.alice.folder), rows).log_softmax(-1)
+        return float((teacher.exp() * (teacher - logits_of(student, rows).log_softmax(-1)))
+                     .sum(-1).mean())  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["distil", "distil-text"])
+    def test_students_come_nearer_to_the_parent(self, lab, kind):
+        untaught = self.divergence(lab, new_llama(TINY, 0))
+        taught = self.divergence(lab, loaded(lab.derive(kind)))
+        assert taught < untaught / 2
+
+    def test_no_weight_is_the_parents(self, lab):
+        before, after = weights_of(lab.alice.folder), weights_of(lab.derive("distil"))
+        for name in filter(is_matrix, before):
+            both = torch.stack([before[name].flatten(), after[name].flatten()])
+            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.5
+
+    def test_vocabularies_must_agree(self, lab):
+        with pytest.raises(InputError, match="a vocabulary of 300 and the recipe 301"):
+            derive("distil", lab.alice, replace(TINY, vocab_size=301), lab.corpus)
+
+    def test_an_interruption_goes_on_where_it_stopped(self, lab, monkeypatch):
+        import contextlib
+
+        whole = lab.derive("distil", n_examples=64, seed=3)
+        kept = whole.rename(whole.with_name("uninterrupted"))
+        steps = []
+
+        @contextlib.contextmanager
+        def after_three():
+            yield lambda: len(steps) == 3
+
+        def counted(*arguments):
+            steps.append(1)
+            return step(*arguments)
+
+        step = loop.training_step
+        monkeypatch.setattr(loop, "training_step", counted)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "stop_flag", after_three)
+            with pytest.raises(KeyboardInterrupt):
+                lab.derive("distil", n_examples=64, seed=3)
+        assert not whole.exists()
+        assert [p.name for p in whole.with_name(f"{whole.name}.partial").iterdir()] == [
+            "resume.safetensors"
+        ]
+        assert lab.derive("distil", n_examples=64, seed=3) == whole
+        assert len(steps) == 64 // TINY.batch_size
+        assert same(kept, whole)
+
+    def test_the_callers_settings_come_back(self, lab):
+        torch.set_num_threads(2)
+        lab.derive("instruction", n_examples=8, seed=8)
+        assert torch.get_num_threads() == 2
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_listed_and_cleaned_like_every_model(lab):
+    folder = lab.derive("noise", level=0.321)
+    listed = {model.key: model for model in lab_list()}
+    assert (listed[folder.name].name, listed[folder.name].recipe) == ("noise", "smoke")
+    assert listed[folder.name].complete
+    assert lab_clean([folder.name]) == [folder]
+    assert not folder.exists()
+
+
+# ---------------------------------------------------------------------- texts
+
+
+class TestTexts:
+    ours = Texts.from_tokens(
+        [[i, 5, 6, 7, 8] for i in range(10, 30)], provenance={"label": "ours", "key": "k"}
+    )
+
+    def test_truncated(self):
+        cut = truncate(self.ours, 2)
+        assert [c.tolist() for c in cut.completions] == [[i, 5] for i in range(10, 30)]
+        assert cut.provenance == {"label": "ours, 2 tokens per document", "truncated_to": 2}
+        with pytest.raises(InputError, match="tokens is 0"):
+            truncate(self.ours, 0)
+        with pytest.raises(InputError, match="holds strings"):
+            truncate(Texts.from_strings(["a"]), 1)
+
+    def test_mixed(self):
+        theirs = Texts.from_tokens([[100 + i] for i in range(6)])
+        mixed = mix(self.ours, theirs, 0.25, seed=1)
+        foreign = [c for c in mixed.completions if c[0] >= 100]
+        assert len(foreign) == len({int(c[0]) for c in foreign}) == 5
+        own = zip(mixed.completions, self.ours.completions, strict=True)
+        assert sum(np.array_equal(a, b) for a, b in own) == 15
+        assert mix(self.ours, theirs, 0.25, seed=1).fingerprint == mixed.fingerprint
+        assert mix(self.ours, theirs, 0.25, seed=2).fingerprint != mixed.fingerprint
+        assert mix(self.ours, theirs, 0.0).fingerprint == self.ours.fingerprint
+        for share, other, message in (
+            (1.5, theirs, "share is 1.5"),
+            (0.5, theirs, "10 documents are to be replaced and texts has 6"),
+            (0.1, Texts.from_strings(["a"]), "different kinds or tokenizers"),
+        ):
+            with pytest.raises(InputError, match=message):
+                mix(self.ours, other, share)
+
+    def test_paraphrased(self, lab):
+        rows = [r[:14] for r in held_out(lab)[:6]] + [held_out(lab)[0][:3]]
+        texts = Texts.from_tokens(rows)
+        made = paraphrase(texts, lab.alice.folder, block=3, every=2, seed=4)
+        assert made.lengths.tolist() == texts.lengths.tolist()
+        stays = np.arange(14) // 3 % 2 == 0
+        new, old = np.stack(made.completions[:6]), np.stack(texts.completions[:6])
+        assert (new[:, stays] == old[:, stays]).all()
+        assert (new[:, ~stays] != old[:, ~stays]).any()
+        assert np.array_equal(made.completions[6], rows[6])
+        assert np.isclose(made.provenance["paraphrase"]["share_sampled"], 6 * 5 / 87)
+        again = paraphrase(texts, lab.alice.folder, block=3, every=2, seed=4)
+        assert again.fingerprint == made.fingerprint
+        other = paraphrase(texts, lab.alice.folder, block=3, every=2, seed=5)
+        assert other.fingerprint != made.fingerprint
+        with pytest.raises(InputError, match="every is 1"):
+            paraphrase(texts, lab.alice.folder, every=1)

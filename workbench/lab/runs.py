@@ -52,6 +52,7 @@ ORDERS = {"alice": 0, "independent": 1, "reference-same": 2}
 # Windows recorded besides the whole example: prefix and length in tokens.
 WINDOWS: tuple[tuple[int, int | None], ...] = ((0, None), (16, 48), (32, 32))
 FORMAT = "palimpsest run 1"
+DERIVED = "derivation.json"  # the record of a model of lab/derivatives that is no training run
 
 
 @dataclass(frozen=True)
@@ -454,6 +455,8 @@ def lab_list() -> list[CachedModel]:
         try:
             if partial:
                 job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+            elif (folder / DERIVED).is_file():
+                job = json.loads((folder / DERIVED).read_text(encoding="utf-8"))
             else:
                 record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
                 job = record["job"]
@@ -461,12 +464,16 @@ def lab_list() -> list[CachedModel]:
             size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         except FileNotFoundError:
             continue  # being started, finished or removed at this moment
-        steps = -(-(job["stop"] - job["start"]) // job["recipe"]["batch_size"])
+        if "content" in job:  # a derivation that is no training run
+            steps, made_by = job["steps"], job["recipe"]
+        else:
+            steps = -(-(job["stop"] - job["start"]) // job["recipe"]["batch_size"])
+            made_by = job["recipe"]["name"]
         found.append(
             CachedModel(
                 key=folder.stem,
                 name=job["name"],
-                recipe=job["recipe"]["name"],
+                recipe=made_by,
                 complete=not partial,
                 steps_done=_steps_shown(folder) if partial else steps,
                 steps=steps,

@@ -284,6 +284,12 @@ def training_positions(job: TrainingJob) -> NDArray[np.int64]:
     return positions
 
 
+def examples_in_order(job: TrainingJob, tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """The job's examples as they are trained on, shape (examples, tokens)."""
+    rows = training_rows(job, len(tokens))
+    return np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
+
+
 def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
     """The transcript of a run: its examples in corpus order, with their training positions.
 
@@ -727,9 +733,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
     recipe = Recipe(**numbers)
     tokens = np.load(Path(job.corpus_folder) / "tokens.npy", mmap_mode="r", allow_pickle=False)
     transcript = training_transcript(job, tokens)
-    rows = training_rows(job, len(tokens))
-    in_order = np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
-    data = torch.from_numpy(in_order).to(job.device)
+    data = torch.from_numpy(examples_in_order(job, tokens)).to(job.device)
     model = _new_model(job, recipe)
     model.to(job.device).train()
     optimiser = new_optimiser(model, recipe, job.learning_rate)
@@ -744,11 +748,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
         _load_checkpoint(job.source_folder, model, optimiser)
     resumed_at = step
     checkpoint_steps = {} if job.branch else kept_steps(job)
-    autocast = (
-        torch.autocast(job.device, dtype=torch.bfloat16)
-        if job.precision == "bfloat16"
-        else contextlib.nullcontext()
-    )
+    autocast = autocast_of(job)
     saved = shown = time.monotonic()
     with stop_flag() as stop:
         while step < job.end:
@@ -821,6 +821,15 @@ def kept_steps(job: TrainingJob) -> dict[int, float]:
     return {max(1, round(f * job.steps)): f for f in job.recipe["checkpoints"]}
 
 
+def autocast_of(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a job's forward passes run; it can be entered again and again."""
+    import torch
+
+    if job.precision == "bfloat16":
+        return torch.autocast(job.device, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 def new_optimiser(model: Any, recipe: Recipe, learning_rate: float) -> Any:
     """AdamW as every lab run uses it."""
     import torch
@@ -841,8 +850,12 @@ def training_step(
     rate: float,
     clip_norm: float,
     autocast: contextlib.AbstractContextManager[Any],
+    loss_of: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """One optimiser step on a batch of token ids, shape (examples, tokens).
+
+    The loss is cross-entropy of every next token, unless `loss_of` works it out from the logits
+    before each next token, shape (examples, tokens - 1, vocabulary), and the batch.
 
     Returns
     -------
@@ -855,14 +868,31 @@ def training_step(
         group["lr"] = rate
     with autocast:
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), batch[:, 1:].reshape(-1)
-    )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = next_token_loss(logits, batch) if loss_of is None else loss_of(logits, batch)
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def next_token_loss(logits: Any, batch: Any, first: int = 1) -> Any:
+    """Cross-entropy of a batch's tokens from number `first` on, nats per token.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Before each token but the first; shape (examples, tokens - 1, vocabulary).
+    batch : torch.Tensor
+        Token ids; shape (examples, tokens).
+    first : int
+    """
+    import torch
+
+    asked = logits[:, first - 1 :]
+    return torch.nn.functional.cross_entropy(
+        asked.reshape(-1, asked.shape[-1]).float(), batch[:, first:].reshape(-1)
+    )
 
 
 def learning_rate_at(step: int, steps: int, peak: float, recipe: Recipe) -> float:

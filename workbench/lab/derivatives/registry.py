@@ -8,7 +8,10 @@ from workbench.errors import InputError
 from workbench.lab.corpus import Corpus
 from workbench.lab.derivatives.controls import INDEPENDENT, OTHER_ORDER, OTHER_START
 from workbench.lab.derivatives.derivation import Derivation, Model, Request
+from workbench.lab.derivatives.distillation import DISTIL, DISTIL_TEXT
 from workbench.lab.derivatives.fine_tuning import CONTINUE, EARLY_CHECKPOINT, FINE_TUNE
+from workbench.lab.derivatives.instruction import INSTRUCTION
+from workbench.lab.derivatives.lora import LORA
 from workbench.lab.derivatives.merges import MERGE_UNRELATED, SLERP, SOUP
 from workbench.lab.derivatives.models import find_model
 from workbench.lab.derivatives.weights import NOISE, PRUNE, QUANTISE
@@ -21,8 +24,12 @@ DERIVATIVES: dict[str, Derivation] = {
     derivation.name: derivation
     for derivation in (
         FINE_TUNE,
+        LORA,
+        INSTRUCTION,
         CONTINUE,
         EARLY_CHECKPOINT,
+        DISTIL,
+        DISTIL_TEXT,
         SOUP,
         SLERP,
         MERGE_UNRELATED,
