@@ -139,7 +139,7 @@ def test_a_study_refuses_cells_that_cannot_be():
 def test_a_failing_cell_is_kept_apart(world):
     record = open_study(world / "study")
     assert [cell["name"] for cell in record.failed] == ["broken"]
-    assert "no such kind" in record.failed[0]["sentence"]
+    assert "'no such kind' is unknown" in record.failed[0]["sentence"]
     done = record.find("few")
     assert [cell["name"] for cell in done] == ["plain", "minus", "text", "left"]
     assert all(cell["seconds"] > 0 for cell in done)
@@ -281,7 +281,7 @@ def test_a_study_with_a_failed_cell_exits_with_1(world, copy, monkeypatch):
     done = palimpsest("study", "run", "laptop", "--quiet")
     assert done.exit_code == 1
     assert "4 of 5 cells are done" in done.output
-    assert "no such kind" in done.output
+    assert "'no such kind' is unknown" in done.output
 
 
 # ------------------------------------------------------------------------------- the page
@@ -311,7 +311,7 @@ def test_the_page_names_each_claim_and_each_failure(world):
     record = open_study(world / "study")
     page = reproduction_page(record)
     assert all(claim.name in page and claim.published in page for claim in CLAIMS)
-    assert "no such kind" in page
+    assert "'no such kind' is unknown" in page
     assert f"{sum(f.agrees is True for f in compare(record))} agree" in page
     always = Claim("x", "y", "shape", "z", lambda _: Found("w", True))
     assert compare(record, [always])[0].verdict == "agrees"

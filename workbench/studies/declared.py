@@ -44,27 +44,23 @@ CONTROLS = ("independent", "other-order-same-start", "same-order-other-start")
 # Seconds on one core of a laptop, recipe `tiny`; a whole run takes 90.
 _SECONDS = {
     "fine-tune": 5,
-    "lora": 15,
-    "instruction": 15,
+    "lora": 10,
+    "instruction": 10,
     "distil": 150,
     "distil-text": 150,
-    "soup": 5,
-    "slerp": 5,
+    "soup": 10,
+    "slerp": 10,
     "merge-unrelated": 3,
     "quantise": 3,
     "prune": 3,
     "noise": 3,
-    "continue": 45,
+    "continue": 25,
     "early-checkpoint": 5,
     "other-order-same-start": 90,
     "same-order-other-start": 90,
 }
-# What a soup, a slerp or a merge is made of besides the owner's model.
-_OTHERS = {
-    "soup": ("fine-tune-2000",),
-    "slerp": ("fine-tune-2000",),
-    "merge-unrelated": ("independent",),
-}
+# What a merge is made of besides the owner's model; the others make fine-tunes of their own.
+_OTHERS = {"merge-unrelated": ("independent",)}
 
 
 def declare(name: str, recipe: Recipe) -> Study:
@@ -139,7 +135,16 @@ def _models(recipe: Recipe) -> Iterable[Model]:
             seconds=count / 180,
         )
     for kind in DERIVATIVES:
-        yield Model(kind, kind, "alice", _OTHERS.get(kind, ()), seconds=_SECONDS[kind])
+        # pre-training that goes on for a quarter of what it was
+        parameters = {"n_examples": recipe.examples // 4} if kind == "continue" else {}
+        yield Model(
+            kind,
+            kind,
+            "alice",
+            _OTHERS.get(kind, ()),
+            parameters=parameters,
+            seconds=_SECONDS[kind],
+        )
     for kind in CONTROLS[1:]:
         yield Model(kind, kind, "alice", seconds=_SECONDS[kind])
     for fraction in recipe.checkpoints:

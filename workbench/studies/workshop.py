@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +113,8 @@ class Workshop:
                     self.failures[name] = str(error)
 
     def _folder(self, model: Model, job: "TrainingJob | str | None") -> Path:
+        from workbench.lab.derivatives import derive
+
         if isinstance(job, str):
             raise InputError(job)
         if job is not None:
@@ -123,15 +124,9 @@ class Workshop:
         assert model.parent is not None
         if model.kind == "checkpoint":
             return self.folder(model.parent) / "checkpoints" / f"{model.parameters['fraction']:g}"
-        derive = getattr(import_module("workbench.lab.derivatives"), "derive", None)
-        if derive is None:
-            raise InputError(
-                f"this version of the lab makes no derivative of the kind {model.kind!r}: leave "
-                "it out, or take a later version"
-            )
         parent = self.alice if model.parent == "alice" else self.folder(model.parent)
         others = [self.folder(other) for other in model.others]
-        made = derive(
+        return derive(
             model.kind,
             parent,
             self.recipe,
@@ -140,7 +135,6 @@ class Workshop:
             progress=self.progress,
             **model.parameters,
         )
-        return Path(made)
 
     def _one(self, model: Model, make: Callable[[], Path]) -> None:
         started = time.monotonic()
