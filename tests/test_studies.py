@@ -180,6 +180,11 @@ def test_what_is_done_is_not_done_again(world, copy, monkeypatch):
 def test_another_study_is_not_mixed_in(world, copy):
     with pytest.raises(InputError, match="holds a study with another recipe"):
         run_study(few(), replace(TINY, seed=1), copy, corpus=corpus_of(world / "text"))
+    other = replace(
+        few(), models=MODELS | {"alice": replace(MODELS["alice"], changes={"layers": 2})}
+    )
+    with pytest.raises(InputError, match="holds a study with another set of models"):
+        run_study(other, TINY, copy, corpus=corpus_of(world / "text"))
 
 
 def test_a_killed_run_goes_on(world, tmp_path):

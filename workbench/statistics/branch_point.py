@@ -33,6 +33,9 @@ DEGREE = 3
 SMALLEST_BIN = 8
 # A split closer to an end than this many examples says little, and its extremes hide the others.
 SMALLEST_SIDE = 16
+# Permutations per candidate of the bound within `branch_point`: exact with any number, and more
+# cost more than they find.
+BOUND_RESAMPLES = 99
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def branch_point(
         Equal bins of position: the resolution of the estimate is 1/bins.
     confidence : float
     n_resamples : int
-        Simulated curves per candidate, and permutations per bound.
+        Simulated curves per candidate; and permutations per candidate of the bound, up to 99.
     seed : int
 
     Raises
@@ -142,12 +145,13 @@ def branch_point(
         if (1 + beyond) / (n_resamples + 1) > 1 - confidence + 1e-12:
             accepted.append(k)
     share, drop = fits.place(best, means)
+    permutations = min(n_resamples, max(BOUND_RESAMPLES, _fewest(confidence)))
     return BranchPoint(
         fraction=share,
         low=fits.cuts[min(accepted)] / bins,
         high=min(1.0, (fits.cuts[max(accepted)] + 1) / bins),
         confidence=confidence,
-        seen_at_least=_bound(values, bins, confidence, n_resamples, streams[1]),
+        seen_at_least=_bound(values, bins, confidence, permutations, streams[1]),
         drop=drop,
         fit_pvalue=float(chi2.sf(errors[best] / noise**2, bins - fits.sizes[best])),
     )
@@ -227,11 +231,16 @@ def _in_order(positions: ArrayLike, contrast: ArrayLike) -> Floats:
 def _check_settings(confidence: float, n_resamples: int) -> None:
     if not 0.5 <= confidence < 1:
         raise InputError(f"confidence is {confidence}: give 0.5 up to below 1, such as 0.95")
-    if (n_resamples + 1) * (1 - confidence) < 1 - 1e-9:
+    if n_resamples < _fewest(confidence):
         raise InputError(
             f"n_resamples is {n_resamples}: at a confidence of {confidence:g} at least "
-            f"{int(np.ceil(1 / (1 - confidence))) - 1} are needed"
+            f"{_fewest(confidence)} are needed"
         )
+
+
+def _fewest(confidence: float) -> int:
+    """Fewest permutations with which anything could be found at this confidence."""
+    return int(np.ceil(1 / (1 - confidence) - 1e-9)) - 1
 
 
 def _bound(

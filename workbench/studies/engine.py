@@ -10,6 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -132,6 +133,10 @@ class _Run:
             "device": self.work.alice.device,
             "precision": self.work.alice.precision,
             "resolution": RESOLUTION,
+            # columns are kept by the models' names, so a name must mean the same model
+            "set_of_models": content_key(
+                {model.name: asdict(model) for model in self.study.needed_models()}
+            ),
         }
         if path.is_file():
             former = json.loads(path.read_text(encoding="utf-8"))
