@@ -423,6 +423,13 @@ def test_parents_that_cannot_be(lab, tmp_path):
         lab.derive("prune", pretrain(TINY, lab.corpus, order=9))
     with pytest.raises(InputError, match="is no model folder"):
         lab.derive("prune", tmp_path)
+    small = tmp_path / "small"
+    new_llama(replace(TINY, vocab_size=257), 0).save_pretrained(small)
+    for kind in ("fine-tune", "lora", "distil-text"):
+        with pytest.raises(InputError, match="vocabulary of 257"):
+            lab.derive(kind, small)
+    tuned = lab.derive("quantise", small)  # a model from elsewhere, and no text is needed
+    assert changed(small, tuned)
     with pytest.raises(InputError, match="is no run from scratch"):
         lab.derive("independent", lab.derive("prune"))
     with pytest.raises(InputError, match="another recipe or corpus"):
@@ -512,11 +519,18 @@ class TestDistillation:
         return float((teacher.exp() * (teacher - logits_of(student, rows).log_softmax(-1)))
                      .sum(-1).mean())  # fmt: skip
 
-    @pytest.mark.parametrize("kind", ["distil", "distil-text"])
-    def test_students_come_nearer_to_the_parent(self, lab, kind):
+    # This corpus is one text, so its models know nothing of the token at which texts begin.
+    @pytest.mark.parametrize(
+        ("kind", "options"), [("distil", {}), ("distil-text", {"prompt_tokens": 4})]
+    )
+    def test_students_come_nearer_to_the_parent(self, lab, kind, options):
         untaught = self.divergence(lab, new_llama(TINY, 0))
-        taught = self.divergence(lab, loaded(lab.derive(kind)))
+        taught = self.divergence(lab, loaded(lab.derive(kind, **options)))
         assert taught < untaught / 2
+
+    def test_prompts_are_no_longer_than_examples(self, lab):
+        with pytest.raises(InputError, match="prompt_tokens is 17 and examples have 16"):
+            lab.derive("distil-text", prompt_tokens=17)
 
     def test_no_weight_is_the_parents(self, lab):
         before, after = weights_of(lab.alice.folder), weights_of(lab.derive("distil"))
@@ -618,7 +632,7 @@ class TestTexts:
         assert (new[:, stays] == old[:, stays]).all()
         assert (new[:, ~stays] != old[:, ~stays]).any()
         assert np.array_equal(made.completions[6], rows[6])
-        assert np.isclose(made.provenance["paraphrase"]["share_sampled"], 6 * 5 / 87)
+        assert np.isclose(made.provenance["paraphrase"]["share_sampled"], 6 * 6 / 87)
         again = paraphrase(texts, lab.alice.folder, block=3, every=2, seed=4)
         assert again.fingerprint == made.fingerprint
         other = paraphrase(texts, lab.alice.folder, block=3, every=2, seed=5)

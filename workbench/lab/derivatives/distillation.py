@@ -16,7 +16,7 @@ from workbench.errors import InputError
 from workbench.lab.derivatives.derivation import Derivation, Parameter, Request
 from workbench.lab.derivatives.fine_tuning import N_EXAMPLES, RATE_SHARE, fresh_job
 from workbench.lab.derivatives.loop import fit
-from workbench.lab.derivatives.models import load_model, publish, save_model
+from workbench.lab.derivatives.models import load_model, publish, save_model, vocabulary_of
 from workbench.lab.training import TrainingJob, examples_in_order, new_job, new_llama
 
 __all__ = ["DISTIL", "DISTIL_TEXT", "soft_loss"]
@@ -61,17 +61,17 @@ def _taught(
     loss_of: Callable[[Any], Callable[[Any, Any], Any]] | None = None,
 ) -> Path:
     """A student trained on rows; `loss_of` is given the parent."""
+    theirs = vocabulary_of(request.parent)
+    if theirs != request.recipe.vocab_size:
+        raise InputError(
+            f"{request.derivation.name}: the parent has a vocabulary of {theirs:,} and the recipe "
+            f"{request.recipe.vocab_size:,}: give a recipe with the parent's"
+        )
 
     def write(partial: Path) -> None:
         loss = None
         if loss_of is not None:
             teacher = load_model(request.parent, job.device).eval()
-            if teacher.config.vocab_size != request.recipe.vocab_size:
-                raise InputError(
-                    f"{request.derivation.name}: the parent has a vocabulary of "
-                    f"{teacher.config.vocab_size:,} and the recipe {request.recipe.vocab_size:,}: "
-                    "give a recipe with the parent's"
-                )
             loss = loss_of(teacher)
         student = _student(request).to(job.device)
         fit(request, job, student, rows(), partial, loss_of=loss)
@@ -104,19 +104,24 @@ def _distil(request: Request) -> Path:
 
 
 def _distil_text(request: Request) -> Path:
-    count = request.n_examples(request.recipe.examples)
-    # No text of the corpus is read: the job only lends its rate, steps, device and precision.
-    empty = new_job(
-        "distil-text",
-        request.recipe,
-        request.corpus,
-        start=0,
-        stop=0,
-        order=0,
-        initialisation=0,
-        learning_rate=request.rate(1.0),
-    )
-    job = replace(empty, stop=count)
+    recipe, corpus = request.recipe, request.corpus
+    count = request.n_examples(recipe.examples)
+    given = request.whole("prompt_tokens")
+    if given > recipe.example_tokens:
+        raise InputError(
+            f"distil-text: prompt_tokens is {given} and examples have {recipe.example_tokens}: "
+            "give at most that many"
+        )
+    # The job only lends rate, steps, device and precision: no example of it is trained on.
+    rate = request.rate(1.0)
+    numbers: dict[str, Any] = {"order": 0, "initialisation": 0, "learning_rate": rate}
+    job = replace(new_job("distil-text", recipe, corpus, start=0, stop=0, **numbers), stop=count)
+    prompts: list[NDArray[np.int64]] | None = None
+    if given:
+        fresh = fresh_job(
+            "distil-text", recipe, corpus, None, recipe.fresh_examples, rate, request.seed
+        )
+        prompts = list(examples_in_order(fresh, corpus.tokens)[:, :given])
 
     def rows() -> NDArray[np.int64]:
         from workbench.lab.sampling import sample_texts
@@ -124,6 +129,7 @@ def _distil_text(request: Request) -> Path:
         texts = sample_texts(
             request.parent.folder,
             count,
+            prompts=prompts,
             max_new_tokens=request.recipe.example_tokens,
             temperature=request.number("temperature"),
             top_p=request.number("top_p"),
@@ -159,6 +165,13 @@ DISTIL_TEXT = Derivation(
     depends=True,
     parameters={
         "temperature": Parameter("temperature of the sampling", 1.0, 0, 100),
+        "prompt_tokens": Parameter(
+            "tokens of fresh text that the parent goes on from, which the student never sees; 0: "
+            "the parent begins at the end-of-text token, which its corpus must have taught it",
+            0,
+            0,
+            whole=True,
+        ),
         "top_p": Parameter(
             "probability of the likeliest tokens sampled from", 1.0, 0, 1, above=True
         ),

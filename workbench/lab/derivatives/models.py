@@ -25,7 +25,15 @@ from workbench.lab.training import (
     write_json,
 )
 
-__all__ = ["find_model", "load_model", "on_the_shelf", "publish", "save_model", "trained"]
+__all__ = [
+    "find_model",
+    "load_model",
+    "on_the_shelf",
+    "publish",
+    "save_model",
+    "trained",
+    "vocabulary_of",
+]
 
 RECORD = "derivation.json"
 RESUME = "resume.safetensors"
@@ -68,6 +76,24 @@ def _weights_key(folder: Path) -> str:
         with open(path, "rb") as stream:
             digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return content_key({"weights": digests})
+
+
+def vocabulary_of(model: Model) -> int:
+    """Size of a model's vocabulary, from its configuration.
+
+    Raises
+    ------
+    InputError
+        The configuration names none.
+    """
+    try:
+        content = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+        return int(content["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{model.folder / 'config.json'} names no vocab_size: name a folder of a causal "
+            "language model"
+        ) from error
 
 
 def on_the_shelf(model: Model) -> str:

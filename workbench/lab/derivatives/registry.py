@@ -13,7 +13,7 @@ from workbench.lab.derivatives.fine_tuning import CONTINUE, EARLY_CHECKPOINT, FI
 from workbench.lab.derivatives.instruction import INSTRUCTION
 from workbench.lab.derivatives.lora import LORA
 from workbench.lab.derivatives.merges import MERGE_UNRELATED, SLERP, SOUP
-from workbench.lab.derivatives.models import find_model
+from workbench.lab.derivatives.models import find_model, vocabulary_of
 from workbench.lab.derivatives.weights import NOISE, PRUNE, QUANTISE
 from workbench.lab.recipes import Recipe
 from workbench.lab.training import TrainingJob
@@ -114,8 +114,19 @@ def derive(
         progress=progress,
     )
     if derivation.text and derivation.weights:
+        _check_vocabulary(kind, request.parent, corpus)
         _check_fresh(kind, request.parent, recipe, corpus)
     return derivation.make(request)
+
+
+def _check_vocabulary(kind: str, parent: Model, corpus: Corpus) -> None:
+    """The parent must know the ids of the text."""
+    theirs, ours = vocabulary_of(parent), int(corpus.report["vocab_size"])
+    if theirs < ours:
+        raise InputError(
+            f"{kind}: {parent.folder} has a vocabulary of {theirs:,} and the corpus has {ours:,}: "
+            "give a parent that was trained with the corpus's tokenizer"
+        )
 
 
 def _check_fresh(kind: str, parent: Model, recipe: Recipe, corpus: Corpus) -> None:
