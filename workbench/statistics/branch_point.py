@@ -11,10 +11,10 @@ Two answers, of different strength:
   exchangeable, whatever the curve before; so a permutation test among them is exact, and the
   first τ₀ that is not rejected bounds τ from below at the stated confidence. It takes as given that
   the order was random, and that what is subtracted does not know it.
-- `branch_point`: an estimate with an interval, an approximation. A cubic before τ and a constant
-  after it are fitted to the means of equal bins; the interval holds every τ₀ whose fit is not
-  worse than chance would make it, with chance simulated from the fit at τ₀ with Gaussian noise. It
-  is as good as the curve is smooth: `fit_pvalue` says how well the best fit fits.
+- `branch_point`: an estimate with an interval, an approximation. A polynomial before τ and a
+  constant after it are fitted to the means of equal bins; the interval holds every τ₀ whose fit is
+  not worse than chance would make it, with chance simulated from the fit at τ₀ with Gaussian noise.
+  It is as good as the curve is smooth: `fit_pvalue` says how well the best fit fits.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ __all__ = ["BranchPoint", "branch_point", "seen_until"]
 
 Floats = NDArray[np.float64]
 
-DEGREE = 3
+# Of the curve before the branch: a cubic is refused by real curves, which bend at both ends.
+DEGREE = 5
 SMALLEST_BIN = 8
 # A split closer to an end than this many examples says little, and its extremes hide the others.
 SMALLEST_SIDE = 16
@@ -47,7 +48,8 @@ class BranchPoint:
     fraction : float
         Best fit, in [0, 1]; 1: it saw the whole run.
     low, high : float
-        Approximate interval.
+        Approximate interval; it reaches to the exact bound where that is higher, and to 0 where
+        the bound is 0.
     confidence : float
         Of the interval, and of `seen_at_least`.
     seen_at_least : float
@@ -146,12 +148,14 @@ def branch_point(
             accepted.append(k)
     share, drop = fits.place(best, means)
     permutations = min(n_resamples, max(BOUND_RESAMPLES, _fewest(confidence)))
+    seen = _bound(values, bins, confidence, permutations, streams[1])
     return BranchPoint(
         fraction=share,
-        low=fits.cuts[min(accepted)] / bins,
-        high=min(1.0, (fits.cuts[max(accepted)] + 1) / bins),
+        # a fit always has a branch; where no example shows that it was seen, there may be none
+        low=fits.cuts[min(accepted)] / bins if seen > 0 else 0.0,
+        high=min(1.0, max(seen, (fits.cuts[max(accepted)] + 1) / bins)),
         confidence=confidence,
-        seen_at_least=_bound(values, bins, confidence, permutations, streams[1]),
+        seen_at_least=seen,
         drop=drop,
         fit_pvalue=float(chi2.sf(errors[best] / noise**2, bins - fits.sizes[best])),
     )
@@ -258,10 +262,10 @@ def _bound(
             return step / steps
         ranks = rankdata(later) - (len(later) + 1) / 2
         rng = np.random.default_rng(child)
-        observed = _largest_early_excess(ranks[None, :])[0]
+        observed = _largest_step(ranks[None, :])[0]
         drawn = np.concatenate(
             [
-                _largest_early_excess(rng.permuted(np.tile(ranks, (size, 1)), axis=1))
+                _largest_step(rng.permuted(np.tile(ranks, (size, 1)), axis=1))
                 for size in _chunks(n_resamples, len(later))
             ]
         )
@@ -276,18 +280,22 @@ def _chunks(total: int, width: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _largest_early_excess(ranks: Floats) -> Floats:
-    """Largest standardised excess of the first k over the rest, over k; rows of centred ranks."""
+def _largest_step(ranks: Floats) -> Floats:
+    """Largest standardised step between the first k and the rest, over k; rows of centred ranks.
+
+    Of either sign: a memory that grows up to the branch shows as a rise, its end as a fall.
+    """
     m = ranks.shape[1]
     k = np.arange(SMALLEST_SIDE, m - SMALLEST_SIDE + 1)
     sums = np.cumsum(ranks, axis=1)[:, k - 1]
-    return np.asarray((sums / np.sqrt(k * (m - k))).max(axis=1), dtype=np.float64)
+    return np.asarray((np.abs(sums) / np.sqrt(k * (m - k))).max(axis=1), dtype=np.float64)
 
 
 class _Fits:
     """Least-squares fits of all cuts at once: a polynomial before the cut, a constant after it.
 
-    The bin at the cut is free, because the branch may lie anywhere in it.
+    The bin at the cut is free, because the branch may lie anywhere in it. What was never seen is
+    not likelier than what was seen last, so a fit does not rise at the cut.
     """
 
     def __init__(self, bins: int) -> None:
@@ -303,18 +311,28 @@ class _Fits:
             basis, _ = np.linalg.qr(np.concatenate(parts, axis=1))
             self.bases.append(basis)
             self.sizes.append(basis.shape[1])
+        drops = []
+        for cut, basis in zip(self.cuts, self.bases, strict=True):
+            late = 1.0 * (np.arange(bins) > cut)
+            # weights that give the fitted value before the cut less that after it
+            drops.append(basis @ basis[cut - 1] - late / late.sum() if late.any() else late)
+        self._drops = np.array(drops)
+        self._scales = np.maximum((self._drops**2).sum(axis=1), np.finfo(np.float64).tiny)
         self._stacked = np.concatenate(self.bases, axis=1)
         self._starts = np.cumsum([0, *self.sizes[:-1]])
 
     def errors(self, curves: Floats) -> Floats:
-        """Squared errors, (curves, cuts)."""
+        """Squared errors, (curves, cuts), of fits that do not rise at the cut."""
         explained = np.add.reduceat((curves @ self._stacked) ** 2, self._starts, axis=1)
         found = (curves**2).sum(axis=1, keepdims=True) - explained
-        return np.asarray(np.maximum(found, 0), dtype=np.float64)
+        rises = np.minimum(curves @ self._drops.T, 0)
+        return np.asarray(np.maximum(found, 0) + rises**2 / self._scales, dtype=np.float64)
 
     def curve(self, k: int, means: Floats) -> Floats:
-        """The fitted curve of a cut."""
-        return np.asarray(self.bases[k] @ (self.bases[k].T @ means), dtype=np.float64)
+        """The fitted curve of a cut; where it would rise there, the one that does not."""
+        fitted = self.bases[k] @ (self.bases[k].T @ means)
+        rise = min(0.0, float(self._drops[k] @ means))
+        return np.asarray(fitted - rise / self._scales[k] * self._drops[k], dtype=np.float64)
 
     def place(self, k: int, means: Floats) -> tuple[float, float]:
         """Share of the run before the branch, and the drop at it (NaN at the end of the run)."""
