@@ -1,7 +1,7 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 1 a notebook failed or a bundle does not match, 2 bad
-input, 3 could not be decided, 130 interrupted.
+Exit status: 0 ran (whatever the verdict), 1 a notebook or a study's cell failed, or a bundle or a
+study does not match, 2 bad input, 3 could not be decided, 130 interrupted.
 """
 
 import contextlib
