@@ -1,7 +1,7 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 1 a notebook failed or a bundle does not match, 2 bad
-input, 3 could not be decided, 130 interrupted.
+Exit status: 0 ran (whatever the verdict), 1 a notebook or a study's cell failed, or a bundle or a
+study does not match, 2 bad input, 3 could not be decided, 130 interrupted.
 """
 
 import contextlib
@@ -68,6 +68,7 @@ from workbench.cli.options import (
     TranscriptOption,
     WorkersOption,
 )
+from workbench.cli.study import study_app
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
@@ -110,6 +111,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(design_app, name="design")
 app.command("exhibit")(exhibit)
 app.command("audit")(audit)
+app.add_typer(study_app, name="study")
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
