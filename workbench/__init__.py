@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # Public names and the modules that hold them, resolved on first use.
 _PUBLIC = {
     "Budget": "workbench.scorers",
+    "Capture": "workbench.capture",
     "CausalLMScorer": "workbench.scorers",
     "ChatScorer": "workbench.scorers",
     "Commitment": "workbench.commitment",
@@ -29,6 +30,7 @@ _PUBLIC = {
     "Ledger": "workbench.independence",
     "MasterSalt": "workbench.merkle",
     "NoiseFloor": "workbench.independence",
+    "PRESETS": "workbench.presets",
     "PositionWeights": "workbench.statistics",
     "QueryCase": "workbench.independence",
     "QueryDesign": "workbench.independence",
@@ -53,7 +55,9 @@ _PUBLIC = {
     "fit_weights": "workbench.statistics",
     "match_ngrams": "workbench.ngrams",
     "noise_floor": "workbench.independence",
+    "open_preset": "workbench.presets",
     "open_scores": "workbench.scorers",
+    "open_study": "workbench.studies",
     "pair_test": "workbench.independence",
     "partition_test": "workbench.independence",
     "plan_query": "workbench.pilot",
@@ -64,13 +68,16 @@ _PUBLIC = {
     "reshuffle_by_tokens": "workbench.independence",
     "reshuffle_test": "workbench.independence",
     "reveal_rows": "workbench.bundle",
+    "run_study": "workbench.studies",
     "score_models": "workbench.scorers",
     "score_texts": "workbench.scorers",
     "score_transcript": "workbench.scorers",
     "sequential_test": "workbench.sequential",
     "tokenise_texts": "workbench.scorers",
     "verify_bundle": "workbench.verification",
+    "verify_study": "workbench.studies",
     "write_bundle": "workbench.bundle",
+    "write_exhibit": "workbench.exhibit",
 }
 _MODULES = (
     "calibration",
@@ -84,7 +91,9 @@ _MODULES = (
 )
 
 __all__ = [
+    "PRESETS",
     "Budget",
+    "Capture",
     "CausalLMScorer",
     "ChatScorer",
     "Commitment",
@@ -123,7 +132,9 @@ __all__ = [
     "fit_weights",
     "match_ngrams",
     "noise_floor",
+    "open_preset",
     "open_scores",
+    "open_study",
     "pair_test",
     "partition_test",
     "plan_query",
@@ -134,13 +145,16 @@ __all__ = [
     "reshuffle_by_tokens",
     "reshuffle_test",
     "reveal_rows",
+    "run_study",
     "score_models",
     "score_texts",
     "score_transcript",
     "sequential_test",
     "tokenise_texts",
     "verify_bundle",
+    "verify_study",
     "write_bundle",
+    "write_exhibit",
 ]
 
 
