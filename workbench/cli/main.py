@@ -65,6 +65,7 @@ from workbench.cli.options import (
     TranscriptOption,
     WorkersOption,
 )
+from workbench.cli.transcript import transcript_app
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
@@ -103,6 +104,7 @@ app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(transcript_app, name="transcript")
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
