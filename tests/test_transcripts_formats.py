@@ -173,7 +173,13 @@ def test_megatron_index_files_of_another_run_are_refused(tmp_path: Path) -> None
     fails("cut short")
     write()
     (tmp_path / "other_shuffle_idx.npy").write_bytes(b"")
+    (tmp_path / "docs_b_shuffle_idx.npy").write_bytes(b"")
     fails("several shuffle indexes")
+    assert _rows(open_order(prefix, index="none")) == ROWS.tolist()
+    for path in tmp_path.glob("docs_*"):
+        path.unlink()
+    writing.write_megatron(tmp_path / "more", ROWS)
+    fails("do not say whose they are")
 
 
 # ---------------------------------------------------------------------- OLMo
@@ -289,7 +295,7 @@ def test_mds_recorded_order_and_faults(tmp_path: Path) -> None:
     assert _rows(open_order(tmp_path)) == ROWS.tolist()
     permuted = RNG.permutation(24)
     np.save(tmp_path / "order.npy", permuted)
-    order = open_order(tmp_path, format="mds", order=tmp_path / "order.npy", batch_size=4)
+    order = open_order(tmp_path, order=tmp_path / "order.npy", batch_size=4)
     assert _rows(order) == ROWS[permuted].tolist()
     index = json.loads((tmp_path / "index.json").read_text())
 
@@ -408,6 +414,8 @@ def test_formats_are_told_by_their_files(tmp_path: Path) -> None:
         open_order(tmp_path)
     writing.write_mds(tmp_path, ROWS)
     assert open_order(tmp_path).format == "mds"
+    with pytest.raises(InputError, match="batch_size of the format mds is 'x', and int is needed"):
+        open_order(tmp_path, batch_size="x")
     with pytest.raises(InputError, match="no option of the format mds"):
         open_order(tmp_path, sequence_length=3)
     writing.write_megatron(tmp_path / "run", ROWS)

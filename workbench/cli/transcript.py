@@ -55,7 +55,7 @@ def _value(text: str) -> Any:
         return [_value(item) for item in text.split(",") if item]
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _open(

@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import InputError
 from workbench.transcripts import huggingface, mds, megatron, olmo, trainer_log
@@ -109,6 +111,15 @@ def open_order(path: str | Path, format: str = "auto", **options: Any) -> Traini
         raise InputError(
             f"{unknown[0]} is no option of the format {format}: it has {', '.join(reader.options)}"
         )
+    hints = get_type_hints(reader.open)
+    for name, value in options.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = getattr(hints[name], "__name__", str(hints[name]).replace("pathlib.", ""))
+            raise InputError(
+                f"the option {name} of the format {format} is {value!r}, and {wanted} is needed"
+            ) from error
     if not where.exists() and not reader.recognises(where):
         raise InputError(f"{path} does not exist: check the path")
     return reader.open(where, **options)

@@ -1,7 +1,7 @@
 """Near-duplicates among examples: MinHash signatures (datasketch), compared in bands.
 
 The signatures are the library's. Its index keeps every row in dictionaries, some kilobytes each;
-here the bands of all rows are sorted as arrays, a hundred bytes each, so that a million rows fit.
+here the bands of all rows are sorted as arrays, some hundred bytes each: a million rows fit.
 """
 
 import hashlib

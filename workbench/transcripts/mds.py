@@ -23,6 +23,7 @@ __all__ = ["open_mds"]
 Ints = NDArray[np.int64]
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+COLUMNS = ("column_names", "column_encodings", "column_sizes")
 # The first byte of an array whose dtype is not in the column's encoding.
 DTYPE_CODES = {8: "uint8", 9: "int8", 16: "uint16", 17: "int16",
                32: "uint32", 33: "int32", 64: "uint64", 65: "int64"}  # fmt: skip
@@ -111,17 +112,15 @@ def _shards(folder: Path) -> list[dict[str, Any]]:
                 raise InputError(
                     f"{path}: shard {number} is compressed: write or fetch the shards uncompressed"
                 )
-            (
-                int(shard["samples"]),
-                str(shard["raw_data"]["basename"]),
-                int(shard["raw_data"]["bytes"]),
-            )
-            [*shard["column_names"], *shard["column_encodings"], *shard["column_sizes"]]
+            raw = shard["raw_data"]
+            shard["samples"] + raw["bytes"] + len(raw["basename"])
+            if len({len(shard[key]) for key in COLUMNS}) != 1 or not shard["column_names"]:
+                raise ValueError("columns that do not match")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no index of MDS shards: fetch it again") from error
     if version != 2 or not shards:
         raise InputError(
@@ -138,7 +137,7 @@ def _column(folder: Path, shards: list[dict[str, Any]], wanted: str | None) -> t
     assert chosen is not None
     encoding = str(shards[0]["column_encodings"][names.index(chosen)])
     for number, shard in enumerate(shards):
-        for key in ("column_names", "column_encodings", "column_sizes"):
+        for key in COLUMNS:
             if shard[key] != shards[0][key]:
                 raise InputError(
                     f"{folder / 'index.json'}: shard {number} has other columns than the first: "

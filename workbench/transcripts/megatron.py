@@ -75,7 +75,7 @@ def open_megatron(
         Pieces of the ``.bin`` in order; by default ``PREFIX.bin``, or else ``*-N-of-M.bin``.
     index : str or Path, optional
         A ``*_shuffle_idx.npy`` whose ``doc`` and ``sample`` files lie beside it; looked for beside
-        the ``.idx``. None there: the sequences are taken to be in training order.
+        the ``.idx``. None there, or ``"none"``: the sequences are taken to be in training order.
     claim : ShuffleClaim, optional
 
     Raises
@@ -299,12 +299,23 @@ class _Samples:
 
 
 def _shuffle_file(idx: Path, given: str | Path | None) -> Path | None:
+    if given is not None and str(given) == "none":
+        return None
     if given is not None:
         chosen = Path(given)
         if not any(chosen.name.endswith(names[2]) for names in INDEX_NAMES):
             raise InputError(f"{chosen} is no *_shuffle_idx.npy or *-shuffle_index.npy: name one")
         return chosen
-    found = sorted(path for names in INDEX_NAMES for path in idx.parent.glob(f"*{names[2]}"))
+    beside = sorted(path for names in INDEX_NAMES for path in idx.parent.glob(f"*{names[2]}"))
+    found = [path for path in beside if path.name.startswith(idx.stem)]
+    if not found and beside:
+        # Megatron-core names them by a hash: they are this data's where there is no other.
+        if len(list(idx.parent.glob("*.idx"))) > 1:
+            raise InputError(
+                f"{idx.parent} has shuffle indexes whose names do not say whose they are: name "
+                f"that of {idx.name} with index=, or index=none"
+            )
+        found = beside
     if len(found) > 1:
         raise InputError(
             f"{idx.parent} has several shuffle indexes ({', '.join(p.name for p in found[:3])}): "

@@ -31,7 +31,9 @@ def recognises(path: Path) -> bool:
     """Whether there are ``.npy`` files here, and no other format's index among them."""
     if path.is_file():
         return path.suffix == ".npy"
-    return path.is_dir() and any(path.glob("*.npy"))
+    if not path.is_dir() or (path / "index.json").exists() or any(path.glob("*.idx")):
+        return False
+    return any(path.glob("*.npy"))
 
 
 def open_olmo(
