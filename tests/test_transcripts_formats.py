@@ -269,25 +269,32 @@ def test_mds_written_by_the_official_library(official: Path) -> None:
 
 
 def test_our_mds_is_byte_for_byte_the_official_one(official: Path, tmp_path: Path) -> None:
-    """But for the column that ours does not have, the same samples give the same shard."""
-    writing.write_mds(tmp_path, [[1, 2], [3]])
-    account = (tmp_path / "shard.00000.mds").read_bytes()[16:-15]
-    by_hand = (
-        bytes.fromhex("02000000")
-        + np.array([16, 26, 34], "<u4").tobytes()
+    writing.write_mds(tmp_path, [[1, 2], [3], range(300)])
+    name = "shard.00000.mds"
+    assert (tmp_path / name).read_bytes() == (official / "plain" / name).read_bytes()
+    ours, theirs = (
+        json.loads((folder / "index.json").read_text()) for folder in (tmp_path, official / "plain")
+    )
+    assert ours == theirs
+
+
+def test_mds_bytes_by_hand(tmp_path: Path) -> None:
+    """Two samples, [1, 2] and [3], behind an account of two bytes."""
+    shard = (
+        bytes.fromhex("02000000 12000000 1c000000 24000000")
+        + b"{}"
         + bytes.fromhex("06000000 04 02 0100 0200")
         + bytes.fromhex("04000000 04 01 0300")
     )
-    written = (tmp_path / "shard.00000.mds").read_bytes()
-    size = len(written) - len(by_hand)
-    assert written[:4] == by_hand[:4]
-    assert (np.frombuffer(written[4:16], "<u4") - size).tolist() == [16, 26, 34]
-    assert written[16 + size :] == by_hand[16:]
-    assert json.loads(written[16 : 16 + size])["column_names"] == ["tokens"]
-    theirs = (official / "free" / "shard.00000.mds").read_bytes()
-    config = theirs[28 : int(np.frombuffer(theirs[4:8], "<u4")[0])]
-    assert json.loads(config).keys() == json.loads(written[16 : 16 + size]).keys()
-    assert account
+    (tmp_path / "shard.00000.mds").write_bytes(shard)
+    account = {
+        "column_encodings": ["ndarray:uint16"], "column_names": ["tokens"], "column_sizes": [None],
+        "compression": None, "format": "mds", "hashes": [], "samples": 2, "size_limit": None,
+        "version": 2, "zip_data": None,
+        "raw_data": {"basename": "shard.00000.mds", "bytes": len(shard), "hashes": {}},
+    }  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps({"shards": [account], "version": 2}))
+    assert _rows(open_order(tmp_path)) == [[1, 2], [3]]
 
 
 def test_mds_recorded_order_and_faults(tmp_path: Path) -> None:

@@ -192,6 +192,25 @@ def test_search_for_duplicates_says_when_it_is_a_sample(order: TrainingOrder) ->
     assert "a sample of 2,000" in str(found)
 
 
+@pytest.mark.parametrize("format", ["megatron", "mds", "olmo", "trainer-log"])
+def test_a_transcript_comes_back_from_each_format(format: str, tmp_path: Path) -> None:
+    positions = RNG.permutation(300) // 4
+    transcript = Transcript.from_arrays(positions, tokens=ROWS[:300] + 70_000)
+    options: dict[str, dict[str, Any]] = {
+        "olmo": {"sequence_length": LENGTH, "dtype": "uint32"},
+        "trainer-log": {"examples": tmp_path / "examples.arrow"},
+    }
+    path = writing.write_transcript(transcript, tmp_path, format)
+    order = open_order(path, format, **options.get(format, {}))
+    expected = ROWS[np.argsort(positions, kind="stable")] + 70_000
+    assert np.array_equal(order.read(np.arange(300)), expected)
+    if format == "trainer-log":
+        assert order.step_of(np.arange(300)).tolist() == sorted(positions)
+    assert Transcript.read(order.convert(tmp_path / "out")).n == 300
+    with pytest.raises(InputError, match="is not written"):
+        writing.write_transcript(transcript, tmp_path, "huggingface")
+
+
 # ---------------------------------------------------------------------- command line
 
 

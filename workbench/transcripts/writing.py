@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
+from workbench.transcript import Transcript
 
-__all__ = ["write_mds", "write_megatron", "write_megatron_shuffle", "write_olmo"]
+__all__ = [
+    "write_mds",
+    "write_megatron",
+    "write_megatron_shuffle",
+    "write_olmo",
+    "write_trainer_log",
+    "write_transcript",
+]
 
 Rows = Sequence[ArrayLike] | NDArray[Any]
 
@@ -191,6 +200,94 @@ def write_mds(
         shards.append({**columns, "raw_data": raw, "samples": len(samples), "zip_data": None})
     index = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
     atomic_write(folder / "index.json", lambda p: p.write_text(index, encoding="utf-8"))
+
+
+def write_trainer_log(
+    log: str | Path, steps: ArrayLike, ids: ArrayLike, *, examples: str | Path, rows: Rows
+) -> None:
+    """Write a log of JSON lines, one per step, and an Arrow file of the examples and their ids.
+
+    Parameters
+    ----------
+    log : str or Path
+    steps : array_like of int, shape (places,)
+        Rising.
+    ids : array_like of int, shape (places,)
+        Row of the example trained at each place.
+    examples : str or Path
+    rows : sequence of arrays of int
+    """
+    step_of, id_of = np.asarray(steps), np.asarray(ids)
+    lines = [
+        json.dumps({"step": int(step), "ids": id_of[step_of == step].tolist()}) + "\n"
+        for step in np.unique(step_of)
+    ]
+    atomic_write(log, lambda p: p.write_text("".join(lines), encoding="utf-8"))
+    tokens = pa.array([np.asarray(row, np.uint32) for row in rows], pa.large_list(pa.uint32()))
+    table = pa.table({"id": np.arange(len(tokens)), "tokens": tokens})
+
+    def write(path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1024)
+
+    atomic_write(examples, write)
+
+
+def write_transcript(transcript: Transcript, folder: str | Path, format: str) -> Path:
+    """Write a transcript of token ids, such as a lab run's, as a trainer's data in training order.
+
+    Parameters
+    ----------
+    transcript : Transcript
+        Examples of equal position keep the order of their rows.
+    folder : str or Path
+    format : {"megatron", "mds", "olmo", "trainer-log"}
+        ``olmo`` stores the rows as they are, and the order in ``global_indices.npy``; the log names
+        rows of ``examples.arrow`` by number.
+
+    Returns
+    -------
+    pathlib.Path
+        What `open_order` opens.
+
+    Raises
+    ------
+    InputError
+        Another format; text; for ``olmo``, examples of different lengths.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> t = Transcript.from_arrays([2, 0, 1], tokens=[[5, 6], [7, 8], [9, 9]])
+    >>> print(write_transcript(t, tempfile.mkdtemp(), "megatron").name)
+    run.idx
+    """
+    folder = Path(folder)
+    rows = transcript.tokens()
+    order = np.argsort(transcript.positions, kind="stable")
+    dtype = "uint16" if max(int(row.max(initial=0)) for row in rows) < 2**16 else "uint32"
+    if format == "megatron":
+        wide = "uint16" if dtype == "uint16" else "int64"
+        write_megatron(folder / "run", [rows[k] for k in order], dtype=wide)
+        return folder / "run.idx"
+    if format == "mds":
+        write_mds(folder, [rows[k] for k in order], dtype=dtype)
+        return folder
+    if format == "olmo":
+        if len({len(row) for row in rows}) > 1:
+            raise InputError(
+                f"{transcript.source} has examples of different lengths, and OLMo's instances have "
+                "one: choose another format"
+            )
+        write_olmo(folder, [np.concatenate(rows)], dtype=dtype, order=order)
+        return folder
+    if format == "trainer-log":
+        steps = transcript.positions[order]
+        write_trainer_log(
+            folder / "log.jsonl", steps, order, examples=folder / "examples.arrow", rows=rows
+        )
+        return folder / "log.jsonl"
+    raise InputError(f"format {format!r} is not written: use megatron, mds, olmo or trainer-log")
 
 
 def _as(row: ArrayLike, dtype: str, number: int) -> NDArray[Any]:
