@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 # Tokens that a row group and a file of a converted order hold at most: what is in memory at a
 # time, and what an interrupted conversion repeats.
 GROUP_TOKENS = 2**20
-PART_TOKENS = 2**26
+PART_TOKENS = 2**24
 # Examples read before the mapped pages are given back: a touch may map 2 MiB of a cached file.
 PIECE = 16
 ACCOUNT = "order.json"
@@ -363,7 +363,7 @@ class TrainingOrder:
             Folder to make.
         progress : bool
         rows_per_part : int, optional
-            Examples per file; 2^26 tokens by default.
+            Examples per file; 2^24 tokens by default.
 
         Raises
         ------
