@@ -529,7 +529,14 @@ class Transcript:
             if isinstance(self._data, pa.Table):
                 yield from self._data.column(self._content).chunks
             else:
-                for batch in self._data.to_batches(columns=[self._content]):
+                # Without these the scanner holds whole files ahead of what is asked for.
+                reading = pads.ParquetFragmentScanOptions(pre_buffer=False)
+                for batch in self._data.to_batches(
+                    columns=[self._content],
+                    batch_readahead=2,
+                    fragment_readahead=1,
+                    fragment_scan_options=reading,
+                ):
                     yield batch.column(0)
             return
         wanted = self.rows if rows is None else self.rows[rows]

@@ -69,6 +69,7 @@ from workbench.cli.options import (
     WorkersOption,
 )
 from workbench.cli.study import study_app
+from workbench.cli.transcript import transcript_app
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
@@ -112,6 +113,7 @@ app.add_typer(design_app, name="design")
 app.command("exhibit")(exhibit)
 app.command("audit")(audit)
 app.add_typer(study_app, name="study")
+app.add_typer(transcript_app, name="transcript")
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")

@@ -1,0 +1,198 @@
+"""``palimpsest transcript``: training orders as their owners have them."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from workbench.cli.options import QuietOption, SeedBitsOption, ShuffleSeedOption
+from workbench.errors import InputError
+from workbench.independence import queries_needed
+from workbench.transcript import ShuffleClaim
+from workbench.transcripts import READERS, TrainingOrder, open_order
+
+__all__ = ["transcript_app"]
+
+transcript_app = typer.Typer(
+    no_args_is_help=True, help="Training orders of real runs, read where they lie."
+)
+
+SourceArgument = Annotated[
+    Path, typer.Argument(help="File, prefix or folder of the run's data.", show_default=False)
+]
+FormatOption = Annotated[str, typer.Option("--format", help=f"auto, {', '.join(READERS)}.")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Examples per step (default: steps unknown).")
+]
+ReaderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        help="Option of the format's reader, as name=value, such as sequence_length=2048, "
+        "dtype=uint16, seed=42; lists with commas. May be repeated.",
+    ),
+]
+FirstOption = Annotated[int | None, typer.Option("--first-step", help="From this step.")]
+LastOption = Annotated[
+    int | None, typer.Option("--last-step", help="Up to, not including, this step.")
+]
+ClaimOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shuffle",
+        help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
+        "natural (default: what the format tells).",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
+# Correlations that runs of the lab and published suites show, from weak to strong.
+EFFECTS = (0.01, 0.03, 0.1)
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return [_value(item) for item in text.split(",") if item]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _open(
+    path: Path,
+    format: str,
+    batch_size: int | None,
+    option: list[str] | None,
+    first: int | None,
+    last: int | None,
+    shuffle: str | None,
+    shuffle_seed: int | None,
+    seed_bits: int | None,
+) -> TrainingOrder:
+    options: dict[str, Any] = {}
+    for item in option or []:
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            raise InputError(f"--option {item!r} is not of the form name=value")
+        options[name] = _value(value)
+    for name in ("epochs", "files", "shards"):
+        if name in options and not isinstance(options[name], list):
+            options[name] = [options[name]]
+    if batch_size is not None:
+        options["batch_size"] = batch_size
+    if shuffle is not None:
+        options["claim"] = ShuffleClaim(cast(Any, shuffle), seed=shuffle_seed, seed_bits=seed_bits)
+    elif (shuffle_seed, seed_bits) != (None, None):
+        raise InputError("--shuffle-seed and --seed-bits belong to a claim: add --shuffle")
+    order = open_order(path, format, **options)
+    if first is None and last is None:
+        return order
+    end = int(order.step_of([order.n - 1])[0]) + 1
+    return order.window(first or 0, end if last is None else last)
+
+
+@transcript_app.command("inspect")
+def inspect(
+    path: SourceArgument,
+    format: FormatOption = "auto",
+    batch_size: BatchOption = None,
+    option: ReaderOption = None,
+    first: FirstOption = None,
+    last: LastOption = None,
+    shuffle: ClaimOption = None,
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+) -> None:
+    """Say what was shuffled (unit, block), epochs, packing, size and claim."""
+    order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
+    typer.echo(str(order.describe()))
+
+
+@transcript_app.command("sample")
+def sample(
+    path: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", help="Parquet file.", show_default=False)],
+    n: Annotated[int, typer.Option("--n", help="Examples, evenly over training.")] = 10_000,
+    seed: SeedOption = 0,
+    format: FormatOption = "auto",
+    batch_size: BatchOption = None,
+    option: ReaderOption = None,
+    first: FirstOption = None,
+    last: LastOption = None,
+    shuffle: ClaimOption = None,
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
+) -> None:
+    """Write a transcript of some examples; only they are read."""
+    order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
+    drawn = order.sample(n, seed)
+    drawn.write(out)
+    typer.echo(f"{drawn.n:,} of {order.n:,} examples, seed {seed}: {out}")
+
+
+@transcript_app.command("convert")
+def convert(
+    path: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.", show_default=False)],
+    format: FormatOption = "auto",
+    batch_size: BatchOption = None,
+    option: ReaderOption = None,
+    first: FirstOption = None,
+    last: LastOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the order as Parquet, a million tokens in memory at a time; goes on if interrupted."""
+    order = _open(path, format, batch_size, option, first, last, None, None, None)
+    order.convert(out, progress=not quiet)
+    typer.echo(f"{order.n:,} examples: {out}")
+
+
+@transcript_app.command("check")
+def check(
+    path: SourceArgument,
+    n: Annotated[int, typer.Option("--n", help="Places whose order is looked at.")] = 10_000,
+    duplicate_rows: Annotated[
+        int,
+        typer.Option(
+            "--duplicate-rows", help="Places searched for near-repeats at most; 0: no search."
+        ),
+    ] = 1_000_000,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Similarity of near-repeats.")
+    ] = 0.8,
+    target_p: Annotated[
+        float, typer.Option("--target-p", help="For the number of examples to ask for.")
+    ] = 1e-6,
+    power: Annotated[float, typer.Option("--power", help="Chance to reach it.")] = 0.9,
+    effect: Annotated[
+        float | None,
+        typer.Option("--effect", help="Expected correlation (default: a weak to a strong one)."),
+    ] = None,
+    seed: SeedOption = 0,
+    format: FormatOption = "auto",
+    batch_size: BatchOption = None,
+    option: ReaderOption = None,
+    first: FirstOption = None,
+    last: LastOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Natural order, near-repeats, suggested unit and block, and how many examples to ask for."""
+    from workbench.transcripts.checks import check_order
+
+    order = _open(path, format, batch_size, option, first, last, None, None, None)
+    found = check_order(
+        order,
+        seed=seed,
+        n=n,
+        duplicate_rows=duplicate_rows,
+        threshold=threshold,
+        progress=not quiet,
+    )
+    typer.echo(str(found))
+    for rho in EFFECTS if effect is None else (effect,):
+        needed = queries_needed(rho, target_p, power)
+        short = "" if needed <= order.n else f", more than the {order.n:,} that there are"
+        typer.echo(
+            f"{'examples to ask for':<34} {needed:,} for p = {target_p:g} at a correlation of "
+            f"{rho:g} with power {power:g}{short}"
+        )
