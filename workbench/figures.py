@@ -32,6 +32,7 @@ from workbench.transcript import Transcript
 
 __all__ = [
     "binned",
+    "branch_points",
     "checkpoint_curves",
     "count_curve",
     "evidence_lines",
@@ -48,6 +49,7 @@ __all__ = [
     "rejection_rates",
     "show",
     "sibling_dots",
+    "survival_matrix",
     "wealth_curve",
 ]
 
@@ -715,15 +717,39 @@ def matrix(
     title = CELLS[value]
     if value == "log10 p" and any(found.correction is None for found in evidence.values()):
         title = "log10 of the p-value, not corrected"
+    strong = np.zeros(values.shape, dtype=bool)
+    for (suspect, model), found in evidence.items():
+        strong[rows.index(suspect), columns.index(model)] = found.verdict == "evidence"
+    figure = _squares(
+        (rows, columns),
+        (values, words, strong),
+        title,
+        (xlabel, ylabel),
+        dark_is_low=value == "log10 p",
+    )
+    return _finish(
+        figure,
+        f"{title.capitalize()} of {len(rows)} suspect(s) by {len(columns)} model(s); framed cells "
+        f"are evidence. {'; '.join(described)}.",
+    )
+
+
+def _squares(
+    names: tuple[Sequence[str], Sequence[str]],
+    content: tuple[Floats, NDArray[Any], NDArray[np.bool_]],
+    title: str,
+    labels: tuple[str, str],
+    *,
+    dark_is_low: bool,
+) -> Figure:
+    """A square per row and column: colour by value, words inside, a frame where it is strong."""
+    (rows, columns), (values, words, strong) = names, content
     figure, axes = _axes(2.4 + 1.35 * len(columns), 1.9 + 0.62 * len(rows))
     with matplotlib.style.context(STYLE):
         # dark is strong evidence on both scales; cividis reads alike to colour-blind eyes
-        image = axes.imshow(values, cmap="cividis" if value == "log10 p" else "cividis_r",
-                            aspect="auto")  # fmt: skip
-        for (suspect, model), found in evidence.items():
-            i, j = rows.index(suspect), columns.index(model)
+        image = axes.imshow(values, cmap="cividis" if dark_is_low else "cividis_r", aspect="auto")
+        for i, j in zip(*np.nonzero(words != ""), strict=True):
             ink = _ink(image.cmap(image.norm(values[i, j]))[:3])
-            strong = found.verdict == "evidence"
             axes.text(
                 j,
                 i,
@@ -731,9 +757,9 @@ def matrix(
                 ha="center",
                 va="center",
                 color=ink,
-                fontweight="bold" if strong else "normal",
+                fontweight="bold" if strong[i, j] else "normal",
             )
-            if strong:
+            if strong[i, j]:
                 axes.add_patch(
                     matplotlib.patches.Rectangle(
                         (j - 0.46, i - 0.42), 0.92, 0.84, fill=False, linewidth=2.4,
@@ -747,15 +773,131 @@ def matrix(
         axes.grid(visible=False)
         axes.grid(which="minor", color="white", linewidth=2)
         axes.tick_params(which="both", length=0)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         bar = figure.colorbar(image, ax=axes, pad=0.02)
         bar.set_label(title, fontsize=11)
+    return figure
+
+
+def survival_matrix(
+    found: Mapping[tuple[str, str], Mapping[str, Any]], *, brightest: float = 30.0
+) -> Figure:
+    """Derivatives × tests: what survives of the order, and in which test it shows.
+
+    Parameters
+    ----------
+    found : mapping of (derivative, test) to mapping
+        With `z` (null standard deviations), or `pvalue_model` of a test without one, and
+        `verdict`; such as the evidence of a study's cells.
+    brightest : float
+        Values of z from here on have one colour.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A frame marks evidence; tests that were not made are empty.
+
+    Raises
+    ------
+    InputError
+        Nothing to draw.
+
+    Examples
+    --------
+    >>> figure = survival_matrix({("pruned", "query"): {"z": 12.3, "verdict": "evidence"}})
+    >>> "pruned, query: 12.3 (evidence)" in figure.alt_text
+    True
+    """
+    if not found:
+        raise InputError("there is no cell to draw: give one piece of evidence per pair")
+    rows = list(dict.fromkeys(row for row, _ in found))
+    columns = list(dict.fromkeys(column for _, column in found))
+    values = np.full((len(rows), len(columns)), np.nan)
+    words = np.full(values.shape, "", dtype=object)
+    strong = np.zeros(values.shape, dtype=bool)
+    described = []
+    for (row, column), cell in found.items():
+        place = rows.index(row), columns.index(column)
+        values[place] = min(float(cell["z"]), brightest)
+        words[place] = f"{round(float(cell['z']), 1) + 0.0:.1f}"
+        strong[place] = cell["verdict"] == "evidence"
+        described.append(f"{row}, {column}: {words[place]} ({cell['verdict']})")
+    figure = _squares(
+        (rows, [column.replace(", ", ",\n") for column in columns]),
+        (values, words, strong),
+        "z (null standard deviations)",
+        ("test", "derivative or control"),
+        dark_is_low=False,
+    )
     return _finish(
         figure,
-        f"{title.capitalize()} of {len(rows)} suspect(s) by {len(columns)} model(s); framed cells "
-        f"are evidence. {'; '.join(described)}.",
+        f"z of {len(rows)} derivatives and controls by {len(columns)} tests; framed cells are "
+        f"evidence. {'; '.join(described)}.",
     )
+
+
+def branch_points(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Where suspects left the owner's run: estimate, interval, bound, and the truth.
+
+    Parameters
+    ----------
+    found : mapping of name to mapping
+        With `fraction`, `low`, `high`, `seen_at_least` and, where it is known, `truth`: fractions
+        of training.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        Nothing to draw.
+
+    Examples
+    --------
+    >>> cell = {"fraction": 0.5, "low": 0.4, "high": 0.6, "seen_at_least": 0.4, "truth": 0.5}
+    >>> branch_points({"a": cell}).alt_text
+    'Branch points as fractions of training. a: 0.50 (0.40 to 0.60), at least 0.40, in truth 0.50.'
+    """
+    if not found:
+        raise InputError("there is no estimate to draw: give at least one")
+    names = list(found)
+    figure, axes = _axes(8.0, 0.5 * len(names) + 1.5)
+    palette = sns.color_palette("colorblind")
+    described = []
+    with matplotlib.style.context(STYLE):
+        for line, (name, cell) in enumerate(found.items()):
+            low, middle, high = (float(cell[key]) for key in ("low", "fraction", "high"))
+            axes.plot(
+                [low, high], [line, line], color=palette[0], linewidth=3, solid_capstyle="butt"
+            )
+            axes.plot(middle, line, "o", color=palette[0], markersize=9)
+            least = float(cell["seen_at_least"])
+            axes.plot(least, line, "|", color="#444444", markersize=16, markeredgewidth=2)
+            said = f"{name}: {middle:.2f} ({low:.2f} to {high:.2f}), at least {least:.2f}"
+            if cell.get("truth") is not None:
+                axes.plot(float(cell["truth"]), line, "D", markerfacecolor="none", markersize=13,
+                          color=palette[3], markeredgewidth=1.8)  # fmt: skip
+                said += f", in truth {float(cell['truth']):.2f}"
+            described.append(said)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(-0.03, 1.03)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("fraction of the owner's training")
+        marks = [
+            matplotlib.lines.Line2D([], [], color=palette[0], marker="o",
+                                    label="estimate, interval"),
+            matplotlib.lines.Line2D([], [], color="#444444", marker="|", markersize=14,
+                                    markeredgewidth=2, linestyle="", label="saw at least (exact)"),
+            matplotlib.lines.Line2D([], [], color=palette[3], marker="D", markerfacecolor="none",
+                                    markersize=11, linestyle="", label="truth"),
+        ]  # fmt: skip
+        axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
+                    frameon=False, fontsize=11)  # fmt: skip
+    return _finish(figure, f"Branch points as fractions of training. {'; '.join(described)}.")
 
 
 def _ink(background: Sequence[float]) -> str:
@@ -1224,9 +1366,8 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
                 limit = binom.isf(0.01 / cells, row.draws, level) / row.draws
                 beyond += share > limit
                 colour = palette[kind % len(palette)]
-                axes.barh(line, limit, height=0.8, color="#e8e8e8", zorder=0)
                 axes.plot(
-                    share,
+                    (share - level) / (limit - level),
                     line,
                     marker=MARKERS[kind % len(MARKERS)],
                     markersize=5,
@@ -1234,15 +1375,20 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
                     markerfacecolor="white" if row.kind == "bound" else colour,
                     linestyle="",
                 )
-            axes.axvline(level, color="#444444", linewidth=1.0, linestyle=":")
-            axes.set_xlim(0, None)
+            # In parts of what chance allows: rows of few and of many draws on one scale.
+            axes.axvspan(-10, 1, color="#eeeeee", zorder=0)
+            axes.axvline(0, color="#444444", linewidth=1.0, linestyle=":")
+            axes.set_xlim(-4.4, 1.6)
+            axes.set_xticks([-4, -2, 0, 1])
             axes.set_title(f"at {level:g}", fontsize=11)
             axes.tick_params(axis="both", labelsize=8)
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
-            axes.grid(axis="y", visible=False)
+            axes.grid(axis="y", alpha=0.5)
         panels[0].set_yticks(range(len(tests)), tests)
         panels[0].set_ylim(len(tests) - 0.4, -0.6)
-        figure.supxlabel("share of null cases rejected (dotted: nominal; grey: up to the limit)")
+        figure.supxlabel(
+            "rejections of null cases: 0 the nominal share, 1 the most that a valid test may show",
+            fontsize=11,
+        )
         marks = [
             matplotlib.lines.Line2D(
                 [],
