@@ -157,7 +157,7 @@ def test_help_names_every_command():
 
 
 def test_interruption_exits_with_130(monkeypatch, capsys):
-    from workbench.cli import main as cli
+    from workbench import cli
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
