@@ -30,7 +30,17 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import InputError, Scores, ShuffleClaim, Transcript, lab, query_test
+from workbench import (
+    Capture,
+    InputError,
+    Scores,
+    ShuffleClaim,
+    Transcript,
+    lab,
+    open_order,
+    query_test,
+)
+from workbench.transcripts.writing import write_transcript
 
 folder = Path(tempfile.mkdtemp())
 print("a temporary folder holds what this notebook writes")
@@ -137,6 +147,63 @@ run = lab.open_run(source)
 print("models with scores:", ", ".join(run.scorable))
 evidence = query_test(run.transcript, run.scores("derivative"), [run.scores("reference-same")])
 print(f"derivative: {evidence.verdict}, exact p {evidence.pvalue:.4g}, z {evidence.z:.1f}")
+
+# %% [markdown]
+# ## I trained with …
+#
+# You may not have a table of positions. The order of a real run lies in its trainer's files, and is
+# read where it lies, row by row, at any size:
+#
+# | I trained with | What is read | In the shell |
+# |---|---|---|
+# | Megatron, GPT-NeoX, Pythia | `.bin`, `.idx`, shuffle index | `transcript inspect run/` |
+# | OLMo, OLMo-2 | token memmaps, `global_indices.npy` or seed | `… -o dtype=uint32` |
+# | MosaicML Streaming | shards, `index.json`, order of samples | `… -o order=ids.npy` |
+# | `datasets`, shuffled with a seed | the saved data set, the seed | `… -o seed=42` |
+# | something else, with a log | step → example ids, the examples | `… -o examples=examples.arrow` |
+#
+# Here one small order is written in four of these formats and read back.
+
+# %%
+rng = np.random.default_rng(0)
+tokens = rng.integers(5, 900, (400, 33))
+owned = Transcript.from_arrays(rng.permutation(400), tokens=tokens)
+told = {"megatron": {}, "mds": {}, "olmo": {"dtype": "uint16", "sequence_length": 33},
+        "trainer-log": {"examples": folder / "trainer-log" / "examples.arrow"}}  # fmt: skip
+for form, options in told.items():
+    where = write_transcript(owned, folder / form, form)
+    order = open_order(where, form, **options)
+    sample = order.sample(100, seed=0)
+    seen = {int(p): row.tolist() for p, row in zip(sample.positions, sample.tokens(), strict=True)}
+    right = all(tokens[owned.positions == p][0].tolist() == row for p, row in seen.items())
+    print(f"{form:<12} {order.n} places; claim: {order.claim.kind:<8} same examples: {right}")
+
+# %% [markdown]
+# `palimpsest transcript check` looks for natural order and near-duplicates, and suggests unit,
+# block and sample size. A sample touches only the rows that it draws: a run of 300 billion tokens
+# is audited from the same laptop (measured growth in [docs/scaling.md](../docs/scaling.md)).
+#
+# ## I am going to train
+#
+# Then note it while it happens. A **capture** writes down which examples each step saw, and can
+# commit to each epoch's order *before* the epoch is trained: evidence with a date, ahead of any
+# dispute. The same works for a transformers `Trainer` (`capture.follow(trainer)`) and for Lightning
+# (`callbacks=[capture.lightning()]`).
+
+# %%
+from torch import Generator
+from torch.utils.data import DataLoader
+
+published = []
+capture = Capture(folder / "capture", plans=True, on_plan=published.append)
+examples = list(tokens)
+loader = DataLoader(examples, batch_size=8, shuffle=True, generator=Generator().manual_seed(7))
+steps = 0
+for batch in capture.loader(loader):
+    steps += len(batch) > 0  # in its place: loss(batch).backward(), and so on
+print(f"committed before the first batch: {published[0].rows} examples, epoch {published[0].epoch}")
+captured = capture.finish(folder / "captured.parquet", examples=examples)
+print(f"captured: {captured.n} examples, {steps} steps of 8")
 
 # %% [markdown]
 # ## Score a model
