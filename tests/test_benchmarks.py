@@ -20,6 +20,12 @@ NEEDS = {
     "precision.py": ("torch", "transformers"),
 }
 
+# scoring.py has a test of its own. What the others do, other tests do, and they start slowly: a
+# cluster, two indexes, a dozen models, a training run, every statistic.
+ELSEWHERE = (
+    "calibration.py", "capture.py", "cluster.py", "ngrams.py", "precision.py", "scoring.py"
+)  # fmt: skip
+
 
 def _run(name: str, tmp_path: Path, *arguments: str) -> str:
     for package in NEEDS.get(name, ()):
@@ -54,8 +60,7 @@ def _module(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
-# scoring.py has a test of its own; what cluster.py does, test_ray.py does, and Ray starts slowly.
-@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in ("scoring.py", "cluster.py")])
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ELSEWHERE])
 def test_smoke_prints_a_table_and_leaves_no_file(name: str, tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.glob("*")}

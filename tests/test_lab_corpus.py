@@ -206,7 +206,13 @@ class TestText:
         with pytest.raises(InputError, match="does not exist: check the path"):
             text_corpus(tmp_path / "nothing.parquet", **SMALL)
 
-    def test_data_set_that_cannot_be_had(self):
+    def test_data_set_that_cannot_be_had(self, monkeypatch):
+        import datasets
+        import huggingface_hub
+
+        # Without a network the hub's client tries again for half a minute; offline it does not.
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(InputError, match="as a data set cannot be loaded") as caught:
             text_corpus("nobody-at-all/nothing", **SMALL)
         assert "\n" not in str(caught.value)
