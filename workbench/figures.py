@@ -45,6 +45,7 @@ __all__ = [
     "power_curve",
     "pvalue_uniformity",
     "rejection_rates",
+    "rendered",
     "show",
     "sibling_dots",
     "wealth_curve",
@@ -79,16 +80,32 @@ def show(figure: Figure) -> None:
     """
     from IPython import display as notebook
 
+    picture, alt_text = rendered(figure)
+    notebook.display(  # type: ignore[no-untyped-call]
+        {"image/png": picture, "text/plain": alt_text},
+        raw=True,
+        metadata={"image/png": {"alt": alt_text}},
+    )
+
+
+def rendered(figure: Figure) -> tuple[bytes, str]:
+    """A figure as `show` displays it: its PNG and its alternative text.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Made by this module.
+
+    Returns
+    -------
+    png : bytes
+    alt_text : str
+    """
     buffer = io.BytesIO()
     with matplotlib.style.context(STYLE):
         # No date or version in the file: the same figure gives the same bytes.
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    alt_text = str(getattr(figure, "alt_text", "figure"))
-    notebook.display(  # type: ignore[no-untyped-call]
-        {"image/png": buffer.getvalue(), "text/plain": alt_text},
-        raw=True,
-        metadata={"image/png": {"alt": alt_text}},
-    )
+    return buffer.getvalue(), str(getattr(figure, "alt_text", "figure"))
 
 
 def binned(

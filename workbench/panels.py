@@ -13,7 +13,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 from IPython.core.getipython import get_ipython
-from IPython.utils.capture import capture_output
 from numpy.typing import NDArray
 
 from workbench import figures
@@ -117,11 +116,11 @@ def _pictures(*drawn: Any) -> _Content:
         return _Content("".join(f"<p>{html.escape(alt)}</p>" for alt in alts), "\n\n".join(alts))
     images, alts = [], []
     for figure in drawn:
-        with capture_output(stdout=False, stderr=False) as captured:
-            figures.show(figure)
-        (shown,) = captured.outputs
-        alts.append(str(shown.data["text/plain"]))
-        encoded = base64.b64encode(shown.data["image/png"]).decode("ascii")
+        # Not by capturing what is displayed: callbacks run beside the kernel's main thread, which
+        # dies if it takes a message while IPython's publisher is replaced.
+        picture, alt = figures.rendered(figure)
+        alts.append(alt)
+        encoded = base64.b64encode(picture).decode("ascii")
         images.append(
             f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alts[-1])}" '
             'style="flex:1 1 380px;min-width:0;max-width:620px">'
