@@ -7,6 +7,7 @@ marker and a line style of its own. Nothing touches pyplot's global state.
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -383,11 +384,12 @@ def null_histogram(evidence: Evidence) -> Figure:
             fontweight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
-        axes.set_title(
-            f"{evidence.suspect['label']}: exact p {evidence.exact_text}\n"
+        lines = (
+            f"{evidence.suspect['label']}: exact p {evidence.exact_text}",
             f"asymptotic p {evidence.asymptotic_text}",
-            fontsize=12,
         )
+        # Matplotlib does not break lines; a reason why there is no p-value is a long one.
+        axes.set_title("\n".join(textwrap.fill(line, 80) for line in lines), fontsize=12)
         axes.legend(
             handles=[
                 matplotlib.patches.Patch(color="#56B4E9", alpha=0.65, label="permuted orders"),

@@ -103,7 +103,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Content:
         for row in rows
     )
     return _Content(
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        f'<table style="margin:8px 0"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
         "\n".join(" | ".join(row) for row in (header, *rows)),
     )
 
@@ -167,7 +167,12 @@ def _number(
         continuous_update=False,
         layout=widgets.Layout(flex="0 0 auto", width="92px"),
     )
-    widgets.link((slider, "value"), (box, "value"))
+    # A slider counts in floating point: 0.0895 may be 0.08950000000000001 there, not in the box.
+    widgets.link(
+        (slider, "value"),
+        (box, "value"),
+        transform=(lambda value: round(value, 9), lambda value: value),
+    )
     return {name: slider, name + BOX: box}
 
 

@@ -170,7 +170,7 @@ def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def page(chromium: Any, lab_url: str, watch: Any) -> Any:
     """The notebook, run to its end, with every panel shown."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page = chromium.new_page(viewport={"width": 1280, "height": 1100})
     page.set_default_timeout(PATIENCE)
     watch.follow(page)
     page.goto(f"{lab_url}/lab/tree/panels.ipynb?token={TOKEN}&reset", wait_until="commit")
@@ -333,7 +333,7 @@ def test_sliders_and_buttons_answer_to_the_mouse(
 def test_nothing_is_cut_off(
     page: Any, watch: Any, screenshots: Path, theme: str, width: int
 ) -> None:
-    page.set_viewport_size({"width": width, "height": 900})
+    page.set_viewport_size({"width": width, "height": 1100})
     page.evaluate(
         "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
         f"JupyterLab {theme}",
