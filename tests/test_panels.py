@@ -359,7 +359,7 @@ def test_names_are_escaped_and_pictures_are_described(name: str) -> None:
     assert hostile not in shown
     assert "<script" not in shown
     if name != "report":
-        two = name in ("query", "partition")
+        two = name in ("query", "partition", "demo")
         assert shown.count('<img src="data:image/png;base64,') == (2 if two else 1)
         assert 'alt="' in shown
 

@@ -40,6 +40,7 @@ __all__ = [
     "PANELS",
     "Panel",
     "curve_panel",
+    "demo_panel",
     "design_panel",
     "partition_panel",
     "plan_panel",
@@ -77,9 +78,10 @@ class _Content:
         return _Content(self.html + other.html, f"{self.text}\n\n{other.text}")
 
 
-def _sentence(text: str, role: str = "note", bold: bool = False) -> _Content:
+def _sentence(text: str, role: str = "note", bold: bool = False, size: str = "") -> _Content:
     """A paragraph; whatever it says is escaped."""
     weight = "font-weight:600;" if bold else ""
+    weight += f"font-size:{size};line-height:1.35;" if size else ""
     edge = "border-left:4px solid #D55E00;padding-left:8px;" if role == "alert" else ""
     style = f"margin:4px 0 8px;{weight}{edge}"
     return _Content(f'<p role="{role}" style="{style}">{html.escape(text)}</p>', text)
@@ -422,22 +424,27 @@ def _statistic_control() -> dict[str, Any]:
     )
 
 
+SMALLEST_STEP = 0.0005
+
+
+def _smallest_effect(scores: _RunScores) -> float:
+    """The notebooks' rule: a quarter of what the owner's own model shows; 0 where there is none."""
+    if OWNER not in scores.run.scorable:
+        return 0.0
+    owner = scores.contrast(OWNER, _reference_names(scores.run))
+    quarter = scores.run.transcript.design.correlation(owner) / 4
+    return round(max(0.0, min(0.3, round(quarter / SMALLEST_STEP) * SMALLEST_STEP)), 4)
+
+
 def _smallest_effect_control(scores: _RunScores) -> dict[str, Any]:
-    """Starts at the notebooks' rule: a quarter of what the owner's own model shows."""
-    step = 0.0005
-    start = 0.0
-    if OWNER in scores.run.scorable:
-        owner = scores.contrast(OWNER, _reference_names(scores.run))
-        quarter = scores.run.transcript.design.correlation(owner) / 4
-        start = round(max(0.0, min(0.3, round(quarter / step) * step)), 4)
     return _number(
         "smallest_effect",
         "smallest effect",
         "Smallest correlation of interest, fixed before the test; 0 for none.",
-        start,
+        _smallest_effect(scores),
         0.0,
         0.3,
-        step,
+        SMALLEST_STEP,
     )
 
 
@@ -445,6 +452,26 @@ def _bins_control(n: int, value: int = 10) -> dict[str, Any]:
     high = max(2, min(40, n // 2))
     return _number(
         "bins", "bins", "Equal parts of training that are averaged.", min(value, high), 2, high, 1
+    )
+
+
+def _chosen_rows(transcript: Transcript, n: int) -> tuple[Transcript, NDArray[np.int64]]:
+    """So many examples drawn evenly from all of training, and where they stand."""
+    if n == transcript.n:
+        return transcript, np.arange(n)
+    part = transcript.subsample(n, seed=0)
+    return part, np.flatnonzero(np.isin(transcript.rows, part.rows))
+
+
+def _examples_control(transcript: Transcript) -> dict[str, Any]:
+    return _number(
+        "examples",
+        "examples",
+        "Queries: examples drawn evenly from all of training.",
+        transcript.n,
+        min(20, transcript.n),
+        transcript.n,
+        max(1, transcript.n // 200),
     )
 
 
@@ -491,15 +518,7 @@ def query_panel(run: Run) -> Panel:
             ALTERNATIVES,
             "greater",
         ),
-        **_number(
-            "examples",
-            "examples",
-            "Queries: examples drawn evenly from all of training.",
-            transcript.n,
-            min(20, transcript.n),
-            transcript.n,
-            max(1, transcript.n // 200),
-        ),
+        **_examples_control(transcript),
         **_bins_control(transcript.n),
         **_choice(
             "permutations",
@@ -511,19 +530,13 @@ def query_panel(run: Run) -> Panel:
         **_smallest_effect_control(scores),
     }
 
-    def chosen_rows(n: int) -> tuple[Transcript, NDArray[np.int64]]:
-        if n == transcript.n:
-            return transcript, np.arange(n)
-        part = transcript.subsample(n, seed=0)
-        return part, np.flatnonzero(np.isin(transcript.rows, part.rows))
-
     def key(settings: Settings) -> tuple[Any, ...]:
         return tuple(value for name, value in settings.items() if name != "bins")
 
     def work(settings: Settings) -> None:
         suspect, references = settings["suspect"], settings["references"]
         scores.contrast(suspect, references, settings["window"], settings["statistic"])
-        part, rows = chosen_rows(settings["examples"])
+        part, rows = _chosen_rows(transcript, settings["examples"])
         tested[key(settings)] = query_test(
             part,
             scores.model(suspect, settings["window"]).take(rows),
@@ -537,7 +550,7 @@ def query_panel(run: Run) -> Panel:
     def draw(settings: Settings) -> _Content:
         suspect, references = settings["suspect"], settings["references"]
         values = scores.contrast(suspect, references, settings["window"], settings["statistic"])
-        part, rows = chosen_rows(settings["examples"])
+        part, rows = _chosen_rows(transcript, settings["examples"])
         curve = figures.memorisation_curve(
             part.positions,
             {suspect: values[rows]},
@@ -958,6 +971,63 @@ def report_panel(run: Run) -> Panel:
     return Panel(controls, draw, "260px", button, work)
 
 
+def demo_panel(run: Run) -> Panel:
+    """Show a class one suspect at a time: its curve, the null, and p, in type for a projector.
+
+    Nothing waits for a button: the test runs again when a control moves.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores, transcript = _RunScores(run), run.transcript
+    tested: dict[tuple[Any, ...], Evidence] = {}
+    controls = {**_suspect_control(run), **_examples_control(transcript)}
+    smallest = _smallest_effect(scores) or None
+
+    def draw(settings: Settings) -> _Content:
+        suspect = settings["suspect"]
+        references = [name for name in _reference_names(run) if name != suspect]
+        part, rows = _chosen_rows(transcript, settings["examples"])
+        key = tuple(settings.values())
+        if key not in tested:
+            tested[key] = query_test(
+                part,
+                scores.model(suspect).take(rows),
+                [scores.model(name).take(rows) for name in references],
+                n_resamples=999,
+                smallest_effect=smallest,
+            )
+        found = tested[key]
+        curve = figures.memorisation_curve(
+            part.positions,
+            {suspect: scores.contrast(suspect, references)[rows]},
+            10,
+            CONTRAST_LABEL if references else CENTRED_LABEL,
+        )
+        return (
+            _sentence(scores.role(suspect), size="1.5em")
+            + _sentence(f"p = {found.pvalue:.3g}: {found.verdict}", bold=True, size="2.6em")
+            + _pictures(curve, figures.null_histogram(found))
+            + _sentence(
+                f"Because {found.verdict_reason}. {part.n:,} examples, 999 shuffles of the order; "
+                f"asymptotic p {found.asymptotic_text}.",
+                size="1.25em",
+            )
+        )
+
+    return Panel(controls, draw, "620px")
+
+
 VARIANTS: dict[str, Settings] = {
     "1/occurrences (default)": {},
     "one per occurrence (published)": {"weight": "occurrences"},
@@ -1161,4 +1231,5 @@ PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "reshuffle": (reshuffle_panel, "observations"),
     "plan": (plan_panel, "plans"),
     "sequential": (sequential_panel, "run"),
+    "demo": (demo_panel, "run"),
 }

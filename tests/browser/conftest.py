@@ -93,6 +93,9 @@ class Watch:
     def _frame(self, payload: str | bytes) -> None:
         text = payload if isinstance(payload, str) else payload.decode(errors="replace")
         self.messages += 1
+        # Jupyter asks every kernel for widgets; one that has none yet says so. Not ours.
+        if "No such comm" in text:
+            return
         if '"ename"' in text or re.search(r'"name":\s*"stderr"', text):
             self.kernel.append(f"kernel: {_readable(text)}")
 

@@ -4,28 +4,21 @@ One JupyterLab, one notebook and one page with all panels serve every test of th
 here sleeps: each step waits for what it is to bring about, within a limit.
 """
 
-import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_servers import PATIENCE, free_port, served
 from synthetic import AFTER_THE_BUTTON, make
 
 from workbench.panels import BOX, FAILED, PANELS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "a-token-for-this-test-only"
-PATIENCE = 45_000  # milliseconds; how long a step may take on a busy machine
 READY = """() => {
     const widget = window.jupyterapp?.shell.currentWidget;
     const session = widget?.sessionContext;
@@ -85,12 +78,6 @@ def _notebook(path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab on a folder with one notebook; killed at the end, kernels included."""
@@ -98,7 +85,7 @@ def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = place / "notebooks"
     folder.mkdir()
     _notebook(folder / "panels.ipynb")
-    port = _free_port()
+    port = free_port()
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -121,50 +108,14 @@ def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tracker = place / "settings" / "@jupyterlab" / "notebook-extension"
     tracker.mkdir(parents=True)
     (tracker / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
-    log = (place / "server.log").open("w")
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "jupyterlab",
-            "--no-browser",
-            "--allow-root",
-            f"--port={port}",
-            "--ServerApp.port_retries=0",
-            f"--ServerApp.root_dir={folder}",
-            f"--IdentityProvider.token={TOKEN}",
-            "--LabApp.expose_app_in_browser=True",
-        ],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    arguments = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"),
+        *(f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"),
+    ]
     url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + PATIENCE / 1000
-        while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                urllib.request.urlopen(f"{url}/api?token={TOKEN}", timeout=5).close()
-                break
-            said = (place / "server.log").read_text()[-2000:]
-            assert server.poll() is None, f"JupyterLab stopped:\n{said}"
-            assert time.monotonic() < deadline, f"JupyterLab did not answer:\n{said}"
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(timeout=0.2)
+    with served(arguments, environment, f"{url}/api?token={TOKEN}", place / "server.log"):
         yield url
-    finally:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            request = urllib.request.Request(
-                f"{url}/api/shutdown", method="POST", headers={"Authorization": f"token {TOKEN}"}
-            )
-            urllib.request.urlopen(request, timeout=5).close()  # takes the kernels down too
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +135,7 @@ def page(chromium: Any, lab_url: str, watch: Any) -> Any:
             arg=name,
         )
     page.wait_for_function(READY)
-    # JupyterLab asks every kernel for widgets, and one that has none yet says so; not ours.
-    kept = [p for p in watch.problems() if "kernel: No such comm" not in p]
-    assert kept == []
+    assert watch.problems() == []
     return page
 
 

@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from workbench.archive import printable
+from workbench.cli.demo import demo
 from workbench.cli.options import (
     AccessOption,
     AlphaOption,
@@ -102,6 +103,7 @@ test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the 
 app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
+app.command()(demo)
 app.add_typer(ledger_app, name="ledger")
 
 
