@@ -58,6 +58,10 @@ OWNER = "alice"
 BOX = "_box"  # ending of the name of the number box that is linked to a slider
 CONTRAST_LABEL = "log-likelihood contrast\n(nats per token)"
 CENTRED_LABEL = "log-likelihood, centred\n(nats per token)"
+SEVERAL = (
+    "Hold Ctrl or Shift to choose several, Ctrl to unselect. By keys: Home, End, Page Up and Page "
+    "Down move, Ctrl and Space add or take away; JupyterLab keeps the arrow keys for itself."
+)
 FAILED = (
     "The panel stopped at an unexpected error. Its traceback is in the notebook's log "
     "(View, Show Log Console)."
@@ -202,7 +206,7 @@ def _choices(
         value=tuple(value),
         rows=min(max(len(options), 2), 5),
         description=description,
-        tooltip=f"{tooltip} Hold Ctrl or Shift to choose several, Ctrl to unselect.",
+        tooltip=f"{tooltip} {SEVERAL}",
         style=_STYLE,
         layout=widgets.Layout(width="auto", grid_area="span 3"),
     )
@@ -1016,7 +1020,7 @@ def demo_panel(run: Run) -> Panel:
         )
         return (
             _sentence(scores.role(suspect), size="1.5em")
-            + _sentence(f"p = {found.pvalue:.3g}: {found.verdict}", bold=True, size="2.6em")
+            + _sentence(f"p = {found.pvalue:.3g}: {found.verdict}", bold=True, size="2.2em")
             + _pictures(curve, figures.null_histogram(found))
             + _sentence(
                 f"Because {found.verdict_reason}. {part.n:,} examples, 999 shuffles of the order; "

@@ -6,6 +6,7 @@ Voilà shows a page of one panel on this machine; the page asks nothing of any o
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,8 @@ def demo_command(folder: Path, port: int, browser: bool) -> tuple[list[str], dic
     notebook.write_text(json.dumps(demo_notebook()), encoding="utf-8")
     arguments = [
         *(sys.executable, "-m", "voila", str(notebook)),
-        *("--Voila.ip=127.0.0.1", f"--port={port}", "--template=palimpsest"),
+        *("--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0"),
+        "--template=palimpsest",
         # Its own widgets and no extensions of JupyterLab, of which it has an older one inside.
         *(f"--VoilaConfiguration.extension_allowlist={name}" for name in WIDGETS),
         *([] if browser else ["--no-browser"]),
@@ -102,6 +104,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as folder:
         arguments, environment = demo_command(Path(folder), port, browser)
         typer.echo(f"the demo is at http://127.0.0.1:{port}/; Ctrl-C ends it")
+        # However this command ends, Voilà ends with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         process = subprocess.Popen(arguments, env=environment, start_new_session=True)
         try:
             status = process.wait()
