@@ -152,6 +152,7 @@ def test_help_names_every_command():
         "reveal",
         "verify",
         "report",
+        "demo",
     ):
         assert command in text
 

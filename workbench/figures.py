@@ -7,6 +7,7 @@ marker and a line style of its own. Nothing touches pyplot's global state.
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ __all__ = [
     "power_curve",
     "pvalue_uniformity",
     "rejection_rates",
+    "rendered",
     "show",
     "sibling_dots",
     "survival_matrix",
@@ -99,12 +101,28 @@ def show(figure: Figure) -> None:
     """
     from IPython import display as notebook
 
-    alt_text = str(getattr(figure, "alt_text", "figure"))
+    picture, alt_text = rendered(figure)
     notebook.display(  # type: ignore[no-untyped-call]
-        {"image/png": png(figure), "text/plain": alt_text},
+        {"image/png": picture, "text/plain": alt_text},
         raw=True,
         metadata={"image/png": {"alt": alt_text}},
     )
+
+
+def rendered(figure: Figure) -> tuple[bytes, str]:
+    """A figure as `show` displays it: its PNG and its alternative text.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Made by this module.
+
+    Returns
+    -------
+    png : bytes
+    alt_text : str
+    """
+    return png(figure), str(getattr(figure, "alt_text", "figure"))
 
 
 def binned(
@@ -383,11 +401,12 @@ def null_histogram(evidence: Evidence) -> Figure:
             fontweight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
-        axes.set_title(
-            f"{evidence.suspect['label']}: exact p {evidence.exact_text}\n"
+        lines = (
+            f"{evidence.suspect['label']}: exact p {evidence.exact_text}",
             f"asymptotic p {evidence.asymptotic_text}",
-            fontsize=12,
         )
+        # Matplotlib does not break lines; a reason why there is no p-value is a long one.
+        axes.set_title("\n".join(textwrap.fill(line, 80) for line in lines), fontsize=12)
         axes.legend(
             handles=[
                 matplotlib.patches.Patch(color="#56B4E9", alpha=0.65, label=drawn),

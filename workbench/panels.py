@@ -13,7 +13,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 from IPython.core.getipython import get_ipython
-from IPython.utils.capture import capture_output
 from numpy.typing import NDArray
 
 from workbench import figures
@@ -41,6 +40,7 @@ __all__ = [
     "PANELS",
     "Panel",
     "curve_panel",
+    "demo_panel",
     "design_panel",
     "partition_panel",
     "plan_panel",
@@ -58,6 +58,10 @@ OWNER = "alice"
 BOX = "_box"  # ending of the name of the number box that is linked to a slider
 CONTRAST_LABEL = "log-likelihood contrast\n(nats per token)"
 CENTRED_LABEL = "log-likelihood, centred\n(nats per token)"
+SEVERAL = (
+    "Hold Ctrl or Shift to choose several, Ctrl to unselect. By keys: Home, End, Page Up and Page "
+    "Down move, Ctrl and Space add or take away; JupyterLab keeps the arrow keys for itself."
+)
 FAILED = (
     "The panel stopped at an unexpected error. Its traceback is in the notebook's log "
     "(View, Show Log Console)."
@@ -78,9 +82,10 @@ class _Content:
         return _Content(self.html + other.html, f"{self.text}\n\n{other.text}")
 
 
-def _sentence(text: str, role: str = "note", bold: bool = False) -> _Content:
+def _sentence(text: str, role: str = "note", bold: bool = False, size: str = "") -> _Content:
     """A paragraph; whatever it says is escaped."""
     weight = "font-weight:600;" if bold else ""
+    weight += f"font-size:{size};line-height:1.35;" if size else ""
     edge = "border-left:4px solid #D55E00;padding-left:8px;" if role == "alert" else ""
     style = f"margin:4px 0 8px;{weight}{edge}"
     return _Content(f'<p role="{role}" style="{style}">{html.escape(text)}</p>', text)
@@ -104,7 +109,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Content:
         for row in rows
     )
     return _Content(
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        f'<table style="margin:8px 0"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
         "\n".join(" | ".join(row) for row in (header, *rows)),
     )
 
@@ -117,11 +122,11 @@ def _pictures(*drawn: Any) -> _Content:
         return _Content("".join(f"<p>{html.escape(alt)}</p>" for alt in alts), "\n\n".join(alts))
     images, alts = [], []
     for figure in drawn:
-        with capture_output(stdout=False, stderr=False) as captured:
-            figures.show(figure)
-        (shown,) = captured.outputs
-        alts.append(str(shown.data["text/plain"]))
-        encoded = base64.b64encode(shown.data["image/png"]).decode("ascii")
+        # Not by capturing what is displayed: callbacks run beside the kernel's main thread, which
+        # dies if it takes a message while IPython's publisher is replaced.
+        picture, alt = figures.rendered(figure)
+        alts.append(alt)
+        encoded = base64.b64encode(picture).decode("ascii")
         images.append(
             f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alts[-1])}" '
             'style="flex:1 1 380px;min-width:0;max-width:620px">'
@@ -168,7 +173,12 @@ def _number(
         continuous_update=False,
         layout=widgets.Layout(flex="0 0 auto", width="92px"),
     )
-    widgets.link((slider, "value"), (box, "value"))
+    # A slider counts in floating point: 0.0895 may be 0.08950000000000001 there, not in the box.
+    widgets.link(
+        (slider, "value"),
+        (box, "value"),
+        transform=(lambda value: round(value, 9), lambda value: value),
+    )
     return {name: slider, name + BOX: box}
 
 
@@ -196,7 +206,7 @@ def _choices(
         value=tuple(value),
         rows=min(max(len(options), 2), 5),
         description=description,
-        tooltip=f"{tooltip} Hold Ctrl or Shift to choose several, Ctrl to unselect.",
+        tooltip=f"{tooltip} {SEVERAL}",
         style=_STYLE,
         layout=widgets.Layout(width="auto", grid_area="span 3"),
     )
@@ -418,22 +428,27 @@ def _statistic_control() -> dict[str, Any]:
     )
 
 
+SMALLEST_STEP = 0.0005
+
+
+def _smallest_effect(scores: _RunScores) -> float:
+    """The notebooks' rule: a quarter of what the owner's own model shows; 0 where there is none."""
+    if OWNER not in scores.run.scorable:
+        return 0.0
+    owner = scores.contrast(OWNER, _reference_names(scores.run))
+    quarter = scores.run.transcript.design.correlation(owner) / 4
+    return round(max(0.0, min(0.3, round(quarter / SMALLEST_STEP) * SMALLEST_STEP)), 4)
+
+
 def _smallest_effect_control(scores: _RunScores) -> dict[str, Any]:
-    """Starts at the notebooks' rule: a quarter of what the owner's own model shows."""
-    step = 0.0005
-    start = 0.0
-    if OWNER in scores.run.scorable:
-        owner = scores.contrast(OWNER, _reference_names(scores.run))
-        quarter = scores.run.transcript.design.correlation(owner) / 4
-        start = round(max(0.0, min(0.3, round(quarter / step) * step)), 4)
     return _number(
         "smallest_effect",
         "smallest effect",
         "Smallest correlation of interest, fixed before the test; 0 for none.",
-        start,
+        _smallest_effect(scores),
         0.0,
         0.3,
-        step,
+        SMALLEST_STEP,
     )
 
 
@@ -441,6 +456,26 @@ def _bins_control(n: int, value: int = 10) -> dict[str, Any]:
     high = max(2, min(40, n // 2))
     return _number(
         "bins", "bins", "Equal parts of training that are averaged.", min(value, high), 2, high, 1
+    )
+
+
+def _chosen_rows(transcript: Transcript, n: int) -> tuple[Transcript, NDArray[np.int64]]:
+    """So many examples drawn evenly from all of training, and where they stand."""
+    if n == transcript.n:
+        return transcript, np.arange(n)
+    part = transcript.subsample(n, seed=0)
+    return part, np.flatnonzero(np.isin(transcript.rows, part.rows))
+
+
+def _examples_control(transcript: Transcript) -> dict[str, Any]:
+    return _number(
+        "examples",
+        "examples",
+        "Queries: examples drawn evenly from all of training.",
+        transcript.n,
+        min(20, transcript.n),
+        transcript.n,
+        max(1, transcript.n // 200),
     )
 
 
@@ -487,15 +522,7 @@ def query_panel(run: Run) -> Panel:
             ALTERNATIVES,
             "greater",
         ),
-        **_number(
-            "examples",
-            "examples",
-            "Queries: examples drawn evenly from all of training.",
-            transcript.n,
-            min(20, transcript.n),
-            transcript.n,
-            max(1, transcript.n // 200),
-        ),
+        **_examples_control(transcript),
         **_bins_control(transcript.n),
         **_choice(
             "permutations",
@@ -507,19 +534,13 @@ def query_panel(run: Run) -> Panel:
         **_smallest_effect_control(scores),
     }
 
-    def chosen_rows(n: int) -> tuple[Transcript, NDArray[np.int64]]:
-        if n == transcript.n:
-            return transcript, np.arange(n)
-        part = transcript.subsample(n, seed=0)
-        return part, np.flatnonzero(np.isin(transcript.rows, part.rows))
-
     def key(settings: Settings) -> tuple[Any, ...]:
         return tuple(value for name, value in settings.items() if name != "bins")
 
     def work(settings: Settings) -> None:
         suspect, references = settings["suspect"], settings["references"]
         scores.contrast(suspect, references, settings["window"], settings["statistic"])
-        part, rows = chosen_rows(settings["examples"])
+        part, rows = _chosen_rows(transcript, settings["examples"])
         tested[key(settings)] = query_test(
             part,
             scores.model(suspect, settings["window"]).take(rows),
@@ -533,7 +554,7 @@ def query_panel(run: Run) -> Panel:
     def draw(settings: Settings) -> _Content:
         suspect, references = settings["suspect"], settings["references"]
         values = scores.contrast(suspect, references, settings["window"], settings["statistic"])
-        part, rows = chosen_rows(settings["examples"])
+        part, rows = _chosen_rows(transcript, settings["examples"])
         curve = figures.memorisation_curve(
             part.positions,
             {suspect: values[rows]},
@@ -954,6 +975,63 @@ def report_panel(run: Run) -> Panel:
     return Panel(controls, draw, "260px", button, work)
 
 
+def demo_panel(run: Run) -> Panel:
+    """Show a class one suspect at a time: its curve, the null, and p, in type for a projector.
+
+    Nothing waits for a button: the test runs again when a control moves.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    InputError
+        The run has no scored models.
+    """
+    scores, transcript = _RunScores(run), run.transcript
+    tested: dict[tuple[Any, ...], Evidence] = {}
+    controls = {**_suspect_control(run), **_examples_control(transcript)}
+    smallest = _smallest_effect(scores) or None
+
+    def draw(settings: Settings) -> _Content:
+        suspect = settings["suspect"]
+        references = [name for name in _reference_names(run) if name != suspect]
+        part, rows = _chosen_rows(transcript, settings["examples"])
+        key = tuple(settings.values())
+        if key not in tested:
+            tested[key] = query_test(
+                part,
+                scores.model(suspect).take(rows),
+                [scores.model(name).take(rows) for name in references],
+                n_resamples=999,
+                smallest_effect=smallest,
+            )
+        found = tested[key]
+        curve = figures.memorisation_curve(
+            part.positions,
+            {suspect: scores.contrast(suspect, references)[rows]},
+            10,
+            CONTRAST_LABEL if references else CENTRED_LABEL,
+        )
+        return (
+            _sentence(scores.role(suspect), size="1.5em")
+            + _sentence(f"p = {found.pvalue:.3g}: {found.verdict}", bold=True, size="2.2em")
+            + _pictures(curve, figures.null_histogram(found))
+            + _sentence(
+                f"Because {found.verdict_reason}. {part.n:,} examples, 999 shuffles of the order; "
+                f"asymptotic p {found.asymptotic_text}.",
+                size="1.25em",
+            )
+        )
+
+    return Panel(controls, draw, "620px")
+
+
 VARIANTS: dict[str, Settings] = {
     "1/occurrences (default)": {},
     "one per occurrence (published)": {"weight": "occurrences"},
@@ -1157,4 +1235,5 @@ PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "reshuffle": (reshuffle_panel, "observations"),
     "plan": (plan_panel, "plans"),
     "sequential": (sequential_panel, "run"),
+    "demo": (demo_panel, "run"),
 }

@@ -871,7 +871,7 @@ def _markdown(source: str) -> str:
     cleaned = _clean(MarkdownWithMath(renderer=renderer).render(marked))
     for number, formula in enumerate(formulas):
         cleaned = cleaned.replace(f"\ue000{number}\ue001", formula)
-    return cleaned.replace("<table>", '<div class="wide"><table>').replace(
+    return cleaned.replace("<table>", '<div class="wide" tabindex="0"><table>').replace(
         "</table>", "</table></div>"
     )
 
@@ -930,7 +930,7 @@ def _output(output: Any, section: str) -> str:
     if _WIDGET_VIEW in data:
         return '<p class="note">An interactive panel is here when the notebook is open.</p>'
     if "text/html" in data:
-        return f'<div class="wide html">{_clean(data["text/html"])}</div>'
+        return f'<div class="wide html" tabindex="0">{_clean(data["text/html"])}</div>'
     if "text/markdown" in data:
         return f'<div class="html">{_markdown(data["text/markdown"])}</div>'
     for mime in ("image/svg+xml", "image/png", "image/jpeg"):

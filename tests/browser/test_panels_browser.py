@@ -1,91 +1,74 @@
-"""A panel in JupyterLab and a real browser: keys and mouse in, text out, no exception."""
+"""Every panel in JupyterLab and a real browser: keys and mouse in, text and pictures out.
 
-import contextlib
-import importlib.util
+One JupyterLab, one notebook and one page with all panels serve every test of this file. Nothing
+here sleeps: each step waits for what it is to bring about, within a limit.
+"""
+
 import json
 import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_servers import PATIENCE, free_port, served
+from synthetic import AFTER_THE_BUTTON, make
 
-CHROMIUM = Path("/usr/bin/chromium")
-MISSING = [
-    name
-    for name, there in (
-        ("/usr/bin/chromium", CHROMIUM.exists()),
-        *((m, importlib.util.find_spec(m) is not None) for m in ("playwright", "jupyterlab")),
-    )
-    if not there
-]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}"),
-    # Opt-in: JupyterLab and a browser together need a quiet machine; the panels' own tests drive
-    # every control in any case.
-    pytest.mark.skipif(
-        not os.environ.get("PALIMPSEST_TEST_JUPYTERLAB"),
-        reason="opt-in: set PALIMPSEST_TEST_JUPYTERLAB=1",
-    ),
-]
+from workbench.panels import BOX, FAILED, PANELS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RECORDED = ROOT / "data" / "recorded" / "tiny.parquet"
 TOKEN = "a-token-for-this-test-only"
-IDLE = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
 READY = """() => {
-    const session = window.jupyterapp?.shell.currentWidget?.sessionContext;
-    return session?.isReady && session.session?.kernel?.status === 'idle';
+    const widget = window.jupyterapp?.shell.currentWidget;
+    const session = widget?.sessionContext;
+    return widget?.content?.widgets?.length > 0 && session?.isReady
+        && session.session?.kernel?.connectionStatus === 'connected'
+        && session.session.kernel.status === 'idle';
 }"""
-SYNTHETIC = """
-import numpy as np
-from workbench.lab.runs import Run
-from workbench.transcript import Transcript
+# The output is set whole: it differs, is not empty, and the kernel has come to rest.
+ANSWERED = """([output, before]) => {
+    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    return output.innerText.trim() !== '' && output.innerHTML !== before
+        && kernel.status === 'idle';
+}"""
+# A label of no width is there for screen readers only.
+CLIPPED = """panel => [...panel.querySelectorAll('.widget-label, .widget-button')]
+    .filter(label => label.clientWidth > 0)
+    .filter(label => label.scrollWidth > label.clientWidth
+        || label.getBoundingClientRect().right > panel.getBoundingClientRect().right + 1)
+    .map(label => label.textContent)"""
+SIDEWAYS = """panel => [panel, ...panel.querySelectorAll('.widget-output, .widget-gridbox')]
+    .filter(part => part.scrollWidth > part.clientWidth + 1)
+    .map(part => `${part.className}: ${part.scrollWidth} > ${part.clientWidth}`)"""
+OPEN = "from synthetic import make\n\nopened = {}"
+SHOW = "opened[{name!r}] = make({name!r})\nopened[{name!r}].add_class('tested-{name}')"
+BROKEN = """
+def broken(settings):
+    raise ZeroDivisionError('planted by a test')
 
-rng = np.random.default_rng(0)
-order = rng.permutation(1000)
-names = {"derivative": 0.001, "independent": 0.0, "reference-same": 0.0}
-values = {f"loglik:{k}": -3 + v * order + 0.3 * rng.normal(size=1000) for k, v in names.items()}
-identities = {k: {"scorer": "arrays", "model": k.removeprefix("loglik:")} for k in values}
-run = Run(
-    name="synthetic",
-    transcript=Transcript.from_arrays(order, columns=values),
-    roles={k: "synthetic" for k in names},
-    checkpoints=[],
-    windows=[(0, None)],
-    provenance={"identities": identities, "scored_tokens": {k: 64 for k in values}},
-    folders={},
-    loss_curves={},
-)
+
+opened['broken'] = make('curve')
+opened['broken']._draw = broken
+opened['broken'].add_class('tested-broken')
 """
-OPEN = "from workbench import lab\n\nrun = lab.open_run('recorded')"
 
 
 def _notebook(path: Path) -> None:
-    cells = [OPEN if RECORDED.exists() else SYNTHETIC, "from workbench import panels"]
-    cells.append("panels.query_panel(run)")
+    shown = [SHOW.format(name=name) for name in PANELS]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{i}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": source,
+        }
+        for i, source in enumerate([OPEN, *shown, BROKEN.strip()])
+    ]
     content = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{i}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": source,
-            }
-            for i, source in enumerate(cells)
-        ],
+        "cells": cells,
         "metadata": {
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
         },
@@ -95,153 +78,233 @@ def _notebook(path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def lab_url(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab on a folder with one notebook; killed at the end, kernels included."""
-    folder = tmp_path / "notebooks"
+    place = tmp_path_factory.mktemp("jupyterlab")
+    folder = place / "notebooks"
     folder.mkdir()
-    _notebook(folder / "panel.ipynb")
-    port = _free_port()
+    _notebook(folder / "panels.ipynb")
+    port = free_port()
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PALIMPSEST_HOME": str(place / "home"),
+        "OMP_NUM_THREADS": "1",
+        "JUPYTER_CONFIG_DIR": str(place / "config"),
+        "JUPYTER_RUNTIME_DIR": str(place / "runtime"),
+        "IPYTHONDIR": str(place / "ipython"),
+        "JUPYTERLAB_SETTINGS_DIR": str(place / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(place / "workspaces"),
     }
-    disabled = tmp_path / "config" / "labconfig"
+    disabled = place / "config" / "labconfig"
     disabled.mkdir(parents=True)
     # Its popup would cover the page.
     (disabled / "page_config.json").write_text(
         json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
     )
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "jupyterlab",
-            "--no-browser",
-            "--allow-root",
-            f"--port={port}",
-            "--ServerApp.port_retries=0",
-            f"--ServerApp.root_dir={folder}",
-            f"--IdentityProvider.token={TOKEN}",
-            "--LabApp.expose_app_in_browser=True",
-        ],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    # Cells out of sight are on the page too.
+    tracker = place / "settings" / "@jupyterlab" / "notebook-extension"
+    tracker.mkdir(parents=True)
+    (tracker / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+    arguments = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"),
+        *(f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"),
+    ]
     url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 40
-        while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                urllib.request.urlopen(f"{url}/api?token={TOKEN}", timeout=2).close()
-                break
-            said = (tmp_path / "server.log").read_text()[-2000:]
-            assert server.poll() is None, f"JupyterLab stopped:\n{said}"
-            assert time.monotonic() < deadline, f"JupyterLab did not answer:\n{said}"
-            time.sleep(0.2)
+    with served(arguments, environment, f"{url}/api?token={TOKEN}", place / "server.log"):
         yield url
-    finally:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            request = urllib.request.Request(
-                f"{url}/api/shutdown", method="POST", headers={"Authorization": f"token {TOKEN}"}
-            )
-            urllib.request.urlopen(request, timeout=5).close()  # takes the kernels down too
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-        log.close()
 
 
-def test_query_panel_answers_to_keys_and_shows_no_exception(lab_url: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
-
-    frames: list[str] = []
-
-    def listen(channel: Any) -> None:
-        def keep(payload: str | bytes) -> None:
-            frames.append(payload if isinstance(payload, str) else payload.decode(errors="replace"))
-
-        channel.on("framereceived", keep)
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM),
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-            ],
+@pytest.fixture(scope="module")
+def page(chromium: Any, lab_url: str, watch: Any) -> Any:
+    """The notebook, run to its end, with every panel shown."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+    page.set_default_timeout(PATIENCE)
+    watch.follow(page)
+    page.goto(f"{lab_url}/lab/tree/panels.ipynb?token={TOKEN}&reset", wait_until="commit")
+    # Run too early and JupyterLab asks for a kernel in a dialogue, and waits.
+    page.wait_for_function(READY)
+    # Not awaited: cells that never run are to fail below, within a limit of time.
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    for name in (*PANELS, "broken"):
+        page.wait_for_function(
+            "name => document.querySelector(`.tested-${name} .widget-output`)?.innerText.trim()",
+            arg=name,
         )
-        page = browser.new_page(viewport={"width": 1400, "height": 1250})
-        page.set_default_timeout(30_000)
-        page.on("websocket", listen)
-        page.goto(f"{lab_url}/lab/tree/panel.ipynb?token={TOKEN}&reset")
-        # Run too early and JupyterLab asks for a kernel in a dialogue, and waits.
-        page.wait_for_function(READY)
-        # Not awaited: cells that never run are to fail below, within a limit of time.
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        output = page.locator(".widget-output").last
-        expect(output).to_contain_text("press the button", timeout=40_000)
-        page.wait_for_selector(IDLE)
-        picture = output.locator("img")
-        expect(picture).to_have_count(1)
-        assert "Mean score by training position in 10 bins" in str(picture.get_attribute("alt"))
-        height = output.bounding_box()["height"]
-
-        # A slider by the keyboard; its number box follows.
-        bins = page.locator(".widget-hslider").filter(has_text="bins")
-        bins.locator(".noUi-handle").focus()
-        page.keyboard.press("ArrowRight")
-        boxes = page.locator(".widget-text").filter(has_text="bins").locator("input[type=number]")
-        expect(boxes).to_have_value("11")
-        expect(picture).to_have_attribute("alt", _mentions("11 bins"))
-
-        # A number box by the keyboard; the slider follows.
-        boxes.fill("7")
-        boxes.press("Enter")
-        expect(bins.locator(".noUi-handle")).to_have_attribute("aria-valuenow", _mentions("7"))
-        expect(picture).to_have_attribute("alt", _mentions("7 bins"))
-
-        # The test, and another suspect.
-        button = page.get_by_role("button", name="Run the test")
-        button.click()
-        expect(output).to_contain_text("derivative: evidence", timeout=30_000)
-        expect(output.locator("img")).to_have_count(2)
-        page.screenshot(path=str(tmp_path / "derivative.png"))
-        suspect = page.locator(".widget-dropdown").filter(has_text="suspect").locator("select")
-        suspect.select_option("independent")
-        expect(output).to_contain_text("press the button")
-        button.click()
-        expect(output).not_to_contain_text("press the button", timeout=30_000)
-        expect(output).to_contain_text("independent: ")
-        assert "independent: evidence" not in output.inner_text()
-        assert output.bounding_box()["height"] == height, "the page jumps"
-        page.screenshot(path=str(tmp_path / "independent.png"))
-        browser.close()
-
-    assert any("press the button" in frame for frame in frames), "no frame of the kernel was seen"
-    raised = [frame[:2000] for frame in frames if '"ename"' in frame]
-    assert not raised, raised
+    page.wait_for_function(READY)
+    assert watch.problems() == []
+    return page
 
 
-def _mentions(text: str) -> Any:
-    return re.compile(rf"\b{re.escape(text)}\b")
+class Reader:
+    """Somebody who moves the controls of one panel and waits for its answer."""
+
+    def __init__(self, page: Any, name: str, pictures: Path) -> None:
+        self.page, self.name, self.pictures = page, name, pictures
+        self.panel = page.locator(f".tested-{name}")
+        self.output = self.panel.locator(".widget-output")
+        self.controls = make("curve" if name == "broken" else name).controls
+
+    def answers(self, key: str, before: str) -> None:
+        """Wait until the output shows something else than before."""
+        from playwright.sync_api import TimeoutError as NoAnswer
+
+        try:
+            self.page.wait_for_function(ANSWERED, arg=[self.output.element_handle(), before])
+        except NoAnswer as error:
+            self.panel.screenshot(path=self.pictures / f"no-answer-{self.name}.png")
+            raise AssertionError(f"{self.name}: {key} changed nothing in time") from error
+        assert FAILED not in self.output.inner_text(), self.output.inner_text()
+
+    def field(self, key: str) -> Any:
+        """What the keyboard is put on, to change one control."""
+        label = self.controls[key].description
+        if key == "button":
+            return self.panel.get_by_role("button", name=label, exact=True)
+        if key.endswith(BOX):
+            boxes = self.panel.locator(".widget-text")
+            return self._labelled(boxes, label).locator("input[type=number]")
+        if key + BOX in self.controls:
+            return self._labelled(self.panel.locator(".widget-hslider"), label).locator(
+                ".noUi-handle"
+            )
+        kinds = self.panel.locator(".widget-dropdown, .widget-select-multiple")
+        return self._labelled(kinds, label).locator("select")
+
+    def _labelled(self, kinds: Any, label: str) -> Any:
+        exact = self.page.locator(".widget-label").get_by_text(label, exact=True)
+        return kinds.filter(has=exact)
+
+    def by_keyboard(self, key: str) -> None:
+        """Change one control by the keys that its kind answers to."""
+        self._ask_first(key)
+        before, field, keyboard = self.output.inner_html(), self.field(key), self.page.keyboard
+        field.focus()
+        if key == "button":
+            keyboard.press("Space")
+        elif key.endswith(BOX):
+            slider = self.field(key.removesuffix(BOX))
+            stood = slider.get_attribute("aria-valuetext")
+            now, step, high = (
+                float(v) for v in (field.input_value(), *map(field.get_attribute, ("step", "max")))
+            )
+            field.select_text()
+            keyboard.type(f"{now + step if now + step <= high else now - step:.6g}")
+            keyboard.press("Enter")
+            self._differs(slider, "aria-valuetext", stood)
+        elif key + BOX in self.controls:
+            box = self.field(key + BOX)
+            stood, top = box.input_value(), box.get_attribute("max")
+            keyboard.press("ArrowLeft" if float(stood) >= float(top) else "ArrowRight")
+            self._differs(box, "value", stood)
+        elif field.evaluate("list => list.multiple"):
+            # JupyterLab keeps the arrow keys of a list for its own moves from cell to cell.
+            chosen = field.evaluate("list => [...list.selectedOptions].map(line => line.index)")
+            keyboard.press("End" if chosen == [0] else "Home")
+        else:
+            last = field.evaluate("list => list.selectedIndex == list.length - 1")
+            for pressed in ("Space", "ArrowUp" if last else "ArrowDown", "Enter"):
+                keyboard.press(pressed)
+        self.answers(key, before)
+
+    def by_mouse(self, key: str, drag: bool = True) -> None:
+        """Drag a slider's handle to the other half, or click on that half."""
+        self._ask_first(key)
+        before, handle = self.output.inner_html(), self.field(key)
+        handle.scroll_into_view_if_needed()
+        track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+        at, mouse = handle.bounding_box(), self.page.mouse
+        x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+        left = x < track["x"] + track["width"] / 2
+        target = track["x"] + track["width"] * (0.8 if left else 0.3)
+        if drag:
+            mouse.move(x, y)
+            mouse.down()
+            mouse.move(target, y, steps=5)
+            mouse.up()
+        else:
+            mouse.click(target, y)
+        self.answers(key, before)
+
+    def click(self) -> None:
+        """Press the button by the mouse."""
+        from playwright.sync_api import expect
+
+        self.field("button").click()
+        expect(self.output).not_to_contain_text("press the button", timeout=PATIENCE)
+        self.page.wait_for_function(READY)
+        assert FAILED not in self.output.inner_text()
+
+    def _ask_first(self, key: str) -> None:
+        # A setting of the test alone changes what is shown by withdrawing the test's result.
+        of_the_test = key.removesuffix(BOX) in AFTER_THE_BUTTON.get(self.name, ())
+        if of_the_test and "press the button" in self.output.inner_text():
+            self.by_keyboard("button")
+
+    def _differs(self, field: Any, attribute: str, before: str) -> None:
+        self.page.wait_for_function(
+            "([field, name, before]) => (field[name] ?? field.getAttribute(name)) !== before",
+            arg=[field.element_handle(), attribute, before],
+        )
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_every_control_answers_to_the_keyboard(
+    page: Any, watch: Any, screenshots: Path, name: str
+) -> None:
+    reader = Reader(page, name, screenshots)
+    height = reader.output.bounding_box()["height"]
+    for key in reader.controls:
+        reader.by_keyboard(key)
+    assert reader.output.bounding_box()["height"] == height, "the page jumps"
+    assert watch.messages, "no message of the kernel was seen"
+    assert watch.problems() == []
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_sliders_and_buttons_answer_to_the_mouse(
+    page: Any, watch: Any, screenshots: Path, name: str
+) -> None:
+    reader = Reader(page, name, screenshots)
+    slider = next(key for key in reader.controls if key + BOX in reader.controls)
+    reader.by_mouse(slider)
+    reader.by_mouse(slider, drag=False)
+    if "button" in reader.controls:
+        reader.click()
+    assert watch.problems() == []
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_nothing_is_cut_off(
+    page: Any, watch: Any, screenshots: Path, theme: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 1100})
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+        f"JupyterLab {theme}",
+    )
+    page.wait_for_function(
+        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
+    )
+    page.wait_for_function(
+        "() => document.querySelector('#jp-main-dock-panel').getBoundingClientRect().right"
+        " > window.innerWidth - 60"
+    )
+    for name in PANELS:
+        panel = page.locator(f".tested-{name}")
+        panel.screenshot(path=screenshots / f"{name}-{width}-{theme.lower()}.png")
+        assert panel.evaluate(CLIPPED) == [], name
+        assert panel.evaluate(SIDEWAYS) == [], name
+    assert watch.problems() == []
+
+
+def test_a_callback_that_raises_does_not_pass(page: Any, watch: Any, screenshots: Path) -> None:
+    reader = Reader(page, "broken", screenshots)
+    with pytest.raises(AssertionError, match="unexpected error"):
+        reader.by_keyboard("bins")
+    (problem,) = watch.problems()
+    assert "ZeroDivisionError" in problem

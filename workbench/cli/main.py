@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from workbench.archive import printable
 from workbench.cli.audit import audit
+from workbench.cli.demo import demo
 from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
@@ -108,6 +109,7 @@ test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the 
 app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
 app.add_typer(test_app, name="test")
+app.command()(demo)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(design_app, name="design")
 app.command("exhibit")(exhibit)
