@@ -977,14 +977,15 @@ def _design_claims(contents: BundleContents) -> list[Finding]:
     if settings.filter is not None:
         part = block_part(contents.transcript, settings.block)
         kept = len(np.unique(part.unit_of_row[design.kept[part.rows]]))
-        chosen = settings.filter
+        chosen, fixed = settings.filter, DesignParameters.of(contents.commitment).filter_values
         findings.append(
             Finding(
                 "filter",
                 UNCHECKED,
                 f"that these {kept:,} of {part.n_units:,} units are those with {chosen.feature} "
                 f"between quantiles {chosen.low:g} and {chosen.high:g} is the owner's claim, for "
-                "what it looks at is here for the asked rows alone",
+                "what it looks at is not here for all rows"
+                + (f" (SHA-256 {', '.join(fixed)} is committed)" if fixed else ""),
             )
         )
     if settings.origin == "learned":
