@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +41,7 @@ __all__ = [
     "ATTACHED",
     "SELF_DATED",
     "Commitment",
+    "CommitmentFile",
     "CommittedModel",
     "MarkedTranscript",
     "TestKind",
@@ -181,7 +182,93 @@ class CommittedWindow(Strict):
     length: Annotated[int, Field(ge=1, lt=2**63)] | None
 
 
-class Commitment(Strict):
+class CommitmentFile(Strict):
+    """A commitment as a file in one spelling, whose SHA-256 is published; `date` as the owner says.
+
+    Attributes
+    ----------
+    date : str or None
+    """
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] | None
+
+    @property
+    def canonical(self) -> bytes:
+        """The one way to write it: the bytes of its file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of `canonical`, and so of its file: what is published or time-stamped."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "the commitment") -> Self:
+        """Read back `canonical`.
+
+        Raises
+        ------
+        InputError
+            No commitment of this version, or one that is spelled another way, so that its hash
+            would be ambiguous.
+        """
+        commitment = parse_model(cls, data, what, MAX_COMMITMENT_BYTES)
+        if commitment.canonical != data:
+            raise InputError(
+                f"{what} is not in its one canonical form, so that its SHA-256 means nothing: use "
+                "the file that 'palimpsest commit' wrote"
+            )
+        return commitment
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file whose SHA-256 is `sha256`.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written.
+        """
+        return atomic_write(path, lambda p: p.write_bytes(self.canonical))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        InputError
+            Missing, or no commitment in canonical form.
+        """
+        return cls.from_bytes(read_limited(path, MAX_COMMITMENT_BYTES), str(path))
+
+    def refuse(self, deviations: Sequence[str]) -> None:
+        """Raise InputError if there are deviations."""
+        if deviations:
+            raise InputError(
+                f"the test deviates from the commitment {self.sha256[:12]}: "
+                f"{'; '.join(deviations)}: test as committed, or commit anew"
+            )
+
+    def bind(self, evidence: Evidence, time_stamps: Sequence[Mapping[str, Any]] = ()) -> Evidence:
+        """The evidence with this commitment's digest and how it is dated, said as a caveat too.
+
+        Parameters
+        ----------
+        evidence : Evidence
+        time_stamps : sequence of mapping
+            From `TimeStamp.account`.
+        """
+        dated = ATTACHED if time_stamps else SELF_DATED
+        account = {
+            "sha256": self.sha256,
+            "dated": dated,
+            "time_stamps": [dict(stamp) for stamp in time_stamps],
+        }
+        caveats = (*evidence.caveats[:-1], _CAVEATS[dated], *evidence.caveats[-1:])
+        return replace(evidence, commitment=account, caveats=caveats)
+
+
+class Commitment(CommitmentFile):
     """Everything that decides a query test's outcome apart from the suspect.
 
     The test is the query test on rows, on designed pairs, or on pairs one after the other.
@@ -227,7 +314,6 @@ class Commitment(Strict):
     alternative: Literal["greater", "less", "two-sided"]
     alpha: Fraction
     smallest_effect: Fraction | None
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] | None
 
     @model_validator(mode="after")
     def _of_one_test(self) -> "Commitment":
@@ -358,57 +444,6 @@ class Commitment(Strict):
         }
         return cls.from_bytes(canonical_json(content), "the commitment")
 
-    # ------------------------------------------------------------------ forms
-
-    @property
-    def canonical(self) -> bytes:
-        """The one way to write it: the bytes of its file."""
-        return canonical_json(self.model_dump(mode="json"))
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of `canonical`, and so of its file: what is published or time-stamped."""
-        return hashlib.sha256(self.canonical).hexdigest()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, what: str = "the commitment") -> "Commitment":
-        """Read back `canonical`.
-
-        Raises
-        ------
-        InputError
-            No commitment of this version, or one that is spelled another way, so that its hash
-            would be ambiguous.
-        """
-        commitment = parse_model(cls, data, what, MAX_COMMITMENT_BYTES)
-        if commitment.canonical != data:
-            raise InputError(
-                f"{what} is not in its one canonical form, so that its SHA-256 means nothing: use "
-                "the file that 'palimpsest commit' wrote"
-            )
-        return commitment
-
-    def write(self, path: str | Path) -> Path:
-        """Write the file whose SHA-256 is `sha256`.
-
-        Raises
-        ------
-        InputError
-            The file cannot be written.
-        """
-        return atomic_write(path, lambda p: p.write_bytes(self.canonical))
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Commitment":
-        """Read what `write` wrote.
-
-        Raises
-        ------
-        InputError
-            Missing, or no commitment in canonical form.
-        """
-        return cls.from_bytes(read_limited(path, MAX_COMMITMENT_BYTES), str(path))
-
     # ------------------------------------------------------------------ keeping to it
 
     @property
@@ -517,32 +552,6 @@ class Commitment(Strict):
                 f"the secret salt is not the one with which the commitment {self.sha256[:12]} was "
                 "made: give its file"
             )
-
-    def refuse(self, deviations: Sequence[str]) -> None:
-        """Raise InputError if there are deviations."""
-        if deviations:
-            raise InputError(
-                f"the test deviates from the commitment {self.sha256[:12]}: "
-                f"{'; '.join(deviations)}: test as committed, or commit anew"
-            )
-
-    def bind(self, evidence: Evidence, time_stamps: Sequence[Mapping[str, Any]] = ()) -> Evidence:
-        """The evidence with this commitment's digest and how it is dated, said as a caveat too.
-
-        Parameters
-        ----------
-        evidence : Evidence
-        time_stamps : sequence of mapping
-            From `TimeStamp.account`.
-        """
-        dated = ATTACHED if time_stamps else SELF_DATED
-        account = {
-            "sha256": self.sha256,
-            "dated": dated,
-            "time_stamps": [dict(stamp) for stamp in time_stamps],
-        }
-        caveats = (*evidence.caveats[:-1], _CAVEATS[dated], *evidence.caveats[-1:])
-        return replace(evidence, commitment=account, caveats=caveats)
 
 
 @dataclass(frozen=True)
@@ -737,7 +746,7 @@ class TimeStamp:
     data: bytes = field(repr=False)
 
     @classmethod
-    def read(cls, path: str | Path, commitment: Commitment) -> "TimeStamp":
+    def read(cls, path: str | Path, commitment: CommitmentFile) -> "TimeStamp":
         """Read an ``.ots`` or ``.tsr`` file.
 
         Raises
@@ -748,7 +757,7 @@ class TimeStamp:
         return cls.from_bytes(Path(path).name, read_limited(path, MAX_STAMP_BYTES), commitment)
 
     @classmethod
-    def from_bytes(cls, name: str, data: bytes, commitment: Commitment) -> "TimeStamp":
+    def from_bytes(cls, name: str, data: bytes, commitment: CommitmentFile) -> "TimeStamp":
         """As `read`, from bytes."""
         shown, content = printable(name), commitment.canonical
         if data.startswith(_OTS_MAGIC):

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from workbench.commitment import (
     ALL_ROWS,
     MAX_COMMITMENT_BYTES,
     Commitment,
+    CommitmentFile,
     CommittedModel,
     Count,
     Sha256,
@@ -98,7 +99,7 @@ class MemberAccount(Strict):
 class Manifest(Strict):
     """Every other member of a bundle."""
 
-    format: Literal["palimpsest bundle 1"]
+    format: Literal["palimpsest bundle 1", "palimpsest reshuffle bundle 1"]
     members: dict[str, MemberAccount]
 
 
@@ -445,6 +446,21 @@ class BundleContents:
         return parse_model(LedgerPlace, data, what, MAX_COMMITMENT_BYTES)
 
 
+class Contents(Protocol):
+    """What every kind of bundle holds."""
+
+    @property
+    def archive(self) -> Archive: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def commitment(self) -> CommitmentFile: ...
+    @property
+    def evidence(self) -> Mapping[str, Any]: ...
+    @property
+    def time_stamps(self) -> tuple[TimeStamp, ...]: ...
+
+
 # ------------------------------------------------------------------------------- verifying
 
 
@@ -493,7 +509,7 @@ def verify_bundle(
     """
     data = read_limited(path)
     whole = hashlib.sha256(data).hexdigest()
-    first = _whole_file(whole, digest)
+    first = check_whole_file(whole, digest)
     if first.status == DIFFERS:
         return Verification((first,), whole)
     return verify_archive(
@@ -523,14 +539,14 @@ def verify_archive(
 ) -> Verification:
     """As `verify_bundle`, of an archive that was read already."""
     whole = archive.sha256
-    first = _whole_file(whole, digest)
+    first = check_whole_file(whole, digest)
     contents = read_bundle(archive, max_work)
     evidence = contents.recompute()
     every = [*([] if contents.reveal is None else [contents.reveal]), *reveals]
     findings = [
         first,
-        _members(contents),
-        *_commitment(contents),
+        check_members(contents),
+        *check_commitment(contents),
         *_order(contents),
         _models(contents),
         *_evidence(contents, evidence),
@@ -542,7 +558,8 @@ def verify_archive(
     return Verification(tuple(findings), whole, evidence)
 
 
-def _whole_file(found: str, digest: str | None) -> Finding:
+def check_whole_file(found: str, digest: str | None) -> Finding:
+    """Is the file with this SHA-256 the published one?"""
     if digest is None:
         return Finding(
             "whole file",
@@ -563,7 +580,8 @@ def _whole_file(found: str, digest: str | None) -> Finding:
     return Finding("whole file", MATCHES, f"SHA-256 {found}, as published")
 
 
-def _members(contents: BundleContents) -> Finding:
+def check_members(contents: Contents) -> Finding:
+    """Are the members those of the manifest?"""
     wrong = []
     for name, data in contents.archive.members.items():
         if name == "manifest.json":
@@ -576,7 +594,8 @@ def _members(contents: BundleContents) -> Finding:
     return Finding("members", MATCHES, f"{len(contents.manifest.members)} as in the manifest")
 
 
-def _commitment(contents: BundleContents) -> list[Finding]:
+def check_commitment(contents: Contents) -> list[Finding]:
+    """Is it the commitment that the evidence names, and who dated it?"""
     commitment, evidence = contents.commitment, contents.evidence
     bound = evidence.get("commitment")
     stated = bound.get("sha256") if isinstance(bound, Mapping) else None
@@ -770,14 +789,20 @@ _PAIR_LINES = {
 
 
 def _evidence(contents: BundleContents, evidence: Evidence) -> list[Finding]:
-    found = strict_json(evidence.to_json().encode(), "the recomputed evidence")
-    claimed = dict(contents.evidence)
-    there, here = claimed.pop("software", {}), found.pop("software")
-    rest = sorted((set(found) | set(claimed)) - {f for fields in _LINES.values() for f in fields})
     lines = dict(_LINES) if contents.design is None else {**_LINES, **_PAIR_LINES}
     if contents.ledger_place is not None:
-        rest.remove("correction")
         lines["corrected p"] = ("correction",)
+    return compare_evidence(contents.evidence, evidence, lines)
+
+
+def compare_evidence(
+    stated: Mapping[str, Any], evidence: Evidence, lines: Mapping[str, tuple[str, ...]]
+) -> list[Finding]:
+    """Each line's fields, as stated and as recomputed; what is in no line comes in a last one."""
+    found = strict_json(evidence.to_json().encode(), "the recomputed evidence")
+    claimed = dict(stated)
+    there, here = claimed.pop("software", {}), found.pop("software")
+    rest = sorted((set(found) | set(claimed)) - {f for fields in lines.values() for f in fields})
     findings = []
     for line, names in {**lines, _ELSE: tuple(rest)}.items():
         differences = [
@@ -1092,27 +1117,17 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
     members, label = archive.members, archive.label
 
     def member(name: str) -> bytes:
-        if name not in members:
-            raise InputError(f"{label} has no {name}: it is no bundle, or not a whole one")
-        return members[name]
+        return member_of(archive, name)
 
     def named(name: str) -> str:
         return f"{label}: {name}"
 
-    manifest = parse_model(
-        Manifest, member("manifest.json"), named("manifest.json"), MAX_COMMITMENT_BYTES
-    )
-    odd = set(manifest.members) ^ (set(members) - {"manifest.json"})
-    if odd:
-        raise InputError(
-            f"{label}: {printable(sorted(odd)[0])!r} is in the manifest or in the archive, but not "
-            "in both: it is refused"
-        )
+    manifest = read_manifest(archive, MANIFEST_FORMAT)
     commitment = Commitment.from_bytes(member("commitment.json"), named("commitment.json"))
     account = parse_model(
         Account, member("account.json"), named("account.json"), MAX_COMMITMENT_BYTES
     )
-    evidence = _read_evidence(member("evidence.json"), named("evidence.json"))
+    evidence = read_evidence(member("evidence.json"), named("evidence.json"), "query")
     check_statistic(commitment.statistic)
     n = commitment.design.n
     if n * commitment.n_resamples > max_work:
@@ -1158,23 +1173,14 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
             f"{label}: its scores are of {printable(', '.join(roles))}, and the commitment wants "
             f"{', '.join(wanted)}: it is refused"
         )
-    stamps = []
-    for entry in account.time_stamps:
-        if not re.fullmatch(r"time-stamps/[1-9][0-9]?\.(ots|tsr)", entry.member):
-            raise InputError(f"{label}: {printable(entry.member)!r} is no time-stamp's name")
-        stamp = TimeStamp.from_bytes(entry.name, member(entry.member), commitment)
-        if {"member": entry.member, **stamp.account} != entry.model_dump():
-            raise InputError(f"{label}: {entry.member} is not what the account says: it is refused")
-        stamps.append(stamp)
+    stamps = read_stamps(archive, account.time_stamps, commitment)
     reveal = None
     if "revealed.json" in members:
         reveal = Reveal.from_bytes(members["revealed.json"], named("revealed.json"))
     known = {"commitment.json", "evidence.json", "account.json", "order.parquet", "proof.bin"}
     known |= {"manifest.json", "revealed.json", *(f"scores/{role}.parquet" for role in roles)}
     known |= {entry.member for entry in account.time_stamps}
-    if set(members) - known:
-        odd_name = sorted(set(members) - known)[0]
-        raise InputError(f"{label}: {odd_name!r} belongs to no bundle: it is refused")
+    check_known(archive, known)
     return BundleContents(
         archive,
         manifest,
@@ -1187,18 +1193,78 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         sealed,
         member("proof.bin"),
         scores,
-        tuple(stamps),
+        stamps,
         reveal,
         design,
     )
 
 
-def _read_evidence(data: bytes, what: str) -> Mapping[str, Any]:
+def member_of(archive: Archive, name: str) -> bytes:
+    """A member that must be there."""
+    if name not in archive.members:
+        raise InputError(f"{archive.label} has no {name}: it is no bundle, or not a whole one")
+    return archive.members[name]
+
+
+def read_manifest(archive: Archive, form: str | None = None) -> Manifest:
+    """The manifest of a bundle of this kind, or of any; it must list what is there.
+
+    Raises
+    ------
+    InputError
+        None, one of another kind of bundle, or of other members.
+    """
+    label, data = archive.label, member_of(archive, "manifest.json")
+    manifest = parse_model(Manifest, data, f"{label}: manifest.json", MAX_COMMITMENT_BYTES)
+    if form not in (None, manifest.format):
+        raise InputError(
+            f"{label}: manifest.json is of a {manifest.format!r}, and a {form!r} was expected: use "
+            "'palimpsest verify', which knows both"
+        )
+    odd = set(manifest.members) ^ (set(archive.members) - {"manifest.json"})
+    if odd:
+        raise InputError(
+            f"{label}: {printable(sorted(odd)[0])!r} is in the manifest or in the archive, but not "
+            "in both: it is refused"
+        )
+    return manifest
+
+
+def read_stamps(
+    archive: Archive, entries: Iterable[StampAccount], commitment: CommitmentFile
+) -> tuple[TimeStamp, ...]:
+    """The time-stamps that an account lists; each speaks of the commitment."""
+    label, stamps = archive.label, []
+    for entry in entries:
+        if not re.fullmatch(r"time-stamps/[1-9][0-9]?\.(ots|tsr)", entry.member):
+            raise InputError(f"{label}: {printable(entry.member)!r} is no time-stamp's name")
+        stamp = TimeStamp.from_bytes(entry.name, member_of(archive, entry.member), commitment)
+        if {"member": entry.member, **stamp.account} != entry.model_dump():
+            raise InputError(f"{label}: {entry.member} is not what the account says: it is refused")
+        stamps.append(stamp)
+    return tuple(stamps)
+
+
+def check_known(archive: Archive, known: set[str]) -> None:
+    """Raise InputError if there is a member that no bundle of this kind has."""
+    if set(archive.members) - known:
+        odd_name = sorted(set(archive.members) - known)[0]
+        raise InputError(f"{archive.label}: {odd_name!r} belongs to no bundle: it is refused")
+
+
+def read_evidence(data: bytes, what: str, test: str) -> Mapping[str, Any]:
+    """Evidence of a kind of test, as it is written; its numbers are not checked.
+
+    Raises
+    ------
+    InputError
+        Not evidence, or of another test.
+    """
     content = strict_json(data, what, MAX_EVIDENCE_BYTES)
     if not isinstance(content, Mapping) or content.get("format") != EVIDENCE_FORMAT:
         raise InputError(f"{what} is not evidence of the form {EVIDENCE_FORMAT!r}: it is refused")
-    if content.get("test") != "query":
-        raise InputError(f"{what} is of another test than the query test: it is refused")
+    if content.get("test") != test:
+        raise InputError(f"{what} is of another test than the {test} test: it is refused")
     return content
 
 
@@ -1213,7 +1279,7 @@ def _read_order(
         filtered = design_settings(commitment).filter is not None
         if filtered:
             optional["kept"] = pa.int32()
-    table = _read_table(
+    table = read_table(
         data,
         what,
         n,
@@ -1262,7 +1328,7 @@ def _read_order(
 
 
 def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) -> Scores:
-    _read_table(
+    read_table(
         data,
         what,
         n,
@@ -1283,7 +1349,7 @@ def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) 
 _WIDTHS = {1: 4, 2: 8, 4: 4, 5: 8}  # INT32, INT64, FLOAT, DOUBLE
 
 
-def _read_table(
+def read_table(
     data: bytes,
     what: str,
     n: int,

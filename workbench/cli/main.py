@@ -67,6 +67,7 @@ from workbench.cli.options import (
     TranscriptOption,
     WorkersOption,
 )
+from workbench.cli.siblings import siblings_app
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.designed import (
     DesignParameters,
@@ -116,6 +117,7 @@ ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's
 app.add_typer(test_app, name="test")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(design_app, name="design")
+app.add_typer(siblings_app, name="siblings")
 app.command("exhibit")(exhibit)
 
 
@@ -148,7 +150,7 @@ def _check_workers(cluster: str | None, workers: int | None) -> None:
         raise InputError("--workers are a cluster's: add --cluster local, or leave them out")
 
 
-def _read_texts(source: str, tokenizer: str | None) -> Texts:
+def read_texts(source: str, tokenizer: str | None) -> Texts:
     from workbench.scorers import tokenise_texts
 
     texts = Texts.read(source)
@@ -238,7 +240,7 @@ def lab_siblings(
         recipe,
         fraction=fraction,
         n_siblings=siblings,
-        fine_tune_on=None if fine_tune_on is None else _read_texts(fine_tune_on, None),
+        fine_tune_on=None if fine_tune_on is None else read_texts(fine_tune_on, None),
         workers=workers,
         cluster=cluster,
         progress=not quiet,
@@ -374,7 +376,7 @@ def sample(
     from workbench import lab
     from workbench.scorers import tokenise_texts
 
-    given = None if prompts is None else _read_texts(prompts, None)
+    given = None if prompts is None else read_texts(prompts, None)
     if given is not None and given.kind == "text":
         given = tokenise_texts(given, model)
     made = lab.sample_texts(
@@ -1273,7 +1275,7 @@ def test_partition(
         examples = _tokenised_transcript(examples, tokenizer)
     evidence = partition_test(
         examples,
-        _read_texts(texts, tokenizer),
+        read_texts(texts, tokenizer),
         max_ngram,
         statistic=statistic,
         weight=weight,
@@ -1286,7 +1288,7 @@ def test_partition(
         seed=seed,
         alpha=alpha,
         smallest_effect=smallest_effect,
-        placebos=[_read_texts(path, tokenizer) for path in placebo or []],
+        placebos=[read_texts(path, tokenizer) for path in placebo or []],
         progress=not quiet,
     )
     _conclude(evidence, json_path)
@@ -1294,6 +1296,7 @@ def test_partition(
 
 @test_app.command("reshuffle")
 def test_reshuffle(
+    context: typer.Context,
     texts: TextsOption,
     alice: Annotated[
         str, typer.Option(help="Model: the rerun of the owner's order.", show_default=False)
@@ -1322,18 +1325,42 @@ def test_reshuffle(
         float | None,
         typer.Option(help="Smallest difference of interest, nats per token, fixed beforehand."),
     ] = None,
+    commitment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Test as committed in this file of 'palimpsest siblings commit': options that "
+            "differ from it are refused."
+        ),
+    ] = None,
+    time_stamp: StampOption = None,
     shuffle: ShuffleOption = "owner",
     quiet: QuietOption = False,
 ) -> None:
     """Does the owner's order explain a text better than fresh shuffles of the same examples?"""
     from workbench.lab import declared_procedure
+    from workbench.reshuffle_bundle import ReshuffleCommitment, committed_reshuffle
     from workbench.scorers import score_texts
 
-    given = _read_texts(texts, tokenizer or alice)
+    fixed = None if commitment is None else ReshuffleCommitment.read(commitment)
+    if fixed is None:
+        _check_uncommitted(time_stamp, None)
+    else:
+        free = {"texts", "alice", "sibling", "released"}
+        written = {name: v for name, v in _given(context).items() if name not in free}
+        fixed.refuse(fixed.deviations(written))
+    given = read_texts(texts, tokenizer or alice)
 
     def scored(model: str) -> Any:
         return score_texts(given, model, progress=not quiet)
 
+    if fixed is not None:
+        stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
+        others = [scored(model) for model in sibling]
+        last = None if released is None else scored(released)
+        _conclude(
+            committed_reshuffle(fixed, scored(alice), others, last, time_stamps=stamps), json_path
+        )
+        return
     evidence = reshuffle_test(
         scored(alice),
         [scored(model) for model in sibling],
@@ -1635,10 +1662,19 @@ def verify(
     ] = 10**11,
 ) -> None:
     """Recompute a bundle without any model: what matches, what doesn't, what can't be checked."""
+    from workbench.reshuffle_bundle import holds_reshuffle, verify_reshuffle_bundle
     from workbench.verification import Reveal, verify_bundle
 
     if rescore is None and (rows, role, tokenizer) != (None, None, None):
         raise InputError("--rows, --role and --tokenizer are of --rescore: leave them out")
+    if holds_reshuffle(bundle, digest):
+        if rescore is not None or reveal:
+            raise InputError(
+                f"{bundle} is of a reshuffle test, without rows of a transcript: leave out "
+                "--rescore and --reveal"
+            )
+        _say(verify_reshuffle_bundle(bundle, digest))
+        return
     found = verify_bundle(
         bundle,
         digest,
@@ -1650,6 +1686,10 @@ def verify(
         device=device,
         max_work=max_work,
     )
+    _say(found)
+
+
+def _say(found: Any) -> None:
     typer.echo(str(found))
     count = len(found.mismatches)
     typer.echo("nothing mismatches" if found.ok else f"{count} line(s) do not match")
