@@ -109,8 +109,9 @@ def write_bundle(
     """
     if evidence.test != "query":
         raise InputError(
-            f"the evidence is of a {evidence.test} test, and a commitment fixes neither texts nor "
-            "siblings yet: give the evidence of a query test"
+            f"the evidence is of a {evidence.test} test, and this is a bundle of a query test: "
+            "reshuffle tests have 'palimpsest siblings bundle', and partition tests none, for no "
+            "commitment fixes their texts and n-gram counts"
         )
     if commitment.test == "sequential":
         raise InputError(
