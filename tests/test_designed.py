@@ -386,6 +386,10 @@ def swapped(values):
 
 
 CHANGES = {
+    "a budget beyond all numbers": (
+        lambda m: {"commitment.json": edited(m, "commitment.json", lambda c: c["design"][
+            "parameters"]["settings"].update(budget=10**40))},
+        {"commitment", "everything else"}),
     "positions": (
         lambda m: {"order.parquet": with_order(m, swapped, "position")}, {"training order"}),
     "the digest of the pairs": (
@@ -442,6 +446,12 @@ HOSTILE = {
     "fewer queries": (
         lambda m: {"commitment.json": edited(m, "commitment.json", lambda c: c["design"][
             "parameters"]["settings"].update(budget=8))}, "chooses 8 other examples"),
+    "a block that there is not": (
+        lambda m: {"commitment.json": edited(m, "commitment.json", lambda c: c["design"][
+            "parameters"]["settings"].update(block=7))}, "has no block 7"),
+    "a block beyond all numbers": (
+        lambda m: {"commitment.json": edited(m, "commitment.json", lambda c: c["design"][
+            "parameters"]["settings"].update(block=10**40))}, "no block|no pairs can be chosen"),
     "another transcript": (
         lambda m: {"commitment.json": edited(m, "commitment.json", lambda c: c["design"][
             "parameters"]["settings"].update(transcript="0" * 64))}, "another transcript"),

@@ -31,6 +31,7 @@ from workbench.evidence import Evidence
 from workbench.independence import QueryDesign, pair_test
 from workbench.independence.design import FILTERS, REFERENCES, DesignSettings, LearnedDesign
 from workbench.independence.pairs import asked_scores, plain_statistic
+from workbench.independence.sequential import FITTED_FIRST
 from workbench.merkle import MasterSalt, marks_of
 from workbench.scores import Scores, check_aligned
 from workbench.transcript import Transcript
@@ -185,8 +186,7 @@ def commit_design(
             f"batch is {batch if batch < 1 else first}: a step asks about a pair or more"
         )
     if first is None:
-        # As in `workbench.sequential`: a fit to few examples is poor.
-        first = batch * (4 if plain.needs else 1)
+        first = batch * (FITTED_FIRST if plain.needs else 1)
     return Commitment.make(
         transcript,
         salt,

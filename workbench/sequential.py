@@ -22,7 +22,7 @@ from workbench.independence.account import check_levels
 from workbench.independence.design import QueryDesign
 from workbench.independence.pairs import asked_scores, plain_statistic
 from workbench.independence.pairs import check_design as check_transcript
-from workbench.independence.sequential import SequentialTest, Step
+from workbench.independence.sequential import FITTED_FIRST, SequentialTest, Step
 from workbench.null import Alternative
 from workbench.scorers import Scorer, score_transcript
 from workbench.scores import Scores, check_aligned
@@ -32,9 +32,6 @@ from workbench.transcript import Transcript
 __all__ = ["SequentialTest", "Step", "committed_sequential_test", "sequential_test"]
 
 Ints = NDArray[np.int64]
-
-# A fit to few examples is poor: the first batch of a fitted contrast is this many batches long.
-FITTED_FIRST = 4
 
 
 def sequential_test(

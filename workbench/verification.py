@@ -55,7 +55,7 @@ from workbench.evidence import Evidence
 from workbench.footers import Footer, read_footer
 from workbench.independence import QueryDesign, pair_test, query_test
 from workbench.independence.account import software
-from workbench.independence.design import block_part
+from workbench.independence.design import block_part, block_within
 from workbench.independence.ledger import as_entered
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
@@ -1143,8 +1143,7 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
     design = None
     tested = transcript
     if commitment.test == "pairs":
-        design = QueryDesign(design_settings(commitment), transcript, (), kept)
-        design.need_pairs()
+        design = _choose_again(commitment, transcript, kept, label)
         if rows_sha256(rows[design.rows]) != commitment.design.rows_sha256:
             here = environment()["numpy"]
             raise InputError(
@@ -1266,6 +1265,29 @@ def read_evidence(data: bytes, what: str, test: str) -> Mapping[str, Any]:
     if content.get("test") != test:
         raise InputError(f"{what} is of another test than the {test} test: it is refused")
     return content
+
+
+def _choose_again(
+    commitment: Commitment,
+    transcript: ClaimedTranscript,
+    kept: NDArray[np.bool_] | None,
+    label: str,
+) -> QueryDesign:
+    """The committed design on this order, with the owner's word for what the filter keeps."""
+    settings = design_settings(commitment)
+    try:
+        if block_within(transcript, settings.block) != settings.block:
+            raise InputError(f"{label}: the committed design names no block of this order")
+        design = QueryDesign(settings, transcript, (), kept)
+    except InputError:
+        raise
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{label}: no pairs can be chosen by the committed settings "
+            f"({printable(error, 120)}): it is refused"
+        ) from error
+    design.need_pairs()
+    return design
 
 
 def _read_order(
