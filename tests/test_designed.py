@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from workbench import InputError, Scores, ShuffleClaim, Transcript
 from workbench.archive import Archive, archive_bytes
-from workbench.bundle import write_bundle
+from workbench.bundle import reveal_rows, write_bundle
 from workbench.commitment import Commitment, committed_test
 from workbench.designed import (
     DesignParameters,
@@ -529,3 +529,43 @@ def test_a_bundle_is_made_of_what_was_committed_or_not_at_all(made, tmp_path):
     refused("would not verify", suspect=replace(bob, loglik_sum=bob.loglik_sum[::-1]))
     refused("would not verify", replace(made["evidence"], pvalue=0.5))
     refused("says which rows", rows=range(10))
+
+
+class Remembered:
+    """Stands in for a model: gives again what was recorded, found by the tokens."""
+
+    known: dict
+
+    def __init__(self, model, **_):
+        self.model = model
+
+    def identity(self):
+        return self.known["identity"]
+
+    def encode(self, asked):
+        return [tuple(tokens.tolist()) for tokens in asked.tokens()]
+
+    def score(self, encoded, rows):
+        return [np.array([self.known[encoded[row]]], dtype=np.float32) for row in rows]
+
+
+@pytest.mark.parametrize("by", [0.0, 0.5])
+def test_asked_rows_are_rescored_and_others_cannot_be(made, tmp_path, monkeypatch, by):
+    transcript, commitment, bob = made["transcript"], made["commitment"], made["models"]["bob"]
+    asked = committed_design(commitment, transcript, [made["models"]["other"]]).rows
+    other = next(row for row in range(N) if row not in asked)
+    tokens = transcript.tokens()
+    Remembered.known = {
+        tuple(tokens[row].tolist()): bob.loglik_sum[row] + by for row in range(N)
+    } | {"identity": bob.identity}  # fmt: skip
+    monkeypatch.setattr("workbench.scorers.CausalLMScorer", Remembered)
+    shown = reveal_rows(
+        tmp_path / "r.json", commitment, SALT, transcript, [int(asked[3]), int(asked[8]), other]
+    )
+    found = verify_bundle(made["path"], reveals=[shown], model="bob", role="suspect")
+    [line] = [f for f in found.findings if f.name == "scores of suspect"]
+    assert line.status == ("does not match" if by else "matches")
+    assert "2 row(s)" in line.detail or by
+    assert lines(found)["revealed rows"] == "matches"
+    found = verify_bundle(made["path"], reveals=[shown], model="bob", role="suspect", rows=[other])
+    assert f"rows {other} are not revealed" in str(found)
