@@ -247,6 +247,7 @@ def test_a_committed_test_is_entered_in_a_ledger(tables, tmp_path):
     fixed = Commitment.read(tmp_path / "c.json")
     entries = Ledger(ledger).entries
     assert [entry.settings.get("commitment") for entry in entries] == [None, fixed.sha256]
+    assert f"committed {fixed.sha256[:12]}" in Ledger(ledger).summary().splitlines()[3]
     content = json.loads((tmp_path / "e.json").read_text())
     assert content["commitment"]["sha256"] == fixed.sha256
     assert content["correction"]["number"] == 2

@@ -446,6 +446,8 @@ def _words(settings: Mapping[str, Any]) -> str:
     for name in ("statistic", "alternative", "n", "n_resamples", "seed"):
         if name in settings:
             shown.append(f"{name}={settings[name]}")
+    if "commitment" in settings:
+        shown.append(f"committed {str(settings['commitment'])[:12]}")
     return " · ".join(shown) or content_key(settings)[:12]
 
 
