@@ -10,8 +10,11 @@ from typer.testing import CliRunner
 
 from workbench import InputError
 from workbench.cli import app
+from workbench.commitment import Commitment
+from workbench.independence import Ledger
 from workbench.independence.design import LearnedDesign
 from workbench.shufflers import KnownShuffle
+from workbench.verification import verify_bundle
 
 N, SEED = 2000, 77123
 
@@ -103,5 +106,164 @@ def test_what_a_commitment_does_not_know_is_refused_with_it(tables, tmp_path):
             "--salt-file", salt)  # fmt: skip
     said = failed(*test, "--shuffler", "olmo", "--seed-drawn")
     assert "shuffler is committed as none and given as olmo" in said
-    for option in ("--weights", "--ledger"):
-        assert f"{option[2:]} is committed as none" in failed(*test, option, tmp_path / "w.json")
+    assert "weights is committed as none" in failed(*test, "--weights", tmp_path / "w.json")
+
+
+# ------------------------------------------------------------------------------- committed designs
+
+
+@pytest.fixture(scope="module")
+def committed(tables, tmp_path_factory):
+    """Pairs committed, tested and bundled; a sequential test committed."""
+    _, own = tables
+    folder = tmp_path_factory.mktemp("committed")
+    models = ("--transcript", own, "--reference", "loss:ref")
+    designed = ("--design", "midlate-vs-early", "--queries", 160, "--filter", "hardest-50")
+    test = (*models, "--suspect", "loss:bob", "--commitment", folder / "c.json", "--salt-file",
+            folder / "c.salt")  # fmt: skip
+    for command in (
+        ("commit", *models, *designed, "--n-resamples", 499, "--seed", 4, "--out",
+         folder / "c.json", "--salt-file", folder / "c.salt"),
+        ("test", "pairs", *test, "--json", folder / "e.json", "--design-json", folder / "d.json"),
+        ("bundle", *test, "--evidence", folder / "e.json", "--out", folder / "b.zip"),
+        ("commit", *models, *designed, "--seed", 4, "--sequential", "--batch", 8, "--out",
+         folder / "s.json", "--salt-file", folder / "s.salt"),
+    ):  # fmt: skip
+        done = run(*command)
+        assert done.exit_code == 0, (command[:2], done.exception)
+    return folder, models, test
+
+
+def test_pairs_are_committed_tested_bundled_and_verified(committed):
+    folder, _, _ = committed
+    content = json.loads((folder / "e.json").read_text())
+    fixed = Commitment.read(folder / "c.json")
+    assert content["commitment"]["sha256"] == fixed.sha256
+    assert content["verdict"] == "evidence"
+    found = verify_bundle(folder / "b.zip")
+    assert found.ok
+    status = {f.name: f.status for f in found.findings}
+    assert status["chosen pairs"] == status["certified p"] == "matches"
+    assert status["filter"] == "cannot be checked"
+
+
+PAIR_DEVIATIONS = {
+    "--design": ("late-vs-early", "design is committed as midlate-vs-early"),
+    "--queries": (200, "queries is committed as 160 and given as 200"),
+    "--filter": ("hardest-30", "filter is committed as hardest-50 and given as hardest-30"),
+    "--statistic": ("residual", "statistic is committed as spearman and given as residual"),
+    "--reference": ("loss:bob", "the number of scores that the filter looks at is committed as 1"),
+    "--alpha": (0.01, "alpha is committed as 0.001 and given as 0.01"),
+    "--seed": (5, "seed is committed as 4 and given as 5"),
+}
+
+
+@pytest.mark.parametrize("option", list(PAIR_DEVIATIONS))
+def test_tests_of_pairs_that_deviate_are_refused(committed, option):
+    folder, models, test = committed
+    value, message = PAIR_DEVIATIONS[option]
+    sequential = (*models, "--suspect", "loss:bob", "--commitment", folder / "s.json")
+    for command in (("test", "pairs", *test), ("test", "sequential", *sequential)):
+        said = failed(*command, option, value)
+        assert message in said
+        assert "\n" not in said
+
+
+def test_a_committed_sequential_test_is_run_as_committed(committed, tmp_path):
+    folder, models, test = committed
+    sequential = (*models, "--suspect", "loss:bob", "--commitment", folder / "s.json")
+    done = run("test", "sequential", *sequential, "--json", tmp_path / "e.json")
+    assert done.exit_code == 0, done.exception
+    content = json.loads((tmp_path / "e.json").read_text())
+    assert content["commitment"]["sha256"] == Commitment.read(folder / "s.json").sha256
+    assert content["details"]["anytime"]["queries"][0] == 16
+    said = failed("test", "sequential", *sequential, "--batch", 16)
+    assert "batch is committed as 8 and given as 16" in said
+    assert "committed as pairs and given as sequential" in failed(
+        "test", "sequential", *models, "--suspect", "loss:bob", "--commitment", folder / "c.json"
+    )
+    assert "committed as pairs and given as query" in failed("test", "query", *test)
+    assert "when it was stopped" in failed(
+        "bundle", *models, "--suspect", "loss:bob", "--commitment", folder / "s.json",
+        "--salt-file", folder / "s.salt", "--evidence", tmp_path / "e.json", "--out",
+        tmp_path / "b.zip",
+    )  # fmt: skip
+
+
+def test_designs_of_a_file_are_committed(committed, tables, tmp_path):
+    folder, models, _ = committed
+    out = ("--out", tmp_path / "c.json", "--salt-file", tmp_path / "c.salt")
+    done = run("commit", *models, "--design-file", folder / "d.json", *out)
+    assert done.exit_code == 0, done.exception
+    again = Commitment.read(tmp_path / "c.json")
+    assert again.design == Commitment.read(folder / "c.json").design
+    lab, own = tables
+    learned = tmp_path / "learned.json"
+    run("design", "fit", "--transcript", lab, "--under-test", own, "--derivative", "loss:bob",
+        "--reference", "loss:ref", "--out", learned)  # fmt: skip
+    out = ("--out", tmp_path / "l.json", "--salt-file", tmp_path / "l.salt")
+    done = run("commit", *models, "--design", learned, "--queries", 100, *out)
+    assert done.exit_code == 0, done.exception
+    test = ("test", "pairs", *models, "--suspect", "loss:bob", "--commitment", tmp_path / "l.json",
+            "--salt-file", tmp_path / "l.salt", "--design")  # fmt: skip
+    done = run(*test, learned)
+    assert done.exit_code == 0, done.exception
+    learned.write_text(learned.read_text().replace('"learned_on": "', '"learned_on": "0'))
+    assert "design is committed as windows and given as the learned one" in failed(*test, learned)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--queries", 9), "--queries is of a design"),
+        (("--sequential",), "--sequential is of a design"),
+        (("--design", "late-vs-early"), "add --queries"),
+        (("--design", "late-vs-early", "--queries", 9, "--batch", 2), "--batch is of a sequential"),
+        (("--design", "late-vs-early", "--queries", 9, "--subsample", 2), "leave out --subsample"),
+        (("--design", "uniform", "--queries", 9), "has no pairs"),
+        (("--design", "x", "--design-file", "y"), "two designs"),
+        (("--design-file", "y", "--queries", 9), "brings its own"),
+        (("--design-file", "absent.json"), "cannot be read"),
+    ],
+)
+def test_options_of_a_design_that_do_not_fit_are_refused(tables, tmp_path, options, message):
+    said = failed("commit", "--transcript", tables[1], *options, "--out", tmp_path / "c.json",
+                  "--salt-file", tmp_path / "c.salt")  # fmt: skip
+    assert message in said
+    assert not (tmp_path / "c.salt").exists()
+
+
+def test_a_committed_test_is_entered_in_a_ledger(tables, tmp_path):
+    _, own = tables
+    models, ledger = ("--transcript", own, "--reference", "loss:ref"), tmp_path / "l.jsonl"
+    run("test", "query", *models, "--suspect", "loss:bob", "--n-resamples", 499, "--ledger", ledger)
+    paths = ("--out", tmp_path / "c.json", "--salt-file", tmp_path / "c.salt")
+    run("commit", *models, "--n-resamples", 1999, "--alpha", 0.01, *paths)
+    test = (*models, "--suspect", "loss:bob", "--commitment", tmp_path / "c.json", "--salt-file",
+            tmp_path / "c.salt")  # fmt: skip
+    for _ in range(2):  # the same test again keeps its number
+        done = run("test", "query", *test, "--ledger", ledger, "--json", tmp_path / "e.json")
+        assert done.exit_code == 0, done.exception
+    fixed = Commitment.read(tmp_path / "c.json")
+    entries = Ledger(ledger).entries
+    assert [entry.settings.get("commitment") for entry in entries] == [None, fixed.sha256]
+    assert f"committed {fixed.sha256[:12]}" in Ledger(ledger).summary().splitlines()[3]
+    content = json.loads((tmp_path / "e.json").read_text())
+    assert content["commitment"]["sha256"] == fixed.sha256
+    assert content["correction"]["number"] == 2
+    assert content["correction"]["pvalue"] == entries[1].corrected > content["pvalue"]
+    assert "corrected p" in done.stdout
+    refused = ("test", "query", *test, "--ledger", ledger)
+    assert "alpha is committed as 0.01" in failed(*refused, "--alpha", 0.05)
+    assert "number of references" in failed(*refused, "--reference", "loss:ref")
+    assert len(Ledger(ledger).entries) == 2, "what was refused was never entered"
+    bundle = ("bundle", *test, "--evidence", tmp_path / "e.json", "--out", tmp_path / "b.zip")
+    done = run(*bundle)
+    assert done.exit_code == 0, done.exception
+    found = {f.name: f.status for f in verify_bundle(tmp_path / "b.zip").findings}
+    assert found["corrected p"] == "matches"
+    assert found["place in the ledger"] == "cannot be checked"
+    content["correction"]["pvalue"] /= 2
+    (tmp_path / "e.json").write_text(json.dumps(content))
+    (tmp_path / "b.zip").unlink()
+    assert "would not verify (corrected p" in failed(*bundle)

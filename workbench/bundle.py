@@ -1,7 +1,8 @@
-"""Bundles: a committed query test as one file that a stranger can check, and reveals of rows.
+"""Bundles: a committed test as one file that a stranger can check, and reveals of rows.
 
 Writes what `workbench.verification` reads. The texts stay with the owner, and so does the master
 salt: a bundle has positions, blocks, units and scores of the tested rows, and their content sealed.
+Where pairs are tested it has the order of all rows, so that the pairs can be chosen again.
 Scores under a model that others have are a fingerprint of a text all the same (docs/evidence.md).
 """
 
@@ -27,9 +28,12 @@ from workbench.commitment import (
     committed_test,
     rows_sha256,
 )
+from workbench.designed import committed_design, committed_pairs
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
+from workbench.independence import QueryDesign
+from workbench.independence.pairs import asked_scores
 from workbench.merkle import HASH_BYTES, MARK_BYTES, MasterSalt, MerkleTree
 from workbench.scores import Scores
 from workbench.transcript import Transcript
@@ -78,12 +82,13 @@ def write_bundle(
     transcript : Transcript
         All of it; its content does not go into the file.
     evidence : Evidence
-        From `workbench.committed_test` with this commitment.
+        From `workbench.committed_test` or `workbench.designed.committed_pairs` with this
+        commitment.
     suspect : Scores
     references, placebos : sequence of Scores
-        Of the tested examples.
+        Of the tested examples; references of all where a committed design's filter looks at them.
     rows : array_like of int, optional
-        Row numbers of the tested examples, if not all are.
+        Row numbers of the tested examples, if not all are; a committed design says them itself.
     reveal : sequence of int
         Row numbers whose content is shown.
     time_stamps : sequence of TimeStamp
@@ -104,12 +109,30 @@ def write_bundle(
     """
     if evidence.test != "query":
         raise InputError(
-            f"the evidence is of a {evidence.test} test, and a commitment fixes neither texts nor "
-            "siblings yet: give the evidence of a query test"
+            f"the evidence is of a {evidence.test} test, and this is a bundle of a query test: "
+            "reshuffle tests have 'palimpsest siblings bundle', and partition tests none, for no "
+            "commitment fixes their texts and n-gram counts"
         )
-    numbers = _tested_rows(commitment, transcript, rows)
+    if commitment.test == "sequential":
+        raise InputError(
+            "the commitment is of a sequential test, whose answers came one batch after the other, "
+            "and a bundle cannot show when it was stopped: commit to a test of pairs for a bundle"
+        )
+    design: QueryDesign | None = None
+    if commitment.test == "pairs":
+        design = committed_design(commitment, transcript, references)
+        suspect, *others = (asked_scores(s, design) for s in (suspect, *references, *placebos))
+        references, placebos = others[: len(references)], others[len(references) :]
+        if rows is not None:
+            raise InputError("the committed design says which rows it asks about: leave rows out")
+    numbers = (
+        np.arange(transcript.n)
+        if design is not None
+        else _tested_rows(commitment, transcript, rows)
+    )
     tested = transcript if rows is None else transcript.take(numbers)
-    commitment.refuse(commitment.data_deviations(tested, suspect, references, placebos))
+    asked_about = tested if design is None else design.examples
+    commitment.refuse(commitment.data_deviations(asked_about, suspect, references, placebos))
     bound = (evidence.commitment or {}).get("sha256")
     if bound != commitment.sha256:
         raise InputError(
@@ -117,15 +140,18 @@ def write_bundle(
             f" and the bundle is of {commitment.sha256[:12]}: test with this commitment first"
         )
     asked: dict[str, MarkedTranscript] = {}
-    committed_test(
-        commitment,
-        salt,
-        tested,
-        suspect,
-        references,
-        placebos,
-        report=lambda seen: asked.setdefault(rows_sha256(seen.places), seen),
-    )
+
+    def report(seen: MarkedTranscript) -> None:
+        asked.setdefault(rows_sha256(seen.places), seen)
+
+    if design is None:
+        committed_test(commitment, salt, tested, suspect, references, placebos, report=report)
+    else:
+        committed_pairs(
+            commitment, salt, transcript, suspect, references, placebos,
+            design=design, report=report,
+        )  # fmt: skip
+        report(MarkedTranscript.of(design.examples, None, design.rows))
     tree = _tree(commitment, salt, transcript, progress)
     roles: dict[str, Scores] = {"suspect": suspect}
     roles |= {f"reference-{i}": scores for i, scores in enumerate(references, 1)}
@@ -133,7 +159,7 @@ def write_bundle(
     members = {
         "commitment.json": commitment.canonical,
         "evidence.json": evidence.to_json().encode(),
-        "order.parquet": _order_table(tested, numbers, tree),
+        "order.parquet": _order_table(tested, numbers, tree, design),
         "proof.bin": tree.prove(numbers),
     }
     members |= {f"scores/{role}.parquet": _scores_table(s) for role, s in roles.items()}
@@ -259,7 +285,9 @@ def _tree(
     return tree
 
 
-def _order_table(tested: Transcript, numbers: Any, tree: MerkleTree) -> bytes:
+def _order_table(
+    tested: Transcript, numbers: Any, tree: MerkleTree, design: QueryDesign | None
+) -> bytes:
     def fixed(raw: bytes, width: int) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(width), len(raw) // width, [None, pa.py_buffer(raw)])
 
@@ -273,6 +301,8 @@ def _order_table(tested: Transcript, numbers: Any, tree: MerkleTree) -> bytes:
         columns["unit"] = pa.array(tested.units, pa.int64())
     if tested.row_digests is not None:
         columns["mark"] = fixed(tree.marks_of(numbers), MARK_BYTES)
+    if design is not None and design.settings.filter is not None:
+        columns["kept"] = pa.array(design.kept.astype(np.int32), pa.int32())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()

@@ -11,11 +11,19 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from workbench.archive import canonical_json, printable, read_limited, strict_json
 from workbench.errors import InputError
@@ -33,11 +41,16 @@ __all__ = [
     "ATTACHED",
     "SELF_DATED",
     "Commitment",
+    "CommitmentFile",
     "CommittedModel",
     "MarkedTranscript",
+    "TestKind",
     "TimeStamp",
     "check_statistic",
     "committed_test",
+    "deviation",
+    "in_decimals",
+    "keyed",
     "parse_model",
     "rows_sha256",
 ]
@@ -46,6 +59,12 @@ FORMAT = "palimpsest commitment 1"
 SELF_DATED = "self-dated"
 ATTACHED = "attached, not checked by this software"
 ALL_ROWS, SUBSAMPLE = "all rows", "subsample"
+# What each kind of test draws its null from.
+NULLS: dict[str, str] = {
+    "query": "permutation",
+    "pairs": "sign flips",
+    "sequential": "bets on signs",
+}
 MAX_COMMITMENT_BYTES = 1024**2
 MAX_STAMP_BYTES = 1024**2
 
@@ -65,6 +84,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 # A number between 0 and 1 in its one spelling: no exponent, no zeros at the end.
 Fraction = Annotated[str, Field(pattern=r"^0\.[0-9]{0,400}[1-9]$")]
 ModelT = TypeVar("ModelT", bound=BaseModel)
+TestKind = Literal["query", "pairs", "sequential"]
 
 
 class Strict(BaseModel):
@@ -162,8 +182,96 @@ class CommittedWindow(Strict):
     length: Annotated[int, Field(ge=1, lt=2**63)] | None
 
 
-class Commitment(Strict):
+class CommitmentFile(Strict):
+    """A commitment as a file in one spelling, whose SHA-256 is published; `date` as the owner says.
+
+    Attributes
+    ----------
+    date : str or None
+    """
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] | None
+
+    @property
+    def canonical(self) -> bytes:
+        """The one way to write it: the bytes of its file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of `canonical`, and so of its file: what is published or time-stamped."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "the commitment") -> Self:
+        """Read back `canonical`.
+
+        Raises
+        ------
+        InputError
+            No commitment of this version, or one that is spelled another way, so that its hash
+            would be ambiguous.
+        """
+        commitment = parse_model(cls, data, what, MAX_COMMITMENT_BYTES)
+        if commitment.canonical != data:
+            raise InputError(
+                f"{what} is not in its one canonical form, so that its SHA-256 means nothing: use "
+                "the file that 'palimpsest commit' wrote"
+            )
+        return commitment
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file whose SHA-256 is `sha256`.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written.
+        """
+        return atomic_write(path, lambda p: p.write_bytes(self.canonical))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        InputError
+            Missing, or no commitment in canonical form.
+        """
+        return cls.from_bytes(read_limited(path, MAX_COMMITMENT_BYTES), str(path))
+
+    def refuse(self, deviations: Sequence[str]) -> None:
+        """Raise InputError if there are deviations."""
+        if deviations:
+            raise InputError(
+                f"the test deviates from the commitment {self.sha256[:12]}: "
+                f"{'; '.join(deviations)}: test as committed, or commit anew"
+            )
+
+    def bind(self, evidence: Evidence, time_stamps: Sequence[Mapping[str, Any]] = ()) -> Evidence:
+        """The evidence with this commitment's digest and how it is dated, said as a caveat too.
+
+        Parameters
+        ----------
+        evidence : Evidence
+        time_stamps : sequence of mapping
+            From `TimeStamp.account`.
+        """
+        dated = ATTACHED if time_stamps else SELF_DATED
+        account = {
+            "sha256": self.sha256,
+            "dated": dated,
+            "time_stamps": [dict(stamp) for stamp in time_stamps],
+        }
+        caveats = (*evidence.caveats[:-1], _CAVEATS[dated], *evidence.caveats[-1:])
+        return replace(evidence, commitment=account, caveats=caveats)
+
+
+class Commitment(CommitmentFile):
     """Everything that decides a query test's outcome apart from the suspect.
+
+    The test is the query test on rows, on designed pairs, or on pairs one after the other.
 
     Make one with `make`; `write` gives the file whose SHA-256 is published. The file is the
     canonical JSON of these fields, byte for byte, so that the hash of the file is the hash of the
@@ -191,8 +299,8 @@ class Commitment(Strict):
     """
 
     format: Literal["palimpsest commitment 1"]
-    test: Literal["query"]
-    null: Literal["permutation"]
+    test: TestKind
+    null: Literal["permutation", "sign flips", "bets on signs"]
     transcript: CommittedTranscript
     shuffle: CommittedShuffle
     suspect: str | None
@@ -201,12 +309,21 @@ class Commitment(Strict):
     statistic: Annotated[str, Field(min_length=1, max_length=200)]
     design: CommittedDesign
     window: CommittedWindow
-    n_resamples: Annotated[int, Field(ge=1, le=10**9)]
+    n_resamples: Annotated[int, Field(ge=0, le=10**9)]
     seed: Count
     alternative: Literal["greater", "less", "two-sided"]
     alpha: Fraction
     smallest_effect: Fraction | None
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] | None
+
+    @model_validator(mode="after")
+    def _of_one_test(self) -> "Commitment":
+        if self.null != NULLS[self.test]:
+            raise ValueError(f"null is not {NULLS[self.test]!r}, which the test {self.test!r} has")
+        if (self.n_resamples == 0) != (self.test == "sequential"):
+            raise ValueError(f"n_resamples is {self.n_resamples}, which is none of this test")
+        if self.test == "sequential" and (self.placebos or self.smallest_effect is not None):
+            raise ValueError("a sequential test has neither placebos nor a smallest effect")
+        return self
 
     @classmethod
     def make(
@@ -214,6 +331,7 @@ class Commitment(Strict):
         transcript: Transcript,
         salt: MasterSalt,
         *,
+        test: TestKind = "query",
         rows: ArrayLike | None = None,
         design: str = ALL_ROWS,
         parameters: Mapping[str, Any] | None = None,
@@ -239,6 +357,8 @@ class Commitment(Strict):
             All of it; its rows go into the Merkle root, its shuffle claim is committed.
         salt : MasterSalt
             The owner's secret; it is needed again to show rows.
+        test : {"query", "pairs", "sequential"}
+            `workbench.designed.commit_design` makes the last two.
         rows : array_like of int, optional
             Row numbers of the examples to be tested; all by default.
         design, parameters : str, mapping, optional
@@ -291,8 +411,8 @@ class Commitment(Strict):
         tree = MerkleTree.build(transcript, salt, progress)
         content = {
             "format": FORMAT,
-            "test": "query",
-            "null": "permutation",
+            "test": test,
+            "null": NULLS[test],
             "transcript": {
                 "fingerprint": transcript.fingerprint,
                 "examples_fingerprint": transcript.examples_fingerprint,
@@ -309,7 +429,7 @@ class Commitment(Strict):
             "statistic": statistic,
             "design": {
                 "name": design,
-                "parameters": _decimals(dict(parameters or {})),
+                "parameters": in_decimals(dict(parameters or {})),
                 "n": tested.n,
                 "rows_sha256": rows_sha256(numbers),
                 "fingerprint": tested.fingerprint,
@@ -318,62 +438,11 @@ class Commitment(Strict):
             "n_resamples": n_resamples,
             "seed": seed,
             "alternative": alternative,
-            "alpha": _decimals(alpha),
-            "smallest_effect": _decimals(smallest_effect),
+            "alpha": in_decimals(alpha),
+            "smallest_effect": in_decimals(smallest_effect),
             "date": date,
         }
         return cls.from_bytes(canonical_json(content), "the commitment")
-
-    # ------------------------------------------------------------------ forms
-
-    @property
-    def canonical(self) -> bytes:
-        """The one way to write it: the bytes of its file."""
-        return canonical_json(self.model_dump(mode="json"))
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of `canonical`, and so of its file: what is published or time-stamped."""
-        return hashlib.sha256(self.canonical).hexdigest()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, what: str = "the commitment") -> "Commitment":
-        """Read back `canonical`.
-
-        Raises
-        ------
-        InputError
-            No commitment of this version, or one that is spelled another way, so that its hash
-            would be ambiguous.
-        """
-        commitment = parse_model(cls, data, what, MAX_COMMITMENT_BYTES)
-        if commitment.canonical != data:
-            raise InputError(
-                f"{what} is not in its one canonical form, so that its SHA-256 means nothing: use "
-                "the file that 'palimpsest commit' wrote"
-            )
-        return commitment
-
-    def write(self, path: str | Path) -> Path:
-        """Write the file whose SHA-256 is `sha256`.
-
-        Raises
-        ------
-        InputError
-            The file cannot be written.
-        """
-        return atomic_write(path, lambda p: p.write_bytes(self.canonical))
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Commitment":
-        """Read what `write` wrote.
-
-        Raises
-        ------
-        InputError
-            Missing, or no commitment in canonical form.
-        """
-        return cls.from_bytes(read_limited(path, MAX_COMMITMENT_BYTES), str(path))
 
     # ------------------------------------------------------------------ keeping to it
 
@@ -403,19 +472,29 @@ class Commitment(Strict):
         """The arguments of `workbench.query_test` that are committed."""
         names = ("statistic", "n_resamples", "alternative", "seed", "alpha", "smallest_effect")
         chosen = self.settings()
-        return {"null": self.null, **{name: chosen[name] for name in names}}
+        taken = {name: chosen[name] for name in names}
+        return {"null": self.null, **taken} if self.test == "query" else taken
 
-    def deviations(self, given: Mapping[str, Any]) -> list[str]:
+    def check_test(self, test: str) -> None:
+        """Raise InputError if another kind of test is committed."""
+        if self.test != test:
+            self.refuse([deviation("the test", self.test, test)])
+
+    def deviations(
+        self, given: Mapping[str, Any], committed: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """One sentence for each setting that differs from the committed one.
 
         Parameters
         ----------
         given : mapping
             By the names in `settings`; what has another name is not committed, and deviates.
+        committed : mapping, optional
+            Instead of `settings`.
         """
-        committed = self.settings()
+        committed = self.settings() if committed is None else committed
         return [
-            _deviation(name.replace("_", "-"), committed.get(name), given[name])
+            deviation(name.replace("_", "-"), committed.get(name), given[name])
             for name in [*committed, *(other for other in given if other not in committed)]
             if name in given and given[name] != committed.get(name)
         ]
@@ -423,7 +502,7 @@ class Commitment(Strict):
     def data_deviations(
         self,
         transcript: Transcript,
-        suspect: Scores,
+        suspect: Scores | None,
         references: Sequence[Scores] = (),
         placebos: Sequence[Scores] = (),
     ) -> list[str]:
@@ -433,7 +512,8 @@ class Commitment(Strict):
         ----------
         transcript : Transcript
             The tested examples, after the design has chosen them.
-        suspect : Scores
+        suspect : Scores or None
+            None if it was not asked yet.
         references, placebos : sequence of Scores
         """
         pairs: list[tuple[str, Any, Any]] = [
@@ -445,7 +525,7 @@ class Commitment(Strict):
             (f"the shuffle claim's {name}", value, claim[name])
             for name, value in self.shuffle.model_dump().items()
         ]
-        if self.suspect is not None:
+        if self.suspect is not None and suspect is not None:
             pairs.append(("the suspect", self.suspect, suspect.label))
         for role, committed, given in (
             ("reference", self.references, references),
@@ -460,10 +540,10 @@ class Commitment(Strict):
                     if value is not None
                 ]
         window = (self.window.prefix, self.window.length)
-        for scores in (suspect, *references, *placebos):
+        for scores in (*([] if suspect is None else [suspect]), *references, *placebos):
             own = (scores.identity.prefix, scores.identity.length)
             pairs.append((f"the window (prefix, length) of {scores.label}", window, own))
-        return [_deviation(*pair) for pair in pairs if pair[1] != pair[2]]
+        return [deviation(*pair) for pair in pairs if pair[1] != pair[2]]
 
     def check_salt(self, salt: MasterSalt) -> None:
         """Raise InputError unless this is the salt of the commitment."""
@@ -472,32 +552,6 @@ class Commitment(Strict):
                 f"the secret salt is not the one with which the commitment {self.sha256[:12]} was "
                 "made: give its file"
             )
-
-    def refuse(self, deviations: Sequence[str]) -> None:
-        """Raise InputError if there are deviations."""
-        if deviations:
-            raise InputError(
-                f"the test deviates from the commitment {self.sha256[:12]}: "
-                f"{'; '.join(deviations)}: test as committed, or commit anew"
-            )
-
-    def bind(self, evidence: Evidence, time_stamps: Sequence[Mapping[str, Any]] = ()) -> Evidence:
-        """The evidence with this commitment's digest and how it is dated, said as a caveat too.
-
-        Parameters
-        ----------
-        evidence : Evidence
-        time_stamps : sequence of mapping
-            From `TimeStamp.account`.
-        """
-        dated = ATTACHED if time_stamps else SELF_DATED
-        account = {
-            "sha256": self.sha256,
-            "dated": dated,
-            "time_stamps": [dict(stamp) for stamp in time_stamps],
-        }
-        caveats = (*evidence.caveats[:-1], _CAVEATS[dated], *evidence.caveats[-1:])
-        return replace(evidence, commitment=account, caveats=caveats)
 
 
 @dataclass(frozen=True)
@@ -628,6 +682,7 @@ def committed_test(
     >>> evidence.verdict, evidence.commitment["dated"]
     ('evidence', 'self-dated')
     """
+    commitment.check_test("query")
     commitment.check_salt(salt)
     commitment.refuse(commitment.data_deviations(transcript, suspect, references, placebos))
     marks = marks_of(transcript, salt)
@@ -691,7 +746,7 @@ class TimeStamp:
     data: bytes = field(repr=False)
 
     @classmethod
-    def read(cls, path: str | Path, commitment: Commitment) -> "TimeStamp":
+    def read(cls, path: str | Path, commitment: CommitmentFile) -> "TimeStamp":
         """Read an ``.ots`` or ``.tsr`` file.
 
         Raises
@@ -702,7 +757,7 @@ class TimeStamp:
         return cls.from_bytes(Path(path).name, read_limited(path, MAX_STAMP_BYTES), commitment)
 
     @classmethod
-    def from_bytes(cls, name: str, data: bytes, commitment: Commitment) -> "TimeStamp":
+    def from_bytes(cls, name: str, data: bytes, commitment: CommitmentFile) -> "TimeStamp":
         """As `read`, from bytes."""
         shown, content = printable(name), commitment.canonical
         if data.startswith(_OTS_MAGIC):
@@ -777,15 +832,28 @@ def _check_window(scores: Scores, prefix: int, length: int | None) -> None:
         )
 
 
-def _deviation(name: str, committed: object, given: object) -> str:
+def deviation(name: str, committed: object, given: object) -> str:
+    """One sentence that names what was committed and what was given."""
+
     def shown(value: object) -> str:
         return "none" if value is None else printable(value, 100)
 
     return f"{name} is committed as {shown(committed)} and given as {shown(given)}"
 
 
-def _decimals(value: Any) -> Any:
-    """Fractions as decimal text without exponent, at any depth: the spelling that is hashed."""
+def in_decimals(value: Any) -> Any:
+    """Fractions as decimal text without exponent, at any depth: the spelling that is hashed.
+
+    Raises
+    ------
+    InputError
+        A number that is not finite.
+
+    Examples
+    --------
+    >>> in_decimals({"low": 0.30, "n": 2, "windows": [1e-5, 1.0]})
+    {'low': '0.3', 'n': 2, 'windows': ['0.00001', '1']}
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -794,9 +862,9 @@ def _decimals(value: Any) -> Any:
         text = format(Decimal(repr(value)), "f")
         return text.rstrip("0").rstrip(".") if "." in text else text
     if isinstance(value, Mapping):
-        return {str(key): _decimals(inner) for key, inner in value.items()}
+        return {str(key): in_decimals(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_decimals(inner) for inner in value]
+        return [in_decimals(inner) for inner in value]
     return value
 
 

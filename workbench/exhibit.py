@@ -422,7 +422,8 @@ def _settings(fixed: Commitment) -> list[tuple[str, str]]:
         ("statistic", f"{printable(fixed.statistic, 120)}, alternative {fixed.alternative}"),
         ("examples", f"{fixed.design.n:,} ({printable(fixed.design.name, 120)})"),
         ("window", f"{whole} after a prefix of {fixed.window.prefix:,}"),
-        ("permutations", f"{fixed.n_resamples:,}, seed {fixed.seed}"),
+        ({"query": "permutations", "pairs": "flips of sign"}.get(fixed.test, fixed.null),
+         (f"{fixed.n_resamples:,}, " if fixed.n_resamples else "") + f"seed {fixed.seed}"),
         ("level", f"alpha {fixed.alpha}, smallest effect of interest "
          f"{fixed.smallest_effect or 'not fixed'}"),
     ]  # fmt: skip

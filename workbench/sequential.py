@@ -15,23 +15,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.commitment import Commitment, deviation
+from workbench.designed import DesignParameters, check_design, committed_design
 from workbench.errors import InputError
 from workbench.independence.account import check_levels
 from workbench.independence.design import QueryDesign
-from workbench.independence.pairs import check_design, plain_statistic
-from workbench.independence.sequential import SequentialTest, Step
+from workbench.independence.pairs import asked_scores, plain_statistic
+from workbench.independence.pairs import check_design as check_transcript
+from workbench.independence.sequential import FITTED_FIRST, SequentialTest, Step
 from workbench.null import Alternative
 from workbench.scorers import Scorer, score_transcript
 from workbench.scores import Scores, check_aligned
 from workbench.statistics.betting import SignMartingale
 from workbench.transcript import Transcript
 
-__all__ = ["SequentialTest", "Step", "sequential_test"]
+__all__ = ["SequentialTest", "Step", "committed_sequential_test", "sequential_test"]
 
 Ints = NDArray[np.int64]
-
-# A fit to few examples is poor: the first batch of a fitted contrast is this many batches long.
-FITTED_FIRST = 4
 
 
 def sequential_test(
@@ -103,7 +103,7 @@ def sequential_test(
     """
     check_levels(alpha, None)
     chosen = plain_statistic(statistic)
-    check_design(design, transcript)
+    check_transcript(design, transcript)
     if batch < 1 or (first is not None and first < 1):
         raise InputError(
             f"batch is {batch if batch < 1 else first}: a step asks about a pair or more"
@@ -132,6 +132,90 @@ def sequential_test(
         alpha,
         batch,
         first,
+    )
+
+
+def committed_sequential_test(
+    commitment: Commitment,
+    transcript: Transcript,
+    suspect: Scorer | Scores,
+    references: Sequence[Scores] = (),
+    *,
+    design: QueryDesign | None = None,
+    progress: bool = False,
+) -> SequentialTest:
+    """The sequential test exactly as committed; when to stop is free, and needs no commitment.
+
+    `Commitment.bind` puts the commitment into the evidence.
+
+    Parameters
+    ----------
+    commitment : Commitment
+        Of a sequential test (`workbench.designed.commit_design`).
+    transcript : Transcript
+        The whole one.
+    suspect : Scorer or Scores
+        As for `sequential_test`.
+    references : sequence of Scores
+        In the committed order, of the whole transcript or of the design's examples; of the whole
+        one where the filter looks at them.
+    design : QueryDesign, optional
+        From `workbench.designed.committed_design`, if it was made already.
+    progress : bool
+        As for `sequential_test`.
+
+    Raises
+    ------
+    InputError
+        Design, examples, references or suspect deviate from the commitment; as for
+        `sequential_test`.
+
+    Examples
+    --------
+    >>> from workbench.designed import commit_design
+    >>> from workbench.independence import design_queries
+    >>> from workbench.merkle import MasterSalt
+    >>> rng = np.random.default_rng(0)
+    >>> order = rng.permutation(2000)
+    >>> t = Transcript.from_arrays(order)
+    >>> fixed = commit_design(t, MasterSalt.fresh(), design_queries(t, 400), test="sequential")
+    >>> bob = Scores.from_arrays(loglik=-3 + 0.001 * order + rng.normal(size=2000))
+    >>> evidence = fixed.bind(committed_sequential_test(fixed, t, bob).until_decided())
+    >>> evidence.verdict, evidence.commitment["dated"]
+    ('evidence', 'self-dated')
+    """
+    commitment.check_test("sequential")
+    if design is None:
+        design = committed_design(commitment, transcript, references)
+    else:
+        check_design(commitment, design)
+    parameters, settings = DesignParameters.of(commitment), commitment.test_settings()
+    identity = suspect.identity if isinstance(suspect, Scores) else suspect.identity()
+    window, own = (
+        (commitment.window.prefix, commitment.window.length),
+        (identity.prefix, identity.length),
+    )
+    asked = [asked_scores(reference, design) for reference in references]
+    deviations = commitment.data_deviations(design.examples, None, asked)
+    if commitment.suspect not in (None, identity.label):
+        deviations.append(deviation("the suspect", commitment.suspect, identity.label))
+    if window != own:
+        deviations.append(
+            deviation(f"the window (prefix, length) of {identity.label}", window, own)
+        )
+    commitment.refuse(deviations)
+    return sequential_test(
+        transcript,
+        suspect,
+        asked,
+        design,
+        settings["statistic"],
+        settings["alternative"],
+        settings["seed"],
+        alpha=settings["alpha"],
+        batch=parameters.batch or 1,
+        first=parameters.first,
+        progress=progress,
     )
 
 

@@ -3,10 +3,14 @@
 Reads bundles and reveals of unknown origin, recomputes the query test from them, and says of each
 part whether it matches, does not match or cannot be checked. Scorers are imported only to rescore.
 
+Bundles hold tests of the committed rows, or of committed pairs: then the order of *all* rows is in
+it, so that the pairs are chosen again, and whether the filter keeps a row is the owner's claim.
+
 Members of a bundle, format ``palimpsest bundle 1``: ``manifest.json`` (size and SHA-256 of every
 other member), ``commitment.json``, ``evidence.json``, ``account.json`` (whose scores these are,
-what the owner claims besides, the software), ``order.parquet`` (per tested row: its number in the
-transcript, position, stratum, unit, mark and sealed content), ``proof.bin`` (Merkle nodes of the
+what the owner claims besides, the software), ``order.parquet`` (per tested row, or
+per row where pairs are tested: its number in the transcript, position, stratum, unit, mark, sealed
+content, and whether a filter keeps it), ``proof.bin`` (Merkle nodes of the
 rows that are not tested), ``scores/ROLE.parquet``, and where they exist ``revealed.json`` and
 ``time-stamps/NUMBER.ots`` or ``.tsr``.
 """
@@ -20,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +37,7 @@ from workbench.commitment import (
     ALL_ROWS,
     MAX_COMMITMENT_BYTES,
     Commitment,
+    CommitmentFile,
     CommittedModel,
     Count,
     Sha256,
@@ -43,12 +48,15 @@ from workbench.commitment import (
     parse_model,
     rows_sha256,
 )
+from workbench.designed import DesignParameters, design_settings
 from workbench.errors import InputError
 from workbench.evidence import FORMAT as EVIDENCE_FORMAT
 from workbench.evidence import Evidence
 from workbench.footers import Footer, read_footer
-from workbench.independence import query_test
+from workbench.independence import QueryDesign, pair_test, query_test
 from workbench.independence.account import software
+from workbench.independence.design import block_part, block_within
+from workbench.independence.ledger import as_entered
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
 from workbench.transcript import OrderCheck, Transcript
@@ -91,7 +99,7 @@ class MemberAccount(Strict):
 class Manifest(Strict):
     """Every other member of a bundle."""
 
-    format: Literal["palimpsest bundle 1"]
+    format: Literal["palimpsest bundle 1", "palimpsest reshuffle bundle 1"]
     members: dict[str, MemberAccount]
 
 
@@ -132,6 +140,15 @@ class ContentAccount(Strict):
     fingerprint: Sha256
     examples_fingerprint: Sha256 | None
     order_checks: tuple[OrderCheckAccount, ...]
+
+
+class LedgerPlace(Strict):
+    """The number under which a test was entered in an open ledger, and the entry's digest."""
+
+    number: Annotated[int, Field(ge=1, le=10**6)]
+    tests: Annotated[int, Field(ge=1, le=10**6)]
+    name: Annotated[str, Field(max_length=1000)]
+    key: Sha256
 
 
 class Account(Strict):
@@ -356,6 +373,19 @@ class BundleContents:
     scores: Mapping[str, Scores] = field(repr=False)
     time_stamps: tuple[TimeStamp, ...]
     reveal: Reveal | None
+    design: QueryDesign | None = None
+
+    @property
+    def tested_rows(self) -> Ints:
+        """Row numbers of the tested examples, in the order of their scores."""
+        return self.rows if self.design is None else self.rows[self.design.rows]
+
+    @property
+    def tested(self) -> ClaimedTranscript:
+        """The tested examples."""
+        if self.design is None:
+            return self.transcript
+        return self.transcript.take(self.design.rows)
 
     def of_kind(self, kind: str) -> list[Scores]:
         """Scores of the references or placebos, in order."""
@@ -364,7 +394,7 @@ class BundleContents:
     @property
     def keys(self) -> dict[str, str]:
         """Keys of the scores by role, made with the fingerprint that the owner claims."""
-        examples = self.transcript.examples_fingerprint
+        examples = self.tested.examples_fingerprint
         return {
             entry.role: score_key(
                 self.scores[entry.role].identity, examples if entry.bound else None
@@ -376,13 +406,16 @@ class BundleContents:
         """The query test, made again with the committed settings."""
         try:
             with np.errstate(all="ignore"):
-                evidence = query_test(
-                    self.transcript,
-                    self.scores["suspect"],
-                    self.of_kind("reference"),
-                    placebos=self.of_kind("placebo"),
-                    **self.commitment.test_settings(),
-                )
+                suspect, references = self.scores["suspect"], self.of_kind("reference")
+                settings = {
+                    "placebos": self.of_kind("placebo"), **self.commitment.test_settings(),
+                }  # fmt: skip
+                if self.design is None:
+                    evidence = query_test(self.transcript, suspect, references, **settings)
+                else:
+                    evidence = pair_test(
+                        self.transcript, suspect, references, self.design, **settings
+                    )
                 evidence.to_json()
         except InputError:
             raise
@@ -395,7 +428,37 @@ class BundleContents:
         stamps = stated.get("time_stamps") if isinstance(stated, Mapping) else None
         usable = isinstance(stamps, list) and all(isinstance(s, Mapping) for s in stamps)
         evidence = keyed(evidence, list(self.keys.values()))
-        return self.commitment.bind(evidence, stamps if stamps and usable else ())
+        bound = self.commitment.bind(evidence, stamps if stamps and usable else ())
+        place = self.ledger_place
+        if place is None:
+            return bound
+        return as_entered(bound, place.number, place.tests, place.name, place.key)
+
+    @property
+    def ledger_place(self) -> "LedgerPlace | None":
+        """Where in an open ledger the evidence says that this test stands."""
+        stated = self.evidence.get("correction")
+        if not isinstance(stated, Mapping) or stated.get("method") != "open ledger":
+            return None
+        names = ("number", "tests", "name", "key")
+        data = json.dumps({name: stated.get(name) for name in names}).encode()
+        what = f"{self.archive.label}: the evidence's place in a ledger"
+        return parse_model(LedgerPlace, data, what, MAX_COMMITMENT_BYTES)
+
+
+class Contents(Protocol):
+    """What every kind of bundle holds."""
+
+    @property
+    def archive(self) -> Archive: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def commitment(self) -> CommitmentFile: ...
+    @property
+    def evidence(self) -> Mapping[str, Any]: ...
+    @property
+    def time_stamps(self) -> tuple[TimeStamp, ...]: ...
 
 
 # ------------------------------------------------------------------------------- verifying
@@ -446,7 +509,7 @@ def verify_bundle(
     """
     data = read_limited(path)
     whole = hashlib.sha256(data).hexdigest()
-    first = _whole_file(whole, digest)
+    first = check_whole_file(whole, digest)
     if first.status == DIFFERS:
         return Verification((first,), whole)
     return verify_archive(
@@ -476,14 +539,14 @@ def verify_archive(
 ) -> Verification:
     """As `verify_bundle`, of an archive that was read already."""
     whole = archive.sha256
-    first = _whole_file(whole, digest)
+    first = check_whole_file(whole, digest)
     contents = read_bundle(archive, max_work)
     evidence = contents.recompute()
     every = [*([] if contents.reveal is None else [contents.reveal]), *reveals]
     findings = [
         first,
-        _members(contents),
-        *_commitment(contents),
+        check_members(contents),
+        *check_commitment(contents),
         *_order(contents),
         _models(contents),
         *_evidence(contents, evidence),
@@ -495,7 +558,8 @@ def verify_archive(
     return Verification(tuple(findings), whole, evidence)
 
 
-def _whole_file(found: str, digest: str | None) -> Finding:
+def check_whole_file(found: str, digest: str | None) -> Finding:
+    """Is the file with this SHA-256 the published one?"""
     if digest is None:
         return Finding(
             "whole file",
@@ -516,7 +580,8 @@ def _whole_file(found: str, digest: str | None) -> Finding:
     return Finding("whole file", MATCHES, f"SHA-256 {found}, as published")
 
 
-def _members(contents: BundleContents) -> Finding:
+def check_members(contents: Contents) -> Finding:
+    """Are the members those of the manifest?"""
     wrong = []
     for name, data in contents.archive.members.items():
         if name == "manifest.json":
@@ -529,7 +594,8 @@ def _members(contents: BundleContents) -> Finding:
     return Finding("members", MATCHES, f"{len(contents.manifest.members)} as in the manifest")
 
 
-def _commitment(contents: BundleContents) -> list[Finding]:
+def check_commitment(contents: Contents) -> list[Finding]:
+    """Is it the commitment that the evidence names, and who dated it?"""
     commitment, evidence = contents.commitment, contents.evidence
     bound = evidence.get("commitment")
     stated = bound.get("sha256") if isinstance(bound, Mapping) else None
@@ -597,6 +663,9 @@ def _order(contents: BundleContents) -> list[Finding]:
         if root == committed.merkle_root
         else Finding("training order", DIFFERS, why)
     ]
+    if contents.design is not None:
+        findings += _chosen(contents, contents.design)
+        return findings
     design = commitment.design
     everything = len(contents.rows) == committed.rows and bool(
         np.array_equal(contents.rows, np.arange(committed.rows))
@@ -621,6 +690,33 @@ def _order(contents: BundleContents) -> list[Finding]:
         else Finding("fingerprint", DIFFERS, "of other examples than those committed")
     )
     return findings
+
+
+def _chosen(contents: BundleContents, design: QueryDesign) -> list[Finding]:
+    """The pairs, chosen again, and the fingerprints of all rows and of those asked about."""
+    commitment, claim = contents.commitment, contents.transcript.claim
+    committed = commitment.transcript
+    # That the rows are those committed was seen when they were read.
+    same = DesignParameters.of(commitment).pairs_sha256 == design.rows_sha256 and bool(
+        np.array_equal(contents.rows, np.arange(committed.rows))
+    )
+    found = (claim.fingerprint, claim.examples_fingerprint, contents.tested.claim.fingerprint)
+    committed_prints = (
+        committed.fingerprint, committed.examples_fingerprint, commitment.design.fingerprint,
+    )  # fmt: skip
+    return [
+        Finding("chosen pairs", MATCHES, f"as committed, chosen again: {design.summary()}")
+        if same
+        else Finding(
+            "chosen pairs",
+            DIFFERS,
+            "the committed settings choose other pairs or sides from this order than those "
+            "committed",
+        ),
+        Finding("fingerprint", MATCHES, f"{claim.fingerprint[:12]}…, as committed")
+        if found == committed_prints
+        else Finding("fingerprint", DIFFERS, "of other examples than those committed"),
+    ]
 
 
 def _models(contents: BundleContents) -> Finding:
@@ -685,15 +781,30 @@ _LINES = {
 _SHOWN = ("statistic", "z", "pvalue", "pvalue_floor", "log10_pvalue", "verdict", "n", "n_units",
           "seed", "n_resamples", "alpha")  # fmt: skip
 _ELSE = "everything else"
+# Of pairs, the headline is the certified p-value, and the exact one stands beside it.
+_PAIR_LINES = {
+    "exact p": ("pvalue_exact", "pvalue_floor"),
+    "certified p": ("pvalue",),
+}
 
 
 def _evidence(contents: BundleContents, evidence: Evidence) -> list[Finding]:
+    lines = dict(_LINES) if contents.design is None else {**_LINES, **_PAIR_LINES}
+    if contents.ledger_place is not None:
+        lines["corrected p"] = ("correction",)
+    return compare_evidence(contents.evidence, evidence, lines)
+
+
+def compare_evidence(
+    stated: Mapping[str, Any], evidence: Evidence, lines: Mapping[str, tuple[str, ...]]
+) -> list[Finding]:
+    """Each line's fields, as stated and as recomputed; what is in no line comes in a last one."""
     found = strict_json(evidence.to_json().encode(), "the recomputed evidence")
-    claimed = dict(contents.evidence)
+    claimed = dict(stated)
     there, here = claimed.pop("software", {}), found.pop("software")
-    rest = sorted((set(found) | set(claimed)) - {f for fields in _LINES.values() for f in fields})
+    rest = sorted((set(found) | set(claimed)) - {f for fields in lines.values() for f in fields})
     findings = []
-    for line, names in {**_LINES, _ELSE: tuple(rest)}.items():
+    for line, names in {**lines, _ELSE: tuple(rest)}.items():
         differences = [
             difference
             for name in names
@@ -745,12 +856,13 @@ def _rescored(
     device: str,
 ) -> list[Finding]:
     name = "scores"
+    tested = contents.tested_rows
     if model is None:
         suspect = contents.scores["suspect"].identity
         which = suspect.weights_sha256 or suspect.endpoint or "weights not named"
         detail = f"the owner's claim (suspect {suspect.model}, {which}): no row was rescored here"
         return [Finding(name, UNCHECKED, detail)]
-    place = {int(row): i for i, row in enumerate(contents.rows)}
+    place = {int(row): i for i, row in enumerate(tested)}
     shown = {row.row: row for reveal in reveals for row in reveal.rows if row.row in place}
     wanted = [int(row) for row in rows] or sorted(shown)
     hidden = [row for row in wanted if row not in shown]
@@ -858,12 +970,58 @@ def _claims(contents: BundleContents) -> list[Finding]:
             "equal marks is the owner's claim",
         ),
     ]
-    if design.name != ALL_ROWS:
+    findings += _design_claims(contents)
+    if contents.ledger_place is not None:
+        place = contents.ledger_place
+        findings.append(
+            Finding(
+                "place in the ledger",
+                UNCHECKED,
+                f"that it was entered as test {place.number} of {place.name} (entry {place.key}) "
+                "is for the ledger to show, which is not here",
+            )
+        )
+    if design.name != ALL_ROWS and contents.design is None:
         findings.append(
             Finding(
                 "choice of the rows",
                 UNCHECKED,
                 f"that the design {design.name!r} chooses these rows needs the whole transcript",
+            )
+        )
+    return findings
+
+
+def _design_claims(contents: BundleContents) -> list[Finding]:
+    """What is not to be seen of a design without examples, scores of all rows and the lab."""
+    design = contents.design
+    if design is None:
+        return []
+    findings = []
+    settings = design.settings
+    if settings.filter is not None:
+        part = block_part(contents.transcript, settings.block)
+        kept = len(np.unique(part.unit_of_row[design.kept[part.rows]]))
+        chosen, fixed = settings.filter, DesignParameters.of(contents.commitment).filter_values
+        findings.append(
+            Finding(
+                "filter",
+                UNCHECKED,
+                f"that these {kept:,} of {part.n_units:,} units are those with {chosen.feature} "
+                f"between quantiles {chosen.low:g} and {chosen.high:g} is the owner's claim, for "
+                "what it looks at is not here for all rows"
+                + (f" (SHA-256 {', '.join(fixed)} is committed)" if fixed else ""),
+            )
+        )
+    if settings.origin == "learned":
+        digest = DesignParameters.of(contents.commitment).learned_sha256
+        findings.append(
+            Finding(
+                "learned design",
+                UNCHECKED,
+                f"its file ({'no SHA-256 committed' if digest is None else f'SHA-256 {digest}'}) "
+                "has digests of the lab's examples and stays with the owner: that it was learned "
+                f"on another order ({str(settings.learned_on)[:12]}) is the owner's claim",
             )
         )
     return findings
@@ -959,27 +1117,17 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
     members, label = archive.members, archive.label
 
     def member(name: str) -> bytes:
-        if name not in members:
-            raise InputError(f"{label} has no {name}: it is no bundle, or not a whole one")
-        return members[name]
+        return member_of(archive, name)
 
     def named(name: str) -> str:
         return f"{label}: {name}"
 
-    manifest = parse_model(
-        Manifest, member("manifest.json"), named("manifest.json"), MAX_COMMITMENT_BYTES
-    )
-    odd = set(manifest.members) ^ (set(members) - {"manifest.json"})
-    if odd:
-        raise InputError(
-            f"{label}: {printable(sorted(odd)[0])!r} is in the manifest or in the archive, but not "
-            "in both: it is refused"
-        )
+    manifest = read_manifest(archive, MANIFEST_FORMAT)
     commitment = Commitment.from_bytes(member("commitment.json"), named("commitment.json"))
     account = parse_model(
         Account, member("account.json"), named("account.json"), MAX_COMMITMENT_BYTES
     )
-    evidence = _read_evidence(member("evidence.json"), named("evidence.json"))
+    evidence = read_evidence(member("evidence.json"), named("evidence.json"), "query")
     check_statistic(commitment.statistic)
     n = commitment.design.n
     if n * commitment.n_resamples > max_work:
@@ -987,15 +1135,29 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
             f"{label}: {n:,} examples × {commitment.n_resamples:,} permutations are more work than "
             f"allowed ({max_work:,}): raise the limit (--max-work) if that is meant"
         )
-    rows, transcript, marks, sealed = _read_order(
+    if commitment.test == "sequential":
+        raise InputError(f"{label} is of a sequential test, which no bundle holds: it is refused")
+    rows, transcript, marks, sealed, kept = _read_order(
         member("order.parquet"), named("order.parquet"), commitment, account
     )
+    design = None
+    tested = transcript
+    if commitment.test == "pairs":
+        design = _choose_again(commitment, transcript, kept, label)
+        if rows_sha256(rows[design.rows]) != commitment.design.rows_sha256:
+            here = environment()["numpy"]
+            raise InputError(
+                f"{label}: the committed design chooses {design.queries:,} other examples from "
+                f"this order than the {n:,} committed (by NumPy {here} here, "
+                f"{printable(account.environment.get('numpy'), 20)} there): it is refused"
+            )
+        tested = transcript.take(design.rows)
     scores = {
         entry.role: _read_scores(
             member(f"scores/{entry.role}.parquet"),
             named(f"scores/{entry.role}.parquet"),
             n,
-            transcript if entry.bound else None,
+            tested if entry.bound else None,
         )
         for entry in account.scores
     }
@@ -1010,23 +1172,14 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
             f"{label}: its scores are of {printable(', '.join(roles))}, and the commitment wants "
             f"{', '.join(wanted)}: it is refused"
         )
-    stamps = []
-    for entry in account.time_stamps:
-        if not re.fullmatch(r"time-stamps/[1-9][0-9]?\.(ots|tsr)", entry.member):
-            raise InputError(f"{label}: {printable(entry.member)!r} is no time-stamp's name")
-        stamp = TimeStamp.from_bytes(entry.name, member(entry.member), commitment)
-        if {"member": entry.member, **stamp.account} != entry.model_dump():
-            raise InputError(f"{label}: {entry.member} is not what the account says: it is refused")
-        stamps.append(stamp)
+    stamps = read_stamps(archive, account.time_stamps, commitment)
     reveal = None
     if "revealed.json" in members:
         reveal = Reveal.from_bytes(members["revealed.json"], named("revealed.json"))
     known = {"commitment.json", "evidence.json", "account.json", "order.parquet", "proof.bin"}
     known |= {"manifest.json", "revealed.json", *(f"scores/{role}.parquet" for role in roles)}
     known |= {entry.member for entry in account.time_stamps}
-    if set(members) - known:
-        odd_name = sorted(set(members) - known)[0]
-        raise InputError(f"{label}: {odd_name!r} belongs to no bundle: it is refused")
+    check_known(archive, known)
     return BundleContents(
         archive,
         manifest,
@@ -1039,25 +1192,116 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         sealed,
         member("proof.bin"),
         scores,
-        tuple(stamps),
+        stamps,
         reveal,
+        design,
     )
 
 
-def _read_evidence(data: bytes, what: str) -> Mapping[str, Any]:
+def member_of(archive: Archive, name: str) -> bytes:
+    """A member that must be there."""
+    if name not in archive.members:
+        raise InputError(f"{archive.label} has no {name}: it is no bundle, or not a whole one")
+    return archive.members[name]
+
+
+def read_manifest(archive: Archive, form: str | None = None) -> Manifest:
+    """The manifest of a bundle of this kind, or of any; it must list what is there.
+
+    Raises
+    ------
+    InputError
+        None, one of another kind of bundle, or of other members.
+    """
+    label, data = archive.label, member_of(archive, "manifest.json")
+    manifest = parse_model(Manifest, data, f"{label}: manifest.json", MAX_COMMITMENT_BYTES)
+    if form not in (None, manifest.format):
+        raise InputError(
+            f"{label}: manifest.json is of a {manifest.format!r}, and a {form!r} was expected: use "
+            "'palimpsest verify', which knows both"
+        )
+    odd = set(manifest.members) ^ (set(archive.members) - {"manifest.json"})
+    if odd:
+        raise InputError(
+            f"{label}: {printable(sorted(odd)[0])!r} is in the manifest or in the archive, but not "
+            "in both: it is refused"
+        )
+    return manifest
+
+
+def read_stamps(
+    archive: Archive, entries: Iterable[StampAccount], commitment: CommitmentFile
+) -> tuple[TimeStamp, ...]:
+    """The time-stamps that an account lists; each speaks of the commitment."""
+    label, stamps = archive.label, []
+    for entry in entries:
+        if not re.fullmatch(r"time-stamps/[1-9][0-9]?\.(ots|tsr)", entry.member):
+            raise InputError(f"{label}: {printable(entry.member)!r} is no time-stamp's name")
+        stamp = TimeStamp.from_bytes(entry.name, member_of(archive, entry.member), commitment)
+        if {"member": entry.member, **stamp.account} != entry.model_dump():
+            raise InputError(f"{label}: {entry.member} is not what the account says: it is refused")
+        stamps.append(stamp)
+    return tuple(stamps)
+
+
+def check_known(archive: Archive, known: set[str]) -> None:
+    """Raise InputError if there is a member that no bundle of this kind has."""
+    if set(archive.members) - known:
+        odd_name = sorted(set(archive.members) - known)[0]
+        raise InputError(f"{archive.label}: {odd_name!r} belongs to no bundle: it is refused")
+
+
+def read_evidence(data: bytes, what: str, test: str) -> Mapping[str, Any]:
+    """Evidence of a kind of test, as it is written; its numbers are not checked.
+
+    Raises
+    ------
+    InputError
+        Not evidence, or of another test.
+    """
     content = strict_json(data, what, MAX_EVIDENCE_BYTES)
     if not isinstance(content, Mapping) or content.get("format") != EVIDENCE_FORMAT:
         raise InputError(f"{what} is not evidence of the form {EVIDENCE_FORMAT!r}: it is refused")
-    if content.get("test") != "query":
-        raise InputError(f"{what} is of another test than the query test: it is refused")
+    if content.get("test") != test:
+        raise InputError(f"{what} is of another test than the {test} test: it is refused")
     return content
+
+
+def _choose_again(
+    commitment: Commitment,
+    transcript: ClaimedTranscript,
+    kept: NDArray[np.bool_] | None,
+    label: str,
+) -> QueryDesign:
+    """The committed design on this order, with the owner's word for what the filter keeps."""
+    settings = design_settings(commitment)
+    try:
+        if block_within(transcript, settings.block) != settings.block:
+            raise InputError(f"{label}: the committed design names no block of this order")
+        design = QueryDesign(settings, transcript, (), kept)
+    except InputError:
+        raise
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{label}: no pairs can be chosen by the committed settings "
+            f"({printable(error, 120)}): it is refused"
+        ) from error
+    design.need_pairs()
+    return design
 
 
 def _read_order(
     data: bytes, what: str, commitment: Commitment, account: Account
-) -> tuple[Ints, ClaimedTranscript, bytes, bytes]:
+) -> tuple[Ints, ClaimedTranscript, bytes, bytes, NDArray[np.bool_] | None]:
     n = commitment.design.n
-    table = _read_table(
+    optional = {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)}
+    filtered = False
+    if commitment.test == "pairs":
+        n = commitment.transcript.rows
+        filtered = design_settings(commitment).filter is not None
+        if filtered:
+            optional["kept"] = pa.int32()
+    table = read_table(
         data,
         what,
         n,
@@ -1067,8 +1311,10 @@ def _read_order(
             "stratum": pa.int64(),
             "sealed": pa.binary(HASH_BYTES),
         },
-        {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)},
+        optional,
     )
+    if filtered and "kept" not in table.column_names:
+        raise InputError(f"{what} does not say which rows the committed filter keeps")
     rows = table.column("row").to_numpy().astype(np.int64)
     if len(np.unique(rows)) != n or rows.min() < 0 or rows.max() >= commitment.transcript.rows:
         raise InputError(f"{what}: row numbers are not distinct rows of the transcript")
@@ -1094,11 +1340,17 @@ def _read_order(
         marks if known else None,
         {claim.rows_sha256: claim for claim in account.content},
     )
-    return rows, transcript, raw, b"".join(table.column("sealed").to_pylist())
+    kept = None
+    if filtered:
+        numbers = table.column("kept").to_numpy()
+        if not np.isin(numbers, (0, 1)).all():
+            raise InputError(f"{what}: whether the filter keeps a row is written as 0 or 1")
+        kept = numbers.astype(np.bool_)
+    return rows, transcript, raw, b"".join(table.column("sealed").to_pylist()), kept
 
 
 def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) -> Scores:
-    _read_table(
+    read_table(
         data,
         what,
         n,
@@ -1119,7 +1371,7 @@ def _read_scores(data: bytes, what: str, n: int, transcript: Transcript | None) 
 _WIDTHS = {1: 4, 2: 8, 4: 4, 5: 8}  # INT32, INT64, FLOAT, DOUBLE
 
 
-def _read_table(
+def read_table(
     data: bytes,
     what: str,
     n: int,

@@ -69,9 +69,19 @@ from workbench.cli.options import (
     TranscriptOption,
     WorkersOption,
 )
+from workbench.cli.siblings import siblings_app
 from workbench.cli.study import study_app
 from workbench.cli.transcript import transcript_app
 from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
+from workbench.designed import (
+    DesignParameters,
+    commit_design,
+    committed_design,
+    committed_pairs,
+    committed_settings,
+    design_settings,
+    learned_sha256,
+)
 from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import (
@@ -112,6 +122,7 @@ app.add_typer(test_app, name="test")
 app.command()(demo)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(design_app, name="design")
+app.add_typer(siblings_app, name="siblings")
 app.command("exhibit")(exhibit)
 app.command("audit")(audit)
 app.add_typer(study_app, name="study")
@@ -147,7 +158,7 @@ def _check_workers(cluster: str | None, workers: int | None) -> None:
         raise InputError("--workers are a cluster's: add --cluster local, or leave them out")
 
 
-def _read_texts(source: str, tokenizer: str | None) -> Texts:
+def read_texts(source: str, tokenizer: str | None) -> Texts:
     from workbench.scorers import tokenise_texts
 
     texts = Texts.read(source)
@@ -237,7 +248,7 @@ def lab_siblings(
         recipe,
         fraction=fraction,
         n_siblings=siblings,
-        fine_tune_on=None if fine_tune_on is None else _read_texts(fine_tune_on, None),
+        fine_tune_on=None if fine_tune_on is None else read_texts(fine_tune_on, None),
         workers=workers,
         cluster=cluster,
         progress=not quiet,
@@ -373,7 +384,7 @@ def sample(
     from workbench import lab
     from workbench.scorers import tokenise_texts
 
-    given = None if prompts is None else _read_texts(prompts, None)
+    given = None if prompts is None else read_texts(prompts, None)
     if given is not None and given.kind == "text":
         given = tokenise_texts(given, model)
     made = lab.sample_texts(
@@ -755,20 +766,33 @@ def test_query(
         if salt_file is None:
             raise InputError("a committed test needs the commitment's secret: add --salt-file")
         fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
+        fixed.check_test("query")
         fixed.refuse(fixed.deviations(_given(context)))
-        _, examples = _committed_examples(fixed, transcript, column, split)
+        whole, examples = _committed_examples(fixed, transcript, column, split)
+        # before any model is asked: a damaged ledger must not cost queries
+        book = None if ledger is None else Ledger(ledger, whole)
         window = fixed.window
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-        evidence = committed_test(
-            fixed,
-            salt,
-            examples,
-            scores_of(suspect),
-            [scores_of(spec) for spec in reference or []],
-            [scores_of(spec) for spec in placebo or []],
-            time_stamps=_time_stamps(time_stamp, fixed),
-        )
-        _conclude(evidence, json_path)
+        scored = scores_of(suspect)
+        references = [scores_of(spec) for spec in reference or []]
+        placebos = [scores_of(spec) for spec in placebo or []]
+        stamps = _time_stamps(time_stamp, fixed)
+
+        def as_committed() -> Evidence:
+            return committed_test(
+                fixed, salt, examples, scored, references, placebos, time_stamps=stamps
+            )
+
+        if book is None:
+            _conclude(as_committed(), json_path)
+            return
+        fixed.check_salt(salt)
+        fixed.refuse(fixed.data_deviations(examples, scored, references, placebos))
+        case = QueryCase(examples, scored, references, {
+            **fixed.test_settings(), "placebos": placebos,
+        })  # fmt: skip
+        settings = {**case.described, "commitment": fixed.sha256}
+        _conclude(book.run(settings, as_committed), json_path)
         return
     if time_stamp or salt_file is not None:
         raise InputError(
@@ -840,7 +864,9 @@ def _known_shuffle(
     )
 
 
-BudgetOption = Annotated[int, typer.Option("--queries", help="Examples to ask about at most.")]
+BudgetOption = Annotated[
+    int | None, typer.Option("--queries", help="Examples to ask about at most.")
+]
 DesignOption = Annotated[
     str,
     typer.Option(
@@ -863,6 +889,19 @@ DesignOutOption = Annotated[
 ]
 
 
+CommittedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--commitment",
+        help="Test as committed in this file: its settings are taken, and options that differ "
+        "from them are refused.",
+    ),
+]
+CommittedSaltOption = Annotated[
+    Path | None, typer.Option("--salt-file", help="The commitment's secret salt.")
+]
+
+
 def _learned(path: Path) -> Any:
     from workbench.independence.design import LearnedDesign
 
@@ -874,7 +913,7 @@ def _learned(path: Path) -> Any:
 
 def _designed(
     transcript: Transcript,
-    queries: int,
+    queries: int | None,
     design: str,
     chosen: str | None,
     block: int | None,
@@ -887,8 +926,10 @@ def _designed(
     from workbench.home import atomic_write
     from workbench.independence import design_queries
 
+    if queries is None:
+        raise InputError("a design needs to know how many examples to ask about: add --queries")
     asked = _learned(Path(design)) if design.endswith(".json") else design
-    looks = chosen is not None or getattr(asked, "filter", None) is not None
+    looks = chosen is not None or _looks_at_references(getattr(asked, "filter", None))
     whole = [scores_of(spec, transcript) for spec in references] if looks else []
     made = design_queries(
         transcript, queries, asked, filter=chosen, references=whole, block=block, seed=seed
@@ -900,14 +941,19 @@ def _designed(
 
 @test_app.command("pairs")
 def test_pairs(
+    context: typer.Context,
     transcript: TranscriptOption,
     suspect: Annotated[
         str, typer.Option(help="Scores file, model, or column loss:NAME / loglik:NAME.")
     ],
-    queries: BudgetOption,
+    queries: BudgetOption = None,
     reference: Annotated[
         list[str] | None, typer.Option(help="As --suspect; may be repeated.")
     ] = None,
+    placebo: PlaceboOption = None,
+    commitment: CommittedOption = None,
+    salt_file: CommittedSaltOption = None,
+    time_stamp: StampOption = None,
     design: DesignOption = "late-vs-early",
     chosen: FilterOption = None,
     block: BlockOption = None,
@@ -933,23 +979,34 @@ def test_pairs(
 ) -> None:
     """Is the late one of each designed pair likelier than the early one?"""
     from workbench.independence import pair_test
-    from workbench.scorers import meaning_of, open_scores
 
-    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
-
-    def scores_of(spec: str, asked: Transcript) -> Any:
-        return open_scores(
-            spec,
-            asked if meaning_of(spec, examples) == "model" else examples,
-            prefix=prefix,
-            length=length,
-            bos=bos,
-            dtype=dtype,
-            device=device,
-            progress=not quiet,
+    specs, others = list(reference or []), list(placebo or [])
+    if commitment is not None:
+        if salt_file is None:
+            raise InputError("a committed test needs the commitment's secret: add --salt-file")
+        fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
+        _keep_to_design(fixed, "pairs", context)
+        examples = read_transcript(transcript, column, split, fixed.claim)
+        window = fixed.window
+        scores_of = _pair_scores(examples, window.prefix, window.length, bos, dtype, device, quiet)
+        made, scored = _committed_pairs(fixed, examples, specs, scores_of, design_json)
+        _conclude(
+            committed_pairs(
+                fixed,
+                salt,
+                examples,
+                scores_of(suspect, made.examples),
+                scored,
+                [scores_of(spec, made.examples) for spec in others],
+                design=made,
+                time_stamps=_time_stamps(time_stamp, fixed),
+            ),
+            json_path,
         )
-
-    specs = list(reference or [])
+        return
+    _check_uncommitted(time_stamp, salt_file)
+    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    scores_of = _pair_scores(examples, prefix, length, bos, dtype, device, quiet)
     made, whole = _designed(
         examples, queries, design, chosen, block, seed, specs, scores_of, design_json
     )
@@ -964,12 +1021,85 @@ def test_pairs(
         seed,
         alpha=alpha,
         smallest_effect=smallest_effect,
+        placebos=[scores_of(spec, made.examples) for spec in others],
     )
     _conclude(evidence, json_path)
 
 
+def _looks_at_references(chosen: Any) -> bool:
+    from workbench.independence.design import REFERENCES
+
+    return chosen is not None and chosen.feature == REFERENCES
+
+
+def _pair_scores(
+    examples: Transcript,
+    prefix: int,
+    length: int | None,
+    bos: bool,
+    dtype: str,
+    device: str,
+    quiet: bool,
+) -> Any:
+    """Scores of a specification: a model is asked about some examples, others are read whole."""
+    from workbench.scorers import meaning_of, open_scores
+
+    def scores_of(spec: str, asked: Transcript) -> Any:
+        return open_scores(
+            spec,
+            asked if meaning_of(spec, examples) == "model" else examples,
+            prefix=prefix,
+            length=length,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            progress=not quiet,
+        )
+
+    return scores_of
+
+
+def _keep_to_design(fixed: Commitment, test: str, context: typer.Context) -> None:
+    """Raise InputError if options were given that differ from a committed design's test."""
+    fixed.check_test(test)
+    committed, given = committed_settings(fixed), _given(context)
+    if "chosen" in given:
+        given["filter"] = given.pop("chosen")
+    if str(given.get("design", "")).endswith(".json"):
+        digest = learned_sha256(_learned(Path(given["design"])))
+        same = digest == DesignParameters.of(fixed).learned_sha256
+        given["design"] = committed["design"] if same else f"the learned one {digest[:12]}"
+    fixed.refuse(fixed.deviations(given, committed))
+
+
+def _committed_pairs(
+    fixed: Commitment,
+    examples: Transcript,
+    specs: list[str],
+    scores_of: Any,
+    out: Path | None,
+) -> tuple[Any, list[Any]]:
+    """The committed design, and the references' scores as it needs them."""
+    from workbench.home import atomic_write
+
+    looks = _looks_at_references(design_settings(fixed).filter)
+    whole = [scores_of(spec, examples) for spec in specs] if looks else []
+    made = committed_design(fixed, examples, whole)
+    if out is not None:
+        atomic_write(out, lambda path: path.write_text(made.to_json(), encoding="utf-8"))
+    return made, whole or [scores_of(spec, made.examples) for spec in specs]
+
+
+def _check_uncommitted(time_stamp: list[Path] | None, salt_file: Path | None) -> None:
+    if time_stamp or salt_file is not None:
+        raise InputError(
+            "--time-stamp and --salt-file are of a commitment: add --commitment, or leave them out"
+        )
+
+
 @test_app.command("sequential")
 def test_sequential(
+    context: typer.Context,
     transcript: TranscriptOption,
     suspect: Annotated[
         str,
@@ -978,11 +1108,13 @@ def test_sequential(
             "model's name there."
         ),
     ],
-    queries: BudgetOption,
+    queries: BudgetOption = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(help="Scores file, model or column; may be repeated."),
     ] = None,
+    commitment: CommittedOption = None,
+    time_stamp: StampOption = None,
     design: DesignOption = "late-vs-early",
     chosen: FilterOption = None,
     block: BlockOption = None,
@@ -1026,9 +1158,16 @@ def test_sequential(
     """Ask pair by pair and stop as soon as the evidence suffices; resumes where it was stopped."""
     from workbench.scorers import Budget, CausalLMScorer, meaning_of, open_scores
     from workbench.scorers.answers import BudgetSpentError
-    from workbench.sequential import sequential_test
+    from workbench.sequential import committed_sequential_test, sequential_test
 
-    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    fixed = None if commitment is None else Commitment.read(commitment)
+    if fixed is None:
+        _check_uncommitted(time_stamp, None)
+        claim = _claim(shuffle, shuffle_seed, seed_bits)
+    else:
+        _keep_to_design(fixed, "sequential", context)
+        claim, prefix, length = fixed.claim, fixed.window.prefix, fixed.window.length
+    examples = read_transcript(transcript, column, split, claim)
     window: dict[str, Any] = {"prefix": prefix, "length": length}
     local: dict[str, Any] = {**window, "bos": bos, "dtype": dtype, "device": device}
 
@@ -1063,20 +1202,25 @@ def test_sequential(
             **window,
         )
     specs = list(reference or [])
-    made, whole = _designed(
-        examples, queries, design, chosen, block, seed, specs, scores_of, design_json
-    )
-    test = sequential_test(
-        examples,
-        bob,
-        whole or [asked_of(spec) for spec in specs],
-        made,
-        statistic,
-        cast(Any, alternative),
-        seed,
-        alpha=alpha,
-        batch=batch,
-    )
+    if fixed is None:
+        made, whole = _designed(
+            examples, queries, design, chosen, block, seed, specs, scores_of, design_json
+        )
+        test = sequential_test(
+            examples,
+            bob,
+            whole or [asked_of(spec) for spec in specs],
+            made,
+            statistic,
+            cast(Any, alternative),
+            seed,
+            alpha=alpha,
+            batch=batch,
+        )
+    else:
+        pair_scores = _pair_scores(examples, prefix, length, bos, dtype, device, quiet)
+        made, scored = _committed_pairs(fixed, examples, specs, pair_scores, design_json)
+        test = committed_sequential_test(fixed, examples, bob, scored, design=made)
     try:
         for step in test:
             if not quiet:
@@ -1091,7 +1235,10 @@ def test_sequential(
         if not test.steps:
             raise
         typer.echo(f"note: {error}", err=True)
-    _conclude(test.evidence(), json_path)
+    found = test.evidence()
+    if fixed is not None:
+        found = fixed.bind(found, [stamp.account for stamp in _time_stamps(time_stamp, fixed)])
+    _conclude(found, json_path)
 
 
 @test_app.command("partition")
@@ -1136,7 +1283,7 @@ def test_partition(
         examples = _tokenised_transcript(examples, tokenizer)
     evidence = partition_test(
         examples,
-        _read_texts(texts, tokenizer),
+        read_texts(texts, tokenizer),
         max_ngram,
         statistic=statistic,
         weight=weight,
@@ -1149,7 +1296,7 @@ def test_partition(
         seed=seed,
         alpha=alpha,
         smallest_effect=smallest_effect,
-        placebos=[_read_texts(path, tokenizer) for path in placebo or []],
+        placebos=[read_texts(path, tokenizer) for path in placebo or []],
         progress=not quiet,
     )
     _conclude(evidence, json_path)
@@ -1157,6 +1304,7 @@ def test_partition(
 
 @test_app.command("reshuffle")
 def test_reshuffle(
+    context: typer.Context,
     texts: TextsOption,
     alice: Annotated[
         str, typer.Option(help="Model: the rerun of the owner's order.", show_default=False)
@@ -1185,18 +1333,42 @@ def test_reshuffle(
         float | None,
         typer.Option(help="Smallest difference of interest, nats per token, fixed beforehand."),
     ] = None,
+    commitment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Test as committed in this file of 'palimpsest siblings commit': options that "
+            "differ from it are refused."
+        ),
+    ] = None,
+    time_stamp: StampOption = None,
     shuffle: ShuffleOption = "owner",
     quiet: QuietOption = False,
 ) -> None:
     """Does the owner's order explain a text better than fresh shuffles of the same examples?"""
     from workbench.lab import declared_procedure
+    from workbench.reshuffle_bundle import ReshuffleCommitment, committed_reshuffle
     from workbench.scorers import score_texts
 
-    given = _read_texts(texts, tokenizer or alice)
+    fixed = None if commitment is None else ReshuffleCommitment.read(commitment)
+    if fixed is None:
+        _check_uncommitted(time_stamp, None)
+    else:
+        free = {"texts", "alice", "sibling", "released"}
+        written = {name: v for name, v in _given(context).items() if name not in free}
+        fixed.refuse(fixed.deviations(written))
+    given = read_texts(texts, tokenizer or alice)
 
     def scored(model: str) -> Any:
         return score_texts(given, model, progress=not quiet)
 
+    if fixed is not None:
+        stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
+        others = [scored(model) for model in sibling]
+        last = None if released is None else scored(released)
+        _conclude(
+            committed_reshuffle(fixed, scored(alice), others, last, time_stamps=stamps), json_path
+        )
+        return
     evidence = reshuffle_test(
         scored(alice),
         [scored(model) for model in sibling],
@@ -1213,6 +1385,7 @@ def test_reshuffle(
 
 @app.command("commit")
 def commit(
+    context: typer.Context,
     transcript: TranscriptOption,
     out: Annotated[Path, typer.Option(help="JSON file of the commitment to write.")],
     salt_file: SaltOption,
@@ -1231,6 +1404,25 @@ def commit(
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     subsample: SubsampleOption = None,
+    design: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Commit to designed pairs: {', '.join(PAIRED)}, or a file of 'palimpsest design "
+            "fit'; with --queries."
+        ),
+    ] = None,
+    design_file: Annotated[
+        Path | None,
+        typer.Option(help="Commit to the pairs of a file that --design-json wrote."),
+    ] = None,
+    queries: BudgetOption = None,
+    chosen: FilterOption = None,
+    block: BlockOption = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Pairs one after the other, to be stopped any time."),
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Pairs per step of --sequential.")] = 16,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -1244,12 +1436,56 @@ def commit(
     for path, what in ((out, "a commitment"), (salt_file, "a secret salt")):
         if path.exists():
             raise InputError(f"{path} exists, and {what} is never replaced: name another file")
+    designed = _designed_options(
+        context, design, design_file, queries, chosen, block, sequential, subsample
+    )
     whole = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    salt = MasterSalt.fresh()
+    settings: dict[str, Any] = {
+        "suspect": suspect,
+        "statistic": statistic,
+        "alternative": alternative,
+        "seed": seed,
+        "alpha": alpha,
+        "smallest_effect": smallest_effect,
+        "prefix": prefix,
+        "length": length,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    if designed:
+        pair_scores = _pair_scores(whole, prefix, length, bos, dtype, device, quiet)
+        specs = list(reference or [])
+        learned = None
+        if design_file is not None:
+            given = [pair_scores(spec, whole) for spec in specs]
+            chosen_pairs: Any = _read_design(design_file, whole, given)
+        else:
+            name = design or ""
+            learned = _learned(Path(name)) if name.endswith(".json") else None
+            chosen_pairs, given = _designed(
+                whole, queries, name, chosen, block, seed, specs, pair_scores, None
+            )
+        asked = chosen_pairs.examples
+        with _rows_bar(whole, quiet) as bar:
+            made = commit_design(
+                whole,
+                salt,
+                chosen_pairs,
+                test="sequential" if sequential else "pairs",
+                references=given or [pair_scores(spec, asked) for spec in specs],
+                placebos=[pair_scores(spec, asked) for spec in placebo or []],
+                learned=learned,
+                batch=batch,
+                n_resamples=n_resamples,
+                progress=bar.update,
+                **settings,
+            )
+        _committed(made, salt, out, salt_file)
+        return
     examples = whole if subsample is None else whole.subsample(subsample, seed)
     scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     references = [scores_of(spec) for spec in reference or []]
     placebos = [scores_of(spec) for spec in placebo or []]
-    salt = MasterSalt.fresh()
     with _rows_bar(whole, quiet) as bar:
         made = Commitment.make(
             whole,
@@ -1259,18 +1495,57 @@ def commit(
             parameters={} if subsample is None else {"n": subsample, "seed": seed},
             references=references,
             placebos=placebos,
-            suspect=suspect,
-            statistic=statistic,
             n_resamples=n_resamples,
-            alternative=cast(Any, alternative),
-            seed=seed,
-            alpha=alpha,
-            smallest_effect=smallest_effect,
-            prefix=prefix,
-            length=length,
-            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             progress=bar.update,
+            **settings,
         )
+    _committed(made, salt, out, salt_file)
+
+
+def _designed_options(
+    context: typer.Context,
+    design: str | None,
+    design_file: Path | None,
+    queries: int | None,
+    chosen: str | None,
+    block: int | None,
+    sequential: bool,
+    subsample: int | None,
+) -> bool:
+    """Whether a design is committed to; raises InputError on options that do not go together."""
+    given = _given(context)
+    if design is None and design_file is None:
+        odd = [n for n in ("queries", "chosen", "block", "sequential", "batch") if n in given]
+        if odd:
+            name = odd[0].replace("chosen", "filter")
+            raise InputError(f"--{name} is of a design: add --design or --design-file")
+        return False
+    if design is not None and design_file is not None:
+        raise InputError("--design and --design-file are two designs: give one of them")
+    if subsample is not None:
+        raise InputError("a design says which examples are asked about: leave out --subsample")
+    if design_file is not None and (queries, chosen, block) != (None, None, None):
+        raise InputError(
+            "--design-file brings its own --queries, --filter and --block: leave them out"
+        )
+    if sequential and "n_resamples" in given:
+        raise InputError("a sequential test draws no flips: leave out --n-resamples")
+    if not sequential and "batch" in given:
+        raise InputError("--batch is of a sequential test: add --sequential, or leave it out")
+    return True
+
+
+def _read_design(path: Path, whole: Transcript, references: list[Any]) -> Any:
+    from workbench.independence import QueryDesign
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): check the path") from error
+    return QueryDesign.from_json(text, whole, references)
+
+
+def _committed(made: Commitment, salt: MasterSalt, out: Path, salt_file: Path) -> None:
     salt.write(salt_file)
     made.write(out)
     typer.echo(f"{made.sha256}  {out}")
@@ -1296,7 +1571,7 @@ def reveal(
 
     fixed = Commitment.read(commitment)
     salt, numbers = MasterSalt.read(salt_file), _row_numbers(rows)
-    whole, _ = _committed_examples(fixed, transcript, column, split)
+    whole = read_transcript(transcript, column, split, fixed.claim)
     with _rows_bar(whole, quiet) as bar:
         shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
     typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
@@ -1308,7 +1583,7 @@ def bundle(
     commitment: CommitmentOption,
     salt_file: SaltOption,
     evidence: Annotated[
-        Path, typer.Option(help="JSON that 'palimpsest test query --commitment' wrote.")
+        Path, typer.Option(help="JSON that 'palimpsest test … --commitment' wrote.")
     ],
     suspect: Annotated[str, typer.Option(help="As in the test.")],
     out: Annotated[Path, typer.Option(help="File to write (.zip).")],
@@ -1332,12 +1607,19 @@ def bundle(
     salt, tested = MasterSalt.read(salt_file), Evidence.read(evidence)
     shown = [] if reveal is None else _row_numbers(reveal)
     stamps = _time_stamps(time_stamp, fixed)
-    whole, examples = _committed_examples(fixed, transcript, column, split)
     window = fixed.window
-    scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-    scored = scores_of(suspect)
-    references = [scores_of(spec) for spec in reference or []]
-    placebos = [scores_of(spec) for spec in placebo or []]
+    if fixed.test == "query":
+        whole, examples = _committed_examples(fixed, transcript, column, split)
+        scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
+        scored = scores_of(suspect)
+        references = [scores_of(spec) for spec in reference or []]
+        placebos = [scores_of(spec) for spec in placebo or []]
+    else:
+        whole = examples = read_transcript(transcript, column, split, fixed.claim)
+        of_pairs = _pair_scores(whole, window.prefix, window.length, bos, dtype, device, quiet)
+        made, references = _committed_pairs(fixed, whole, list(reference or []), of_pairs, None)
+        scored = of_pairs(suspect, made.examples)
+        placebos = [of_pairs(spec, made.examples) for spec in placebo or []]
     with _rows_bar(whole, quiet) as bar:
         found = write_bundle(
             out,
@@ -1388,10 +1670,19 @@ def verify(
     ] = 10**11,
 ) -> None:
     """Recompute a bundle without any model: what matches, what doesn't, what can't be checked."""
+    from workbench.reshuffle_bundle import holds_reshuffle, verify_reshuffle_bundle
     from workbench.verification import Reveal, verify_bundle
 
     if rescore is None and (rows, role, tokenizer) != (None, None, None):
         raise InputError("--rows, --role and --tokenizer are of --rescore: leave them out")
+    if holds_reshuffle(bundle, digest):
+        if rescore is not None or reveal:
+            raise InputError(
+                f"{bundle} is of a reshuffle test, without rows of a transcript: leave out "
+                "--rescore and --reveal"
+            )
+        _say(verify_reshuffle_bundle(bundle, digest))
+        return
     found = verify_bundle(
         bundle,
         digest,
@@ -1403,6 +1694,10 @@ def verify(
         device=device,
         max_work=max_work,
     )
+    _say(found)
+
+
+def _say(found: Any) -> None:
     typer.echo(str(found))
     count = len(found.mismatches)
     typer.echo("nothing mismatches" if found.ok else f"{count} line(s) do not match")
@@ -1412,7 +1707,11 @@ def verify(
 
 # Options of a test that a commitment does not fix: where things are, and how models are run.
 _FREE = {"transcript", "suspect", "reference", "placebo", "json_path", "commitment", "salt_file",
-         "time_stamp", "bos", "dtype", "device", "column", "split", "quiet"}  # fmt: skip
+         "time_stamp", "bos", "dtype", "device", "column", "split", "quiet", "ledger",
+         "design_json", "endpoint", "access", "through", "form", "tokenizer", "api_key_env",
+         "max_requests", "max_tokens", "max_money", "prompt_price", "completion_price",
+         "concurrency", "bundle", "places", "top", "draws", "temperature", "on_change",
+         }  # fmt: skip
 
 
 def _given(context: typer.Context) -> dict[str, Any]:

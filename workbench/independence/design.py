@@ -309,6 +309,10 @@ class QueryDesign:
         Number of each row's pair, in the order of asking, from 0; -1 throughout if there are none.
     late : ndarray of bool, shape (queries,)
         Whether a row is its pair's late side.
+    kept : ndarray of bool, shape (n,)
+        Whether the filter keeps a row of the transcript; False outside the block.
+    claimed : ndarray of bool, shape (n,), optional
+        Only when made: `kept` on somebody's word, where what the filter looks at is not at hand.
 
     Raises
     ------
@@ -319,12 +323,14 @@ class QueryDesign:
     settings: DesignSettings
     transcript: Transcript
     references: InitVar[Sequence[Scores]] = ()
+    claimed: InitVar[Bools | None] = None
     rows: Ints = field(init=False)
     pair: Ints = field(init=False)
     late: Bools = field(init=False)
+    kept: Bools = field(init=False)
     _late_first: Bools = field(init=False)
 
-    def __post_init__(self, references: Sequence[Scores]) -> None:
+    def __post_init__(self, references: Sequence[Scores], claimed: Bools | None) -> None:
         if self.settings.transcript != self.transcript.fingerprint:
             raise InputError(
                 f"the design was made for another transcript than {self.transcript.source}: use "
@@ -335,10 +341,16 @@ class QueryDesign:
                 f"the design was learned on the order of {self.transcript.source} itself: learn it "
                 "on a run of another order"
             )
-        rows, pair, late, late_first = _choose(self.settings, self.transcript, references)
-        for name, values in zip(
-            ("rows", "pair", "late", "_late_first"), (rows, pair, late, late_first), strict=True
-        ):
+        part = block_part(self.transcript, self.settings.block)
+        if claimed is None or self.settings.filter is None:
+            eligible = filtered_units(self.settings, self.transcript, references, part)
+        else:
+            eligible = _claimed_units(claimed, self.transcript, part)
+        kept = np.zeros(self.transcript.n, dtype=np.bool_)
+        kept[part.rows] = eligible[part.unit_of_row]
+        chosen = _choose(self.settings, self.transcript, part, eligible)
+        names = ("rows", "pair", "late", "_late_first", "kept")
+        for name, values in zip(names, (*chosen, kept), strict=True):
             values.setflags(write=False)
             object.__setattr__(self, name, values)
 
@@ -716,13 +728,23 @@ def filtered_units(
     return settings.filter.keeps(mean)
 
 
+def _claimed_units(claimed: Bools, transcript: Transcript, part: Stratum) -> Bools:
+    """Units that somebody says pass the filter, which keeps whole units of the block."""
+    passing = np.bincount(part.unit_of_row, claimed[part.rows], part.n_units)
+    inside = int(np.count_nonzero(claimed[part.rows]))
+    if ((passing != 0) & (passing != part.sizes)).any() or inside != np.count_nonzero(claimed):
+        raise InputError(
+            f"the filter is said to keep parts of units, or rows of another block, of "
+            f"{transcript.source}: it keeps whole units of one block"
+        )
+    return np.asarray(passing > 0, dtype=np.bool_)
+
+
 def _choose(
-    settings: DesignSettings, transcript: Transcript, references: Sequence[Scores]
+    settings: DesignSettings, transcript: Transcript, part: Stratum, eligible: Bools
 ) -> tuple[Ints, Ints, Bools, Bools]:
     """Rows, pair of each, whether late, and whether a pair's late side is asked first."""
-    part = block_part(transcript, settings.block)
     units = part.n_units
-    eligible = filtered_units(settings, transcript, references, part)
     streams = np.random.SeedSequence([settings.seed, STREAM]).spawn(4)
     ties, thinning, cut, coins = (np.random.default_rng(stream) for stream in streams)
     # Units in training order, ties broken at random. From here on the draws are of *places*, so

@@ -28,7 +28,7 @@ from workbench.independence.cases import QueryCase
 from workbench.independence.corrections import open_ledger_factor
 from workbench.transcript import Transcript
 
-__all__ = ["Ledger", "LedgerEntry"]
+__all__ = ["Ledger", "LedgerEntry", "as_entered"]
 
 LARGEST_FILE, LONGEST_LINE = 2**26, 2**18
 FIRST = "0" * 64
@@ -255,31 +255,8 @@ class Ledger:
                     f"gives {evidence.pvalue:.6g}: entries are never revised; find out what "
                     "changed (versions of the software?), and report the entered result"
                 )
-        log10 = evidence.log10_pvalue
-        return with_correction(
-            evidence,
-            Correction(
-                "open ledger",
-                corrected,
-                None if log10 is None else min(0.0, log10 + float(np.log10(factor))),
-                evidence.pvalue_floor * factor,
-                number,
-                max(number, len(found.entries)),
-                self.path.name,
-                entry.digest,
-            ),
-            Gate(
-                5,
-                "many tests",
-                "pass",
-                f"entered as test {number} before it was run, in a ledger that is only appended to "
-                f"(entry {entry.digest[:12]})",
-            ),
-            [
-                "That this transcript has no other ledger, and that no test of its order was made "
-                "outside it, rests on the owner's word."
-            ],
-        )
+        tests = max(number, len(found.entries))
+        return as_entered(evidence, number, tests, self.path.name, entry.digest)
 
     # ------------------------------------------------------------------ checks
 
@@ -469,12 +446,60 @@ def _words(settings: Mapping[str, Any]) -> str:
     for name in ("statistic", "alternative", "n", "n_resamples", "seed"):
         if name in settings:
             shown.append(f"{name}={settings[name]}")
+    if "commitment" in settings:
+        shown.append(f"committed {str(settings['commitment'])[:12]}")
     return " · ".join(shown) or content_key(settings)[:12]
 
 
 def _printable(text: str) -> str:
     """Without what could move a terminal's cursor; not too long for a line."""
     return "".join(c if c.isprintable() else "�" for c in text)[:200]
+
+
+def as_entered(evidence: Evidence, number: int, tests: int, name: str, digest: str) -> Evidence:
+    """The evidence as the k-th test of an open ledger.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Uncorrected.
+    number, tests : int
+        k, and how many were entered by then.
+    name : str
+        Of the ledger's file.
+    digest : str
+        SHA-256 of the entry's line.
+
+    Raises
+    ------
+    InputError
+        A number below 1; evidence that is corrected already.
+    """
+    factor, log10 = open_ledger_factor(number), evidence.log10_pvalue
+    return with_correction(
+        evidence,
+        Correction(
+            "open ledger",
+            min(1.0, evidence.pvalue * factor),
+            None if log10 is None else min(0.0, log10 + float(np.log10(factor))),
+            evidence.pvalue_floor * factor,
+            number,
+            tests,
+            name,
+            digest,
+        ),
+        Gate(
+            5,
+            "many tests",
+            "pass",
+            f"entered as test {number} before it was run, in a ledger that is only appended to "
+            f"(entry {digest[:12]})",
+        ),
+        [
+            "That this transcript has no other ledger, and that no test of its order was made "
+            "outside it, rests on the owner's word."
+        ],
+    )
 
 
 def _now() -> str:

@@ -30,11 +30,13 @@ from workbench.statistics import Contrasted, QueryStatistic
 from workbench.statistics.betting import THETAS, SignMartingale
 from workbench.transcript import Transcript
 
-__all__ = ["Asker", "SequentialTest", "Step"]
+__all__ = ["FITTED_FIRST", "Asker", "SequentialTest", "Step"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# A fit to few examples is poor: the first batch of a fitted contrast is this many batches long.
+FITTED_FIRST = 4
 WORDS = Words("correlation", "pairs", "few pairs", "ask more pairs", "anytime p")
 WITHHELD = (
     "p-values for a fixed number of queries are withheld from a test that may be watched; the "
