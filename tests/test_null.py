@@ -9,7 +9,7 @@ from workbench.independence import queries_needed
 from workbench.null import NullDistribution, log10_normal_tail, permutation_null
 from workbench.statistics import RankDesign
 
-SIMULATIONS = 2000
+SIMULATIONS = 1000
 
 
 def _plain(rng):

@@ -128,7 +128,7 @@ def rejection_limit(draws: int, level: float, cells: int, error: float = 0.01) -
     Examples
     --------
     >>> rejection_limit(5000, 0.05, 1), rejection_limit(5000, 0.05, 200)
-    (286, 313)
+    (286, 312)
     """
     return int(binom.isf(error / cells, draws, level))
 

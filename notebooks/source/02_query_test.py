@@ -31,19 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import (
-    Transcript,
-    design_queries,
-    figures,
-    lab,
-    pair_test,
-    queries_needed,
-    query_contrast,
-    query_test,
-    sequential_test,
-)
+from workbench import Transcript, figures, lab, queries_needed, query_contrast, query_test
 from workbench.null import permutation_null
-from workbench.statistics.betting import SignMartingale
 
 run = lab.open_run(source)
 transcript = run.transcript
@@ -206,6 +195,9 @@ figures.show(figures.evidence_vs_queries(transcript, series, repeats=20, seed=se
 # **Prediction.** The same number of queries, at random and by design: which p is smaller?
 
 # %%
+from workbench import design_queries, pair_test, sequential_test
+from workbench.statistics.betting import SignMartingale
+
 asked = 300
 uniform = transcript.subsample(asked, seed, stratify=False)
 plain = query_test(uniform, scores[suspect].take(uniform.rows), [reference.take(uniform.rows)])

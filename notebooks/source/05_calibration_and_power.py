@@ -41,6 +41,7 @@ from workbench.null import permutation_null
 from workbench.rejections import LEVELS, read_rejections, rejection_limit
 from workbench.statistics import RankDesign
 
+# %%
 observations = lab.open_observations(source, full=full)
 run = observations.run
 transcript = run.transcript

@@ -30,17 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import (
-    Capture,
-    InputError,
-    Scores,
-    ShuffleClaim,
-    Transcript,
-    lab,
-    open_order,
-    query_test,
-)
-from workbench.transcripts.writing import write_transcript
+from workbench import InputError, Scores, ShuffleClaim, Transcript, lab, query_test
 
 folder = Path(tempfile.mkdtemp())
 print("a temporary folder holds what this notebook writes")
@@ -165,11 +155,16 @@ print(f"derivative: {evidence.verdict}, exact p {evidence.pvalue:.4g}, z {eviden
 # Here one small order is written in four of these formats and read back.
 
 # %%
+from workbench import Capture, open_order
+from workbench.transcripts.writing import write_transcript
+
 rng = np.random.default_rng(0)
 tokens = rng.integers(5, 900, (400, 33))
 owned = Transcript.from_arrays(rng.permutation(400), tokens=tokens)
 told = {"megatron": {}, "mds": {}, "olmo": {"dtype": "uint16", "sequence_length": 33},
         "trainer-log": {"examples": folder / "trainer-log" / "examples.arrow"}}  # fmt: skip
+
+# %%
 for form, options in told.items():
     where = write_transcript(owned, folder / form, form)
     order = open_order(where, form, **options)
