@@ -20,13 +20,14 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, binom, kstwo, norm
+from scipy.stats import beta, kstwo, norm
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
 from workbench.independence.sequential import SequentialTest
+from workbench.null import rejection_limit
 from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
@@ -1382,7 +1383,7 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
             for row in rows:
                 line, kind = tests.index(row.test), nulls.index(row.null)
                 share = row.rejections[number] / row.draws
-                limit = binom.isf(0.01 / cells, row.draws, level) / row.draws
+                limit = rejection_limit(row.draws, level, cells) / row.draws
                 beyond += share > limit
                 colour = palette[kind % len(palette)]
                 axes.plot(

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from workbench.errors import InputError
 from workbench.statistics.pairs import signed_ranks
@@ -32,6 +32,7 @@ __all__ = [
     "maximum_null",
     "permutation_null",
     "redrawn_null",
+    "rejection_limit",
     "sign_flip_null",
 ]
 
@@ -502,6 +503,32 @@ def _in_chunks(
             if progress is not None:
                 progress(len(piece))
     return np.concatenate(pieces)
+
+
+def rejection_limit(draws: int, level: float, cells: int, error: float = 0.01) -> int:
+    """Most rejections that a valid test shows, all cells of a table taken together.
+
+    A table of `cells` cells of valid tests has one beyond its limit with a chance of at most
+    `error` (Bonferroni; exact binomial tails).
+
+    Parameters
+    ----------
+    draws : int
+        Independent experiments of a cell.
+    level : float
+    cells : int
+    error : float
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> rejection_limit(5000, 0.05, 1), rejection_limit(5000, 0.05, 200)
+    (286, 312)
+    """
+    return int(binom.isf(error / cells, draws, level))
 
 
 def is_approximable(design: RankDesign, values: Floats) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 from tqdm import tqdm
 
 from workbench import calibration
@@ -25,7 +24,7 @@ from workbench.errors import InputError
 from workbench.home import atomic_write, home
 from workbench.independence import design_queries, query_contrast
 from workbench.independence.design import DESIGNS
-from workbench.null import permutation_null, sign_flip_null
+from workbench.null import permutation_null, rejection_limit, sign_flip_null
 from workbench.scores import ScorerIdentity, Scores
 from workbench.sequential import sequential_test
 from workbench.statistics import STATISTICS, RankDesign, certified_log10, find_statistic
@@ -95,7 +94,9 @@ class RejectionRow:
         )
 
 
-def _row(test: str, null: str, pvalues: Sequence[float] | Floats, bound: bool = False) -> Any:
+def _row(
+    test: str, null: str, pvalues: Sequence[float] | Floats, bound: bool = False
+) -> RejectionRow:
     p = np.asarray(pvalues, dtype=np.float64)
     return RejectionRow(
         test,
@@ -105,32 +106,6 @@ def _row(test: str, null: str, pvalues: Sequence[float] | Floats, bound: bool = 
         tuple(int((p <= level).sum()) for level in LEVELS),
         tuple(np.histogram(np.clip(p, 0.0, 1.0), BINS, (0.0, 1.0))[0].tolist()),
     )
-
-
-def rejection_limit(draws: int, level: float, cells: int, error: float = 0.01) -> int:
-    """Most rejections that a valid test shows, all cells of a table taken together.
-
-    A table of `cells` cells of valid tests has one beyond its limit with a chance of at most
-    `error` (Bonferroni; exact binomial tails).
-
-    Parameters
-    ----------
-    draws : int
-        Independent experiments of a cell.
-    level : float
-    cells : int
-    error : float
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
-    >>> rejection_limit(5000, 0.05, 1), rejection_limit(5000, 0.05, 200)
-    (286, 312)
-    """
-    return int(binom.isf(error / cells, draws, level))
 
 
 # ---------------------------------------------------------------------- pieces of work
@@ -163,9 +138,9 @@ def _scored(rng: Generator) -> tuple[Transcript, Scores, list[Scores]]:
     start = np.concatenate([[0], np.cumsum(size)])[unit]
     within = np.arange(n) - start
     # A unit's place among the units decides where all of its rows were seen.
-    place = rng.permutation(220)
+    seen = np.argsort(rng.permutation(220))
     first = np.zeros(220, dtype=np.int64)
-    first[np.argsort(place)] = np.concatenate([[0], np.cumsum(size[np.argsort(place)])[:-1]])
+    first[seen] = np.concatenate([[0], np.cumsum(size[seen])[:-1]])
     tokens = rng.integers(0, 800, (n, 5))
     transcript = Transcript.from_arrays(first[unit] + within, tokens=tokens, units=unit)
     scores = [
@@ -284,16 +259,15 @@ def rejection_table(
         for work, null, total in wanted
         for start in range(0, total, PIECE)
     ]
-    folder = home() / "rejections" / f"{FORMAT.rsplit(' ', 1)[-1]}"
-    rows: dict[tuple[str, str], RejectionRow] = {}
-    waiting = []
-    for piece in pieces:
-        path = folder / f"{'-'.join(str(part).replace(' ', '_') for part in piece)}.json"
-        waiting.append((piece, path))
-    todo = [(piece, path) for piece, path in waiting if not path.is_file()]
+    folder = home() / "rejections" / FORMAT.split()[-1]
+    paths = {
+        piece: folder / f"{'-'.join(str(part).replace(' ', '_') for part in piece)}.json"
+        for piece in pieces
+    }
+    todo = {piece: path for piece, path in paths.items() if not path.is_file()}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            running = {pool.submit(_piece, *piece): path for piece, path in todo}
+            running = {pool.submit(_piece, *piece): path for piece, path in todo.items()}
             bar = tqdm(total=len(todo), desc="calibration", unit="piece", disable=not progress)
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -305,7 +279,8 @@ def rejection_table(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for _, path in waiting:
+    rows: dict[tuple[str, str], RejectionRow] = {}
+    for path in paths.values():
         for given in json.loads(path.read_text(encoding="utf-8")):
             row = _from_json(given)
             key = (row.test, row.null)
