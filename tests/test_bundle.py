@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bundles import changed_bytes, edited, with_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,24 +89,6 @@ def rebuilt(made, tmp_path, members=(), manifest=True, **changes):
     path = tmp_path / "changed.zip"
     path.write_bytes(with_manifest(content) if manifest else archive_bytes(content))
     return path
-
-
-def with_manifest(content):
-    """An archive of these members, the manifest made anew."""
-    listed = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in content.items()
-        if name != "manifest.json"
-    }
-    manifest = json.dumps({"format": "palimpsest bundle 1", "members": listed}, sort_keys=True)
-    return archive_bytes({**content, "manifest.json": manifest.encode()})
-
-
-def edited(made, name, change):
-    """A JSON member after a change."""
-    content = json.loads(made["members"][name])
-    change(content)
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 # ------------------------------------------------------------------------------- honest ones
@@ -230,13 +213,8 @@ def test_verifying_imports_no_model_library(made, tmp_path):
 def test_every_single_changed_byte_is_caught_by_the_digest(made, tmp_path):
     path = tmp_path / "flipped.zip"
     data = made["path"].read_bytes()
-    path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:
-        for offset, byte in enumerate(data):
-            os.pwrite(file.fileno(), bytes([byte ^ (1 << offset % 8)]), offset)
-            found = verify_bundle(path, made["found"].sha256)
-            os.pwrite(file.fileno(), bytes([byte]), offset)
-            assert not found.ok, offset
+    for offset in changed_bytes(path, data):
+        assert not verify_bundle(path, made["found"].sha256).ok, offset
     assert verify_bundle(path, made["found"].sha256).ok
     for other in (data[:-1], data + b"\0", b""):
         path.write_bytes(other)

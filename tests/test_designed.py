@@ -3,18 +3,18 @@
 import hashlib
 import io
 import json
-import os
 from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bundles import changed_bytes, edited, with_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import InputError, Scores, ShuffleClaim, Transcript
-from workbench.archive import Archive, archive_bytes
+from workbench.archive import Archive
 from workbench.bundle import reveal_rows, write_bundle
 from workbench.commitment import Commitment, committed_test
 from workbench.designed import (
@@ -348,20 +348,8 @@ def test_neither_texts_nor_scores_of_other_rows_nor_secrets_are_inside(made):
 
 def rebuilt(made, **changes):
     """The bundle with changed members, the inner hashes made to fit again."""
-    content = {**made["members"], **{k.replace("__", "/"): v for k, v in changes.items()}}
-    listed = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in content.items()
-        if name != "manifest.json"
-    }
-    manifest = json.dumps({"format": "palimpsest bundle 1", "members": listed}, sort_keys=True)
-    return archive_bytes({**content, "manifest.json": manifest.encode()})
-
-
-def edited(made, name, change):
-    content = json.loads(made["members"][name])
-    change(content)
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    changed = {k.replace("__", "/"): v for k, v in changes.items()}
+    return with_manifest({**made["members"], **changed})
 
 
 def with_order(made, change, name=None):
@@ -483,12 +471,8 @@ def test_hostile_bundles_are_refused_in_one_sentence(made, name):
 
 def test_any_changed_byte_is_caught_by_the_digest(made, tmp_path):
     path, data = tmp_path / "flipped.zip", made["path"].read_bytes()
-    path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:
-        for offset in range(0, len(data), 11):
-            os.pwrite(file.fileno(), bytes([data[offset] ^ (1 << offset % 8)]), offset)
-            assert not verify_bundle(path, made["found"].sha256).ok, offset
-            os.pwrite(file.fileno(), data[offset : offset + 1], offset)
+    for offset in changed_bytes(path, data, every=11):
+        assert not verify_bundle(path, made["found"].sha256).ok, offset
     assert verify_bundle(path, made["found"].sha256).ok
 
 

@@ -2,21 +2,20 @@
 
 import hashlib
 import io
-import json
-import os
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bundles import changed_bytes, edited, with_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from workbench import Evidence, InputError, ScorerIdentity, Scores, Texts, Transcript
 from workbench import reshuffle_test as plain_test
-from workbench.archive import Archive, archive_bytes
+from workbench.archive import Archive
 from workbench.cli import app
 from workbench.commitment import ATTACHED, CommittedModel, TimeStamp
 from workbench.reshuffle_bundle import (
@@ -198,19 +197,7 @@ def rebuilt(made, changes):
     """The bundle with changed members, the inner hashes made to fit again."""
     content = {**made["members"], **changes}
     content = {name: data for name, data in content.items() if data is not None}
-    listed = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in content.items()
-        if name != "manifest.json"
-    }
-    form = {"format": "palimpsest reshuffle bundle 1", "members": listed}
-    return archive_bytes({**content, "manifest.json": json.dumps(form, sort_keys=True).encode()})
-
-
-def edited(made, name, change):
-    content = json.loads(made["members"][name])
-    change(content)
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return with_manifest(content, "palimpsest reshuffle bundle 1")
 
 
 def nudged(made, role, by, **options):
@@ -308,12 +295,8 @@ def test_hostile_bundles_are_refused_in_one_sentence(made, tmp_path, name):
 
 def test_any_changed_byte_is_caught_by_the_digest(made, tmp_path):
     path, data = tmp_path / "flipped.zip", made["path"].read_bytes()
-    path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:
-        for offset in range(0, len(data), 3):
-            os.pwrite(file.fileno(), bytes([data[offset] ^ (1 << offset % 8)]), offset)
-            assert not verify_reshuffle_bundle(path, made["found"].sha256).ok, offset
-            os.pwrite(file.fileno(), data[offset : offset + 1], offset)
+    for offset in changed_bytes(path, data, every=3):
+        assert not verify_reshuffle_bundle(path, made["found"].sha256).ok, offset
     assert verify_reshuffle_bundle(path, made["found"].sha256).ok
 
 

@@ -6,7 +6,6 @@ Where pairs are tested it has the order of all rows, so that the pairs can be ch
 Scores under a model that others have are a fingerprint of a text all the same (docs/evidence.md).
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,9 @@ from workbench.verification import (
     Reveal,
     Verification,
     environment,
+    stamp_members,
     verify_archive,
+    with_manifest,
 )
 
 __all__ = ["reveal_rows", "write_bundle"]
@@ -163,24 +164,12 @@ def write_bundle(
         "proof.bin": tree.prove(numbers),
     }
     members |= {f"scores/{role}.parquet": _scores_table(s) for role, s in roles.items()}
-    stamps = []
-    for number, stamp in enumerate(time_stamps, 1):
-        name = f"time-stamps/{number}.{'ots' if stamp.kind == 'OpenTimestamps' else 'tsr'}"
-        members[name] = stamp.data
-        stamps.append({"member": name, **stamp.account})
+    files, stamps = stamp_members(time_stamps)
+    members |= files
     members["account.json"] = _json(_account(tested, roles, stamps, asked))
     if len(reveal):
         members["revealed.json"] = _json(_reveal(transcript, salt, tree, reveal))
-    members["manifest.json"] = _json(
-        {
-            "format": MANIFEST_FORMAT,
-            "members": {
-                name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                for name, data in members.items()
-            },
-        }
-    )
-    data = archive_bytes(members)
+    data = archive_bytes(with_manifest(members, MANIFEST_FORMAT))
     try:
         found = verify_archive(Archive.from_bytes(data, str(path)))
     except InputError as error:

@@ -60,6 +60,8 @@ from workbench.verification import (
     read_manifest,
     read_stamps,
     read_table,
+    stamp_members,
+    with_manifest,
 )
 
 __all__ = [
@@ -367,11 +369,8 @@ def write_reshuffle_bundle(
         "evidence.json": evidence.to_json().encode(),
         "matrix.parquet": sink.getvalue().to_pybytes(),
     }
-    stamps = []
-    for number, stamp in enumerate(time_stamps, 1):
-        name = f"time-stamps/{number}.{'ots' if stamp.kind == 'OpenTimestamps' else 'tsr'}"
-        members[name] = stamp.data
-        stamps.append({"member": name, **stamp.account})
+    files, stamps = stamp_members(time_stamps)
+    members |= files
     members["account.json"] = canonical_json(
         {
             "format": ACCOUNT_FORMAT,
@@ -380,16 +379,7 @@ def write_reshuffle_bundle(
             "environment": environment(),
         }
     )
-    members["manifest.json"] = canonical_json(
-        {
-            "format": MANIFEST_FORMAT,
-            "members": {
-                name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                for name, data in members.items()
-            },
-        }
-    )
-    data = archive_bytes(members)
+    data = archive_bytes(with_manifest(members, MANIFEST_FORMAT))
     found = _verify(Archive.from_bytes(data, str(path)), None)
     if not found.ok:
         raise InputError(

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
-from workbench.archive import Archive, printable, read_limited, strict_json
+from workbench.archive import Archive, canonical_json, printable, read_limited, strict_json
 from workbench.commitment import (
     ALL_ROWS,
     MAX_COMMITMENT_BYTES,
@@ -1203,6 +1203,37 @@ def member_of(archive: Archive, name: str) -> bytes:
     if name not in archive.members:
         raise InputError(f"{archive.label} has no {name}: it is no bundle, or not a whole one")
     return archive.members[name]
+
+
+def stamp_members(
+    time_stamps: Sequence[TimeStamp],
+) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """Members of a bundle that hold its time-stamps, and what its account says of them."""
+    files, accounts = {}, []
+    for number, stamp in enumerate(time_stamps, 1):
+        name = f"time-stamps/{number}.{'ots' if stamp.kind == 'OpenTimestamps' else 'tsr'}"
+        files[name] = stamp.data
+        accounts.append({"member": name, **stamp.account})
+    return files, accounts
+
+
+def with_manifest(members: Mapping[str, bytes], form: str) -> dict[str, bytes]:
+    """Members of a bundle of this form, and the manifest that lists them.
+
+    Parameters
+    ----------
+    members : mapping of str to bytes
+    form : str
+
+    Returns
+    -------
+    dict of str to bytes
+    """
+    listed = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in members.items()
+    }
+    return {**members, "manifest.json": canonical_json({"format": form, "members": listed})}
 
 
 def read_manifest(archive: Archive, form: str | None = None) -> Manifest:
