@@ -1,9 +1,17 @@
 """Every test has a cache folder of its own, so that none sees what another left."""
 
 import contextlib
+import os
 import signal
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a red run of tests can be had again. Other examples are drawn
+# with HYPOTHESIS_PROFILE=random.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 # Started in the background, a process ignores Ctrl-C, and so does what it starts: the tests of
 # interruptions would wait in vain.

@@ -63,6 +63,12 @@ def wait_for(condition, seconds=90):
         time.sleep(0.05)
 
 
+def unfinished(log, worker):
+    """Parts that a worker has begun and not ended."""
+    begun = {tuple(rows) for pid, rows in lines(log, "begin") if pid == worker}
+    return begun - {tuple(rows) for pid, rows in lines(log) if pid == worker}
+
+
 def in_a_thread(action):
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
@@ -145,17 +151,22 @@ class TestTwoNodes:
 
         def kill():
             wait_for(lambda: log.exists() and len(lines(log)) >= 3)
-            killed.append(lines(log, "begin")[-1][0])
-            os.kill(killed[0], signal.SIGKILL)
+            wait_for(killed_in_the_middle)
+
+        def killed_in_the_middle():
+            pid = lines(log, "begin")[-1][0]
+            os.kill(pid, signal.SIGSTOP)  # so that it does not end its part while we look
+            time.sleep(0.05)
+            middle = bool(unfinished(log, pid))
+            os.kill(pid, signal.SIGKILL if middle else signal.SIGCONT)
+            killed.extend([pid] * middle)
+            return middle
 
         killer = in_a_thread(kill)
-        # parts long enough that the killer comes in the middle of one on a busy machine too
-        scorer = RayScorer(LoggingScorer(str(log), seconds=1.0), cluster.address)
+        scorer = RayScorer(LoggingScorer(str(log), seconds=0.3), cluster.address)
         scores = score_transcript(t, scorer, chunk=50)
         killer.join()
-        begun = {tuple(rows) for pid, rows in lines(log, "begin") if pid == killed[0]}
-        done = {tuple(rows) for pid, rows in lines(log) if pid == killed[0]}
-        assert begun - done  # it was in the middle of a part
+        assert unfinished(log, killed[0])
         same_scores(scores, score_transcript(t, LoggingScorer(str(log)), tmp_path / "a"))
 
     @pytest.mark.slow
