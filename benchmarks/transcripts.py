@@ -2,12 +2,13 @@
 grow.
 
 A Megatron data set with shuffle index files (samples of 512 + 1 tokens cut from documents of about
-that length) of 1 to 100 million synthetic tokens. Each task runs in a process of its own, on
-one core where the system can pin it: opening, sampling 10,000 examples, converting the whole order
-to Parquet, and the n-gram join of the converted order with a text of 20,000 tokens. Memory is the
-peak above what the process holds after its imports; differences below 4 MiB between sizes are the
-allocator's and count as none. Prints a table, the growth per token, and hours at 300 billion tokens
-for what reads them all: an extrapolation at the rate of the largest size and no measurement. Writes
+that length) of 1 to 100 million synthetic tokens. Each task runs in a process of its own, on one
+core where the system can pin it: opening, sampling 10,000 examples, the search for near-repeats
+among all ("near"), converting the whole order to Parquet, and the n-gram join of the converted
+order with a text of 20,000 tokens. Memory is the peak above what the process holds after its
+imports; differences below 4 MiB between sizes are the allocator's and count as none. Prints a
+table, the growth per token, and hours at 300 billion tokens for what reads them all: an
+extrapolation at the rate of the largest size and no measurement. Writes
 ``benchmarks/results/transcripts.json``; with ``--smoke`` it takes 100,000 tokens, seconds, and
 writes nothing.
 """
@@ -33,7 +34,7 @@ SAMPLE = 10_000
 TEXT_TOKENS = 20_000
 MAX_NGRAM = 8
 WHOLE = 300e9
-TASKS = ("open", "sample", "convert", "join")
+TASKS = ("open", "sample", "near", "convert", "join")
 MIB = 2**20
 NOISE_MIB = 4
 
@@ -85,6 +86,7 @@ def worker(task: str, folder: Path) -> None:
     from workbench.texts import Texts
     from workbench.transcript import Transcript
     from workbench.transcripts import open_order
+    from workbench.transcripts.checks import check_order
 
     before = peak()
     start = time.perf_counter()
@@ -97,6 +99,8 @@ def worker(task: str, folder: Path) -> None:
         order = open_order(folder / "run", batch_size=32)
         if task == "sample":
             order.sample(min(SAMPLE, order.n), seed=1)
+        elif task == "near":
+            check_order(order, n=64)
         elif task == "convert":
             order.convert(folder / "converted")
     print(
@@ -144,7 +148,7 @@ def growth(rows: list[dict]) -> list[dict]:
                 "bytes_per_token": 0.0 if abs(more_mib) < NOISE_MIB else more_mib * MIB / tokens,
             }
             found.append(line)
-        if ran and task in ("convert", "join"):  # the others read as much whatever the size
+        if ran and task in ("near", "convert", "join"):  # the others read as much whatever the size
             found.append(
                 {
                     "task": task,

@@ -13,7 +13,7 @@ from workbench.errors import InputError
 from workbench.transcript import Transcript
 from workbench.transcripts import TrainingOrder, open_order, writing
 from workbench.transcripts.checks import check_order
-from workbench.transcripts.duplicates import near_duplicates
+from workbench.transcripts.duplicates import _shingles, _signatures, near_duplicates
 
 N, LENGTH, BATCH = 2000, 16, 8
 RNG = np.random.default_rng(11)
@@ -182,6 +182,19 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
     assert len(hits) >= 18  # each is missed with a chance below .02
     assert all(int(first) == int(row) - 100 for row, first in found.pairs)
     assert near_duplicates(["ab", "ab", "abc", "long enough text"] * 1).repeats == 1
+
+
+def test_signatures_are_those_of_the_library() -> None:
+    datasketch = pytest.importorskip("datasketch")
+    rows = [*np.random.default_rng(3).integers(0, 70_000, (20, 40)), np.arange(3), np.arange(5)]
+    shingles = [_shingles(row) for row in rows]
+    one_by_one = []
+    for row in shingles:
+        single = datasketch.MinHash(num_perm=64, seed=7, hashfunc=int)
+        single.update_batch(row.tolist())
+        one_by_one.append(single.hashvalues)
+    found = _signatures(shingles, single.permutations)
+    np.testing.assert_array_equal(found, one_by_one)
 
 
 def test_search_for_duplicates_says_when_it_is_a_sample(order: TrainingOrder) -> None:

@@ -20,7 +20,7 @@ __all__ = ["OrderChecks", "check_order"]
 Ints = NDArray[np.int64]
 
 CHECKED = 10_000
-DUPLICATE_ROWS = 1_000_000
+DUPLICATE_ROWS = 10_000_000
 CHUNK = 1024
 
 

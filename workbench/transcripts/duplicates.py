@@ -1,7 +1,8 @@
 """Near-duplicates among examples: MinHash signatures (datasketch), compared in bands.
 
-The signatures are the library's. Its index keeps every row in dictionaries, some kilobytes each;
-here the bands of all rows are sorted as arrays, some hundred bytes each: a million rows fit.
+The signatures equal the library's, value by value; its own code makes one row at a time, here some
+hundred rows are done together. Its index keeps every row in dictionaries, some kilobytes each; here
+the bands of all rows are sorted as arrays, 256 bytes each: ten million rows fit.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ Ints = NDArray[np.int64]
 SIGNATURE = 64
 BANDS = 16  # of 4 values each: pairs alike in half of their shingles are found two times in three
 SHINGLE = 5
+BATCH = 32_768  # tokens whose hashes are held together
+COMPARED = 1 << 18  # pairs of rows compared together
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,13 @@ def near_duplicates(
         ) from error
     if not 0.5 <= threshold <= 1:
         raise InputError(f"the threshold is {threshold}: similarity is looked for from 0.5 to 1")
-    template = MinHash(num_perm=SIGNATURE, seed=seed, hashfunc=int)
-    start = template.hashvalues.copy()
-    kept: list[NDArray[np.uint32]] = []
-    for row in rows:
-        template.hashvalues = start.copy()
-        template.update_batch(_shingles(row).tolist())
-        kept.append(template.hashvalues.astype(np.uint32))
-    signatures = np.array(kept, dtype=np.uint32).reshape(-1, SIGNATURE)
+    template = MinHash(num_perm=SIGNATURE, seed=seed, hashfunc=int, scheme="affine32")
+    parts = [
+        _signatures([_shingles(row) for row in batch], template.permutations)
+        for batch in _batches(rows)
+    ]
+    signatures = np.concatenate(parts) if parts else np.empty((0, SIGNATURE), np.uint32)
+    del parts
     earlier = _earlier(signatures, threshold)
     found = np.flatnonzero(earlier >= 0)
     return NearDuplicates(
@@ -99,8 +101,22 @@ def near_duplicates(
     )
 
 
+def _batches(rows: Iterable[Any]) -> Iterable[list[Any]]:
+    """Runs of rows whose shingles together stay within the processor's own memory."""
+    held: list[Any] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row)
+        if size >= BATCH:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
 def _shingles(row: Any) -> NDArray[np.uint32]:
-    """32-bit hashes of the runs of `SHINGLE` tokens or characters, each once."""
+    """32-bit hashes of the runs of `SHINGLE` tokens or characters."""
     if isinstance(row, str):
         row = np.frombuffer(row.encode("utf-32-le"), "<u4")
     ids = np.asarray(row).astype(np.uint64)
@@ -111,7 +127,24 @@ def _shingles(row: Any) -> NDArray[np.uint32]:
     for k in range(SHINGLE):
         mixed = (mixed ^ ids[k : len(ids) - SHINGLE + 1 + k]) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+    return (mixed >> np.uint64(32)).astype(np.uint32)
+
+
+def _signatures(
+    shingles: list[NDArray[np.uint32]], permutations: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """What the library's "affine32" scheme makes of each row's shingles."""
+    starts = np.cumsum([0, *map(len, shingles[:-1])])
+    h = np.concatenate(shingles)
+    h ^= h >> np.uint32(16)  # MurmurHash3's finalizer, as there
+    h *= np.uint32(0x85EBCA6B)
+    h ^= h >> np.uint32(13)
+    h *= np.uint32(0xC2B2AE35)
+    h ^= h >> np.uint32(16)
+    out = np.empty((SIGNATURE, len(shingles)), np.uint32)
+    for k, (a, b) in enumerate(zip(*permutations, strict=True)):
+        np.minimum.reduceat(h * a + b, starts, out=out[k])
+    return np.ascontiguousarray(out.T)
 
 
 def _earlier(signatures: NDArray[np.uint32], threshold: float) -> Ints:
@@ -120,19 +153,24 @@ def _earlier(signatures: NDArray[np.uint32], threshold: float) -> Ints:
     earlier = np.full(n, -1, dtype=np.int64)
     width = SIGNATURE // BANDS
     for band in range(BANDS):
-        part = np.ascontiguousarray(signatures[:, band * width : (band + 1) * width])
-        keys = part.view(f"V{width * 4}").reshape(-1)
-        _, inverse = np.unique(keys, return_inverse=True)
-        order = np.argsort(inverse, kind="stable")
-        heads = np.concatenate([[True], np.diff(inverse[order]) != 0])[:n]
+        keys = np.zeros(n, np.uint64)  # rows of one key by chance are told apart below
+        for k in range(band * width, (band + 1) * width):
+            keys = (keys ^ signatures[:, k]) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+        order = np.argsort(keys, kind="stable")
+        sorted_keys = keys[order]
+        heads = np.ones(n, bool)
+        heads[1:] = sorted_keys[1:] != sorted_keys[:-1]
         # Every row against the first and against the one before it of the same band.
         first = order[np.maximum.accumulate(np.where(heads, np.arange(n), 0))]
         before = np.concatenate([order[:1], order[:-1]])
+        follows = np.flatnonzero(~heads)
         for other in (first, before):
-            row = order[~heads]
-            alike = (signatures[row] == signatures[other[~heads]]).mean(axis=1) >= threshold
-            hit = row[alike]
-            with_row = other[~heads][alike]
-            new = (earlier[hit] < 0) | (with_row < earlier[hit])
-            earlier[hit[new]] = with_row[new]
+            for low in range(0, len(follows), COMPARED):
+                at = follows[low : low + COMPARED]
+                row, with_row = order[at], other[at]
+                alike = (signatures[row] == signatures[with_row]).mean(axis=1) >= threshold
+                row, with_row = row[alike], with_row[alike]
+                new = (earlier[row] < 0) | (with_row < earlier[row])
+                earlier[row[new]] = with_row[new]
     return earlier
