@@ -161,6 +161,35 @@ def test_a_reference_that_knows_the_order_decides_nothing(data):
     assert hidden.verdict == "could not be decided"
 
 
+def test_an_early_checkpoint_of_the_owner_is_no_reference():
+    """It remembers a part in the middle: its rank correlation is small, and yet fakes a signal."""
+    rng = np.random.default_rng(5)
+    order = rng.permutation(4 * N)
+    transcript = Transcript.from_arrays(order, shuffle=ShuffleClaim("owner", seed=98123))
+    easy = rng.normal(size=4 * N)
+    before = 0.5 - order / (4 * N)  # it left half way, and remembers what came just before
+    peak = np.where(before > 0, 0.3 * np.exp(-np.abs(before) / 0.1), 0)
+    stranger, checkpoint = (
+        Scores.from_arrays(loglik=easy + memory + 0.05 * rng.normal(size=4 * N), name=name)
+        for name, memory in (("stranger", 0.0), ("checkpoint", peak))
+    )
+    found = query_test(transcript, stranger, [checkpoint], n_resamples=999)
+    assert found.pvalue == found.pvalue_floor  # the false signal is there
+    assert found.verdict == "could not be decided"
+    assert "checkpoint is related to the order" in found.verdict_reason
+    ranks_alone = stats.spearmanr(order, checkpoint.loglik_mean).pvalue
+    assert ranks_alone > 1e-3  # which ranks alone would have let pass
+
+
+def test_a_few_units_in_blocks_are_checked_by_the_waves_that_they_can_show():
+    rng = np.random.default_rng(6)
+    blocks = np.repeat(np.arange(40), 3)
+    transcript = Transcript.from_arrays(rng.permutation(120), blocks=blocks)
+    one, two = (Scores.from_arrays(loglik=rng.normal(size=120), name=n) for n in "ab")
+    check = query_test(transcript, one, [two], n_resamples=999).references_check
+    assert 0 < check.smallest_corrected <= 1
+
+
 def test_reference_check_is_calibrated():
     """Sound references fail at most one time in a thousand, and get a caveat one time in twenty."""
     rng = np.random.default_rng(0)

@@ -22,6 +22,7 @@ EXPECTED = {
     "06_bring_your_own",
     "07_black_box",
     "08_many_suspects",
+    "09_robustness",
     "90_report",
 }
 LONGEST_CELL = 15

@@ -90,8 +90,8 @@ class ReferenceCheck:
     Attributes
     ----------
     tests : tuple of dict
-        One per quantity: ``name``, ``correlation``, ``pvalue`` (exact, two-sided), ``corrected``
-        (Holm).
+        One per quantity: ``name``, ``correlation`` (by rank), ``pvalue`` (exact, two-sided; of the
+        largest among the test's weights of position and waves over training), ``corrected`` (Holm).
     smallest_corrected : float
         Below .001 the test cannot decide; from .001 to .05 it carries a caveat.
     detectable_correlation : float

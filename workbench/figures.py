@@ -844,7 +844,7 @@ def survival_matrix(
         strong[place] = cell["verdict"] == "evidence"
         described.append(f"{row}, {column}: {words[place]} ({cell['verdict']})")
     figure = _squares(
-        (rows, [column.replace(", ", ",\n") for column in columns]),
+        (rows, [column.replace(" ", "\n") for column in columns]),
         (values, words, strong),
         "z (null standard deviations)",
         ("test", "derivative or control"),

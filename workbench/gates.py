@@ -286,18 +286,18 @@ def gate_references(check: ReferenceCheck) -> Gate:
             1,
             name,
             "fail",
-            f"reference {worst['name']} is correlated {worst['correlation']:+.3f} with the order "
-            f"(corrected p {check.smallest_corrected:.2g}): it knows the order, or the order was "
-            "not random",
+            f"reference {worst['name']} is related to the order (rank correlation "
+            f"{worst['correlation']:+.3f}; corrected p {check.smallest_corrected:.2g}): it knows "
+            "the order, or the order was not random",
         )
     if check.smallest_corrected < REFERENCE_CAVEAT:
         return Gate(
             1,
             name,
             "caveat",
-            f"Reference {worst['name']} is correlated {worst['correlation']:+.3f} with the order "
-            f"(corrected p {check.smallest_corrected:.2g}); chance would do this in one audit of "
-            "twenty.",
+            f"Reference {worst['name']} may be related to the order (rank correlation "
+            f"{worst['correlation']:+.3f}; corrected p {check.smallest_corrected:.2g}); chance "
+            "would do this in one audit of twenty.",
         )
     return Gate(1, name, "pass", str(check))
 

@@ -38,6 +38,7 @@ from workbench.lab.derivatives import DERIVATIVES
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import Transcript
 
+# %%
 # A study takes an hour, so this notebook opens one and never runs it.
 ran = home() / "studies" / f"{study}-{source}"
 record = open_study(ran if source != "recorded" and ran.is_dir() else study)
@@ -82,6 +83,11 @@ for (name, test), e in matrix.items():
 # Evidence here means what it means everywhere: all gates pass, and the exact p is at most .001.
 # Whatever lies beyond is measured in z. One row of the matrix tests one suspect several times; a
 # report would close the family and correct (notebook 08).
+#
+# Two rows are worth a pause. The merge with an unrelated model hides its parent here: an average of
+# two models that share no start is hardly a model at all. And `early-checkpoint` is missed with a z
+# far *below* zero: it left half way and remembers the middle, where the test looked for a rise
+# to the end. "When did Bob leave?" below finds it.
 #
 # From a few hundred thousand tokens of text alone, and from a few thousand with retrained siblings:
 
@@ -128,7 +134,8 @@ figures.show(
 
 # %% [markdown]
 # **Prediction.** A closer reference takes away more of what makes texts easy or hard. Which of
-# these is the best reference for a heavy fine-tune, and which is none at all?
+# these is the best reference for a heavy fine-tune, and which is none at all, so that the test
+# refuses it?
 
 # %%
 for cell in record.find("evidence-against", axis="reference"):
@@ -163,27 +170,35 @@ for name, e in branches.items():
 #
 # ## Break it
 #
-# A reference that knows the order cancels the signal, or fakes it. Below, an early checkpoint of
-# Alice's becomes the reference of a test of the *independent* model. Which gate stops it?
+# A reference that knows the order cancels the signal, or fakes it. Below, early checkpoints of
+# Alice's become the reference in tests of the *independent* model.
+#
+# **Prediction.** The checkpoint remembers what it saw last, and is subtracted. Which sign has z?
 
 # %%
 cell = record.find("robustness", derivative="independent", test="query, one reference")[0]
-early = record.find("checkpoints", fraction=0.25)[0]
-columns = {**record.scores(early), **record.scores(cell)}
-values = {name.split(":", 1)[-1]: v for name, v in columns.items()}
-print("columns:", ", ".join(values))
+columns = dict(record.scores(cell))
+for early in record.find("checkpoints", schedule="decays to 0.3"):
+    columns.update(record.scores(early))
+held = {}
+for column, loglik in columns.items():
+    name = column.split(":", 1)[-1]
+    held[name] = Scores.from_arrays(loglik=loglik, identity=ScorerIdentity("recorded", name))
+print(", ".join(held))
 
 # %%
 transcript = Transcript.from_arrays(record.positions)
-held = {k: Scores.from_arrays(loglik=v, identity=ScorerIdentity("recorded", k))
-        for k, v in values.items()}  # fmt: skip
-right = query_test(transcript, held["independent"], [held["reference-same"]], seed=seed)
-wrong = query_test(transcript, held["independent"], [held["alice@0.25"]], seed=seed)
-for label, e in (("independent reference", right), ("the owner's checkpoint", wrong)):
-    print(f"{label:<24} z {e.z:6.1f}  exact p {e.pvalue:.4f}  {e.verdict}")
-print(wrong.verdict_reason)
+stranger = held["independent"]
+for reference in ("reference-same", "alice@0.25", "alice@0.5"):
+    e = query_test(transcript, stranger, [held[reference]], seed=seed)
+    print(f"minus {reference:<15} z {e.z:5.1f}  exact p {e.pvalue:.4f}  {e.verdict}")
+print(e.verdict_reason)
 
 # %% [markdown]
+# A stranger with a z of 8, and nothing but a gate between it and a false accusation. The checkpoint
+# of the middle is the dangerous one: its raw scores hardly rank with the order (p about .01), so a
+# check of ranks lets it pass. The gate looks for waves over training too.
+#
 # Mended: with a reference that is independent of the order, the stranger is a stranger again.
 #
 # ## Exercises for a class

@@ -151,9 +151,7 @@ def pair_test(
     pvalue = max(10.0**log10, SMALLEST_FLOAT)
     asymptotic = null.log10_asymptotic(alternative)
     correlation = rank_biserial(differences)
-    check = check_pair_references(
-        gatherer, design, None, contrasted, references, n_resamples, streams[1]
-    )
+    check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
     gates = order_gates(transcript, design, [suspect, *references], log10, placebo_nulls, placebos)
     if check is not None:
         gates.append(gate_references(check))
@@ -281,7 +279,6 @@ def check_pair_references(
     asked: Ints | None,
     contrasted: Contrasted,
     references: Sequence[Scores],
-    n_resamples: int,
     stream: np.random.SeedSequence,
 ) -> ReferenceCheck | None:
     """Are the references related to the order, under this design? By flips of sign, two-sided."""
@@ -294,7 +291,7 @@ def check_pair_references(
     }
     if not tested:
         raise InputError(CONSTANT)
-    resamples = enough_resamples(n_resamples, len(tested))
+    resamples = enough_resamples(len(tested))
     every = list(tested.values())
     nulls = sign_flip_null(every, resamples, stream)
     return corrected_check(

@@ -220,9 +220,7 @@ def query_test(
     correlation = design.correlation(contrast)
     pvalue = distribution.pvalue(alternative)
     log10 = distribution.log10_asymptotic(alternative)
-    references_check = check_references(
-        gatherer, designs, subjects[0], references, n_resamples, streams[1]
-    )
+    references_check = check_references(gatherer, designs, subjects[0], references, streams[1])
     gates = [
         gate_shuffle(
             transcript, log10, placebo_nulls, [placebo.label for placebo in placebos], pvalue

@@ -1,6 +1,11 @@
-"""Are the references themselves related to the order, alone or as they are used?"""
+"""Are the references themselves related to the order, alone or as they are used?
 
-from collections.abc import Sequence
+A reference that saw the owner's order cancels the signal, or fakes one: an early checkpoint of the
+owner's, subtracted from a stranger, leaves a rise. Its raw score may hardly rank with the order,
+since what it remembers best lies in the middle. So waves over training are looked for too.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,7 @@ from workbench.statistics.rank import RankDesign
 
 __all__ = [
     "CONSTANT",
+    "WAVES",
     "check_references",
     "corrected_check",
     "enough_resamples",
@@ -32,12 +38,16 @@ def check_references(
     designs: Sequence[RankDesign],
     contrasted: Sequence[Contrasted],
     references: Sequence[Scores],
-    n_resamples: int,
     stream: np.random.SeedSequence,
 ) -> ReferenceCheck | None:
-    """Test each reference, each contrasted with the others, and what is subtracted."""
+    """Test each reference, each contrasted with the others, and what is subtracted.
+
+    Each by the largest of the standardised statistics of the test's own weights of position and of
+    those waves that the design can tell apart, all under the same permutations: exact.
+    """
     if not references:
         return None
+    family = [*designs, *_waves(designs[0])]
     quantities = quantities_of(gatherer, contrasted, references)
     tested = {
         name: value
@@ -46,12 +56,32 @@ def check_references(
     }
     if not tested:
         raise InputError(CONSTANT)
-    resamples = enough_resamples(n_resamples, len(tested))
-    pvalues, sd = _two_sided(designs, list(tested.values()), resamples, stream)
+    resamples = enough_resamples(len(tested))
+    pvalues, sd = _two_sided(family, list(tested.values()), resamples, stream)
     correlations = [designs[0].correlation(value) for value in tested.values()]
     return corrected_check(
-        list(tested), correlations, pvalues, sd, resamples, len(tested) * len(designs)
+        list(tested), correlations, pvalues, sd, resamples, len(tested) * len(family)
     )
+
+
+def _wave(half_periods: int) -> Callable[[Floats], Floats]:
+    return lambda u: np.cos(half_periods * np.pi * u)
+
+
+# One half period is close to the ranks themselves. A checkpoint's memory is a peak a tenth of
+# training wide, at its end: up to six half periods see it wherever it lies.
+WAVES = tuple(_wave(half_periods) for half_periods in range(2, 7))
+
+
+def _waves(design: RankDesign) -> list[RankDesign]:
+    """The design under each wave that its places can tell apart: few places show few waves."""
+    found = []
+    for wave in WAVES:
+        try:
+            found.append(design.weighted(wave))
+        except InputError:
+            continue
+    return found
 
 
 CONSTANT = "the references' scores are constant: they carry nothing to subtract; choose another"
@@ -81,9 +111,9 @@ def quantities_of(
     return quantities
 
 
-def enough_resamples(n_resamples: int, tests: int) -> int:
-    """Enough draws for Holm's correction to reach a thousandth."""
-    return max(n_resamples, 2000 * tests)
+def enough_resamples(tests: int) -> int:
+    """Enough draws for Holm's correction to reach a thousandth; more would decide nothing else."""
+    return 2000 * tests
 
 
 def corrected_check(

@@ -217,7 +217,6 @@ class SequentialTest:
             self._asked,
             self._contrasted,
             references,
-            0,
             np.random.SeedSequence([self._seed, 0x5E9]),
         )
         gates = order_gates(design.transcript, design, [suspect, *references], step.log10_pvalue)
