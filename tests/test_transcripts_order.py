@@ -249,6 +249,22 @@ def test_command_line(prefix: Path, tmp_path: Path) -> None:
     assert "more than the 2,000 that there are" in checked
 
 
+def test_a_sorted_order_has_an_exit_status_of_its_own(tmp_path: Path) -> None:
+    writing.write_megatron(tmp_path / "sorted", ROWS[np.argsort(ROWS[:, 0], kind="stable")])
+    arguments = [
+        "transcript",
+        "check",
+        str(tmp_path / "sorted"),
+        "--quiet",
+        "--duplicate-rows",
+        "0",
+    ]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 3
+    assert "looks UNSHUFFLED" in done.output
+    assert "examples to ask for" in done.output
+
+
 def test_command_line_reads_options_of_the_format(tmp_path: Path) -> None:
     writing.write_olmo(tmp_path, [ROWS.ravel()])
     shown = _run("inspect", tmp_path, "-o", f"sequence_length={LENGTH}", "-o", "dtype=uint16",

@@ -21,6 +21,10 @@ from workbench.cli.demo import demo
 from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
+    BAD_INPUT,
+    COULD_NOT_DECIDE,
+    FAILED,
+    INTERRUPTED,
     AccessOption,
     AlphaOption,
     AlternativeOption,
@@ -104,7 +108,6 @@ __all__ = ["app", "app_main"]
 # typer does not export its UsageError; BadParameter is one.
 UsageError: Any = typer.BadParameter.__base__
 
-FAILED, BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 1, 2, 3, 130
 
 PAIRED = [name for name, windows in DESIGNS.items() if windows is not None]
 

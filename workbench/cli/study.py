@@ -5,13 +5,10 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import QuietOption
+from workbench.cli.options import FAILED, QuietOption
 from workbench.lab.recipes import RECIPES, recipe
 
 __all__ = ["study_app"]
-
-# Exit status of a study with failed cells, or of numbers that do not match.
-FAILED = 1
 
 study_app = typer.Typer(no_args_is_help=True, help="Declared grids of models and tests.")
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from workbench.cli.options import QuietOption, SeedBitsOption, ShuffleSeedOption
+from workbench.cli.options import COULD_NOT_DECIDE, QuietOption, SeedBitsOption, ShuffleSeedOption
 from workbench.errors import InputError
 from workbench.independence import queries_needed
 from workbench.transcript import ShuffleClaim
@@ -156,7 +156,7 @@ def check(
         typer.Option(
             "--duplicate-rows", help="Places searched for near-repeats at most; 0: no search."
         ),
-    ] = 1_000_000,
+    ] = 10_000_000,
     threshold: Annotated[
         float, typer.Option("--threshold", help="Similarity of near-repeats.")
     ] = 0.8,
@@ -176,7 +176,10 @@ def check(
     last: LastOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Natural order, near-repeats, suggested unit and block, and how many examples to ask for."""
+    """Natural order, near-repeats, suggested unit and block, and how many examples to ask for.
+
+    Exit status 3 where the order looks unshuffled: no test could decide.
+    """
     from workbench.transcripts.checks import check_order
 
     order = _open(path, format, batch_size, option, first, last, None, None, None)
@@ -196,3 +199,5 @@ def check(
             f"{'examples to ask for':<34} {needed:,} for p = {target_p:g} at a correlation of "
             f"{rho:g} with power {power:g}{short}"
         )
+    if found.description.looks_unshuffled:
+        raise typer.Exit(COULD_NOT_DECIDE)
