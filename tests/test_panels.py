@@ -17,10 +17,12 @@ from synthetic import (
 )
 from traitlets.config import Config
 
-from workbench import panels
+from workbench import figures, panels
 from workbench.errors import InputError
 from workbench.lab.runs import Run
-from workbench.panels import BOX, FAILED, PANELS
+from workbench.panels import PANELS
+from workbench.panels.controls import BOX
+from workbench.panels.panel import FAILED
 
 ON_RUNS = [name for name, (_, opened) in PANELS.items() if opened == "run"]
 ON_OBSERVATIONS = [name for name, (_, opened) in PANELS.items() if opened == "observations"]
@@ -371,13 +373,13 @@ def test_drawing_leaves_the_shells_publisher_alone(monkeypatch: pytest.MonkeyPat
     from IPython.core.getipython import get_ipython
 
     publisher, drawn = get_ipython().display_pub, []
-    rendered = panels.figures.rendered
+    rendered = figures.rendered
 
     def watched(figure: Any) -> Any:
         assert get_ipython().display_pub is publisher
         drawn.append(figure)
         return rendered(figure)
 
-    monkeypatch.setattr(panels.figures, "rendered", watched)
+    monkeypatch.setattr(figures, "rendered", watched)
     make("curve")
     assert drawn

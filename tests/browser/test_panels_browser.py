@@ -15,7 +15,9 @@ import pytest
 from browser_servers import PATIENCE, free_port, served
 from synthetic import AFTER_THE_BUTTON, make
 
-from workbench.panels import BOX, FAILED, PANELS
+from workbench.panels import PANELS
+from workbench.panels.controls import BOX
+from workbench.panels.panel import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "a-token-for-this-test-only"
