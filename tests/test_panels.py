@@ -15,13 +15,14 @@ from synthetic import (
     make_plans,
     make_run,
 )
+from traitlets import TraitError
 from traitlets.config import Config
 
 from workbench import figures, panels
 from workbench.errors import InputError
 from workbench.lab.runs import Run
 from workbench.panels import PANELS
-from workbench.panels.controls import BOX
+from workbench.panels.controls import BOX, Checkboxes
 from workbench.panels.panel import FAILED
 
 ON_RUNS = [name for name, (_, opened) in PANELS.items() if opened == "run"]
@@ -37,7 +38,7 @@ def moved(control: Any) -> Any:
     if isinstance(control, widgets.Dropdown):
         values = [value for _, value in control._options_full]
         return values[(control.index + 1) % len(values)]
-    if isinstance(control, widgets.SelectMultiple):
+    if isinstance(control, Checkboxes):
         return control.value[:1]
     if isinstance(control.value, int):
         middle = (control.min + control.max) // 2
@@ -78,7 +79,10 @@ def test_control_says_what_it_is(name: str, key: str) -> None:
     assert control.description.strip()
     assert control.tooltip.strip().endswith(".")
     assert getattr(control, "continuous_update", False) is False
-    if not isinstance(control, widgets.Button):
+    if isinstance(control, Checkboxes):
+        assert [box.description for box in control.boxes] == list(control.options)
+        assert all(box.tooltip.startswith(f"{control.description}: ") for box in control.boxes)
+    elif not isinstance(control, widgets.Button):
         wanted = "0px" if key.endswith(BOX) else "initial"
         assert control.style.description_width == wanted
     if isinstance(control, widgets.IntSlider | widgets.FloatSlider):
@@ -129,6 +133,21 @@ def test_number_box_and_slider_stay_in_step(name: str, key: str) -> None:
     slider.value = slider.max
     assert box.value == slider.max
     assert panel.settings[key.removesuffix(BOX)] == slider.max
+
+
+def test_boxes_are_ticked_one_by_one_or_all_at_once() -> None:
+    panel = make("curve")
+    models, seen = panel.controls["models"], []
+    assert models.value == ("alice", "derivative", "independent")
+    models.observe(lambda change: seen.append(change["new"]), names="value")
+    models.boxes[1].value = False
+    assert models.value == ("alice", "independent")
+    assert "derivative | " not in panel.text
+    models.value = ("derivative",)
+    assert [box.description for box in models.boxes if box.value] == ["derivative"]
+    assert seen == [("alice", "independent"), ("derivative",)], "half-way values were seen"
+    with pytest.raises(TraitError, match="'nobody' is none of the boxes of models"):
+        models.value = ("nobody",)
 
 
 def test_bins_keep_the_result_of_the_test() -> None:

@@ -77,7 +77,8 @@ class Panel(widgets.VBox):
             layout=widgets.Layout(
                 grid_template_columns="repeat(auto-fit, minmax(300px, 1fr))",
                 grid_gap="4px 24px",
-                grid_auto_flow="row dense",
+                # In the order of the keyboard: a later control fills no earlier gap.
+                grid_auto_flow="row",
                 align_items="flex-start",
             ),
         )
