@@ -801,7 +801,11 @@ def _squares(
 
 
 def survival_matrix(
-    found: Mapping[tuple[str, str], Mapping[str, Any]], *, brightest: float = 30.0
+    found: Mapping[tuple[str, str], Mapping[str, Any]],
+    *,
+    brightest: float = 30.0,
+    columns: str = "test",
+    chosen: tuple[str, str] | None = None,
 ) -> Figure:
     """Derivatives × tests: what survives of the order, and in which test it shows.
 
@@ -812,6 +816,10 @@ def survival_matrix(
         `verdict`; such as the evidence of a study's cells.
     brightest : float
         Values of z from here on have one colour.
+    columns : str
+        What the columns are.
+    chosen : (str, str), optional
+        A pair that is marked by a broken line around it.
 
     Returns
     -------
@@ -821,7 +829,7 @@ def survival_matrix(
     Raises
     ------
     InputError
-        Nothing to draw.
+        Nothing to draw; the chosen pair is not among them.
 
     Examples
     --------
@@ -831,29 +839,45 @@ def survival_matrix(
     """
     if not found:
         raise InputError("there is no cell to draw: give one piece of evidence per pair")
+    if chosen is not None and chosen not in found:
+        raise InputError(f"the chosen cell {chosen!r} is not among those given: give it too")
     rows = list(dict.fromkeys(row for row, _ in found))
-    columns = list(dict.fromkeys(column for _, column in found))
-    values = np.full((len(rows), len(columns)), np.nan)
+    names = list(dict.fromkeys(column for _, column in found))
+    values = np.full((len(rows), len(names)), np.nan)
     words = np.full(values.shape, "", dtype=object)
     strong = np.zeros(values.shape, dtype=bool)
     described = []
     for (row, column), cell in found.items():
-        place = rows.index(row), columns.index(column)
+        place = rows.index(row), names.index(column)
         values[place] = min(float(cell["z"]), brightest)
         words[place] = f"{round(float(cell['z']), 1) + 0.0:.1f}"
         strong[place] = cell["verdict"] == "evidence"
         described.append(f"{row}, {column}: {words[place]} ({cell['verdict']})")
     figure = _squares(
-        (rows, [column.replace(", ", ",\n") for column in columns]),
+        (rows, [column.replace(", ", ",\n") for column in names]),
         (values, words, strong),
         "z (null standard deviations)",
-        ("test", "derivative or control"),
+        (columns, "derivative or control"),
         dark_is_low=False,
     )
+    marked = ""
+    if chosen is not None:
+        marked = f" Chosen: {', '.join(chosen)}."
+        with matplotlib.style.context(STYLE):
+            # On white, so that it is seen on every colour of the scale.
+            for colour, width, dash in (("white", 5.0, "-"), ("#D55E00", 3.0, "--")):
+                figure.axes[0].add_patch(
+                    matplotlib.patches.Rectangle(
+                        (names.index(chosen[1]) - 0.5, rows.index(chosen[0]) - 0.5), 1, 1,
+                        fill=False, edgecolor=colour, linewidth=width, linestyle=dash,
+                        clip_on=False, zorder=4,
+                    )
+                )  # fmt: skip
     return _finish(
         figure,
-        f"z of {len(rows)} derivatives and controls by {len(columns)} tests; framed cells are "
-        f"evidence. {'; '.join(described)}.",
+        f"z of {len(rows)} derivatives and controls by {len(names)} "
+        f"{'tests' if columns == 'test' else f'columns ({columns})'}; framed cells are "
+        f"evidence. {'; '.join(described)}.{marked}",
     )
 
 

@@ -16,6 +16,7 @@ from workbench.panels.runs import (
     report_panel,
     sequential_panel,
 )
+from workbench.panels.study import study_panel
 
 __all__ = [
     "PANELS",
@@ -29,6 +30,7 @@ __all__ = [
     "report_panel",
     "reshuffle_panel",
     "sequential_panel",
+    "study_panel",
 ]
 
 # Every panel, and what it is opened on: tests go through this list.
@@ -42,4 +44,5 @@ PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "plan": (plan_panel, "plans"),
     "sequential": (sequential_panel, "run"),
     "demo": (demo_panel, "run"),
+    "study": (study_panel, "study"),
 }

@@ -1,6 +1,7 @@
 """The panel that all panels are: controls above one output of fixed height."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
@@ -9,7 +10,7 @@ from workbench.errors import InputError
 from workbench.panels.contents import Content, sentence
 from workbench.panels.controls import BOX
 
-__all__ = ["FAILED", "Panel", "Settings"]
+__all__ = ["FAILED", "Action", "Panel", "Settings"]
 
 Settings = Mapping[str, Any]
 
@@ -17,6 +18,28 @@ FAILED = (
     "The panel stopped at an unexpected error. Its traceback is in the notebook's log "
     "(View, Show Log Console)."
 )
+
+
+@dataclass(frozen=True)
+class Action:
+    """A button.
+
+    Attributes
+    ----------
+    label, tooltip : str
+    work : callable
+        What it does before the panel is drawn again; a line that it returns is shown on top.
+    busy : str
+        Its label while it works.
+    primary : bool
+        Whether it is the one to press.
+    """
+
+    label: str
+    tooltip: str
+    work: Callable[[Settings], str | None]
+    busy: str = "Testing …"
+    primary: bool = True
 
 
 class Panel(widgets.VBox):
@@ -37,6 +60,11 @@ class Panel(widgets.VBox):
         Label and tooltip.
     work : callable, optional
         What the button does before the panel is drawn again.
+    actions : mapping of str to Action
+        Further buttons, by the names of their controls.
+    adapt : callable, optional
+        Fits the options of controls to what is chosen in others; called with the controls before
+        the panel is drawn, and what it changes draws nothing by itself.
 
     Attributes
     ----------
@@ -50,7 +78,9 @@ class Panel(widgets.VBox):
         draw: Callable[[Settings], Content],
         height: str,
         button: tuple[str, str] | None = None,
-        work: Callable[[Settings], None] | None = None,
+        work: Callable[[Settings], str | None] | None = None,
+        actions: Mapping[str, Action] | None = None,
+        adapt: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.controls: dict[str, Any] = dict(controls)
         self.output = widgets.Output(
@@ -63,7 +93,11 @@ class Panel(widgets.VBox):
             )
         )
         self._draw = draw
-        self._work = work
+        self._actions = dict(actions or {})
+        if button is not None:
+            self._actions["button"] = Action(*button, work or (lambda settings: None))
+        self._adapt = adapt
+        self._adapting = False
         rows = [
             widgets.HBox([control, self.controls[name + BOX]])
             if name + BOX in self.controls
@@ -83,23 +117,31 @@ class Panel(widgets.VBox):
             ),
         )
         children = [grid]
-        if button is not None:
-            label, tooltip = button
-            pressed = widgets.Button(
-                description=label,
-                tooltip=tooltip,
-                button_style="primary",
-                layout=widgets.Layout(width="auto", align_self="flex-start"),
-            )
-            pressed.on_click(lambda _: self.test())
-            self.controls["button"] = pressed
-            children.append(pressed)
+        for name, action in self._actions.items():
+            self.controls[name] = self._button(name, action)
+        if self._actions:
+            row = [self.controls[name] for name in self._actions]
+            children.append(widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")))
         super().__init__(
             [*children, self.output], layout=widgets.Layout(padding="4px", max_width="1200px")
         )
         for name in self._watched:
-            self.controls[name].observe(lambda _: self.update(), names="value")
+            self.controls[name].observe(lambda _: self._moved(), names="value")
         self.update()
+
+    def _button(self, name: str, action: Action) -> Any:
+        pressed = widgets.Button(
+            description=action.label,
+            tooltip=action.tooltip,
+            button_style="primary" if action.primary else "",
+            layout=widgets.Layout(width="auto"),
+        )
+        pressed.on_click(lambda _: self.press(name))
+        return pressed
+
+    def _moved(self) -> None:
+        if not self._adapting:
+            self.update()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,22 +159,28 @@ class Panel(widgets.VBox):
 
     def test(self) -> None:
         """Do what the button does, then draw the panel."""
-        if self._work is None:
+        if "button" in self._actions:
+            self.press("button")
+        else:
             self.update()
-            return
-        button = self.controls["button"]
-        label = button.description
-        button.disabled, button.description = True, "Testing …"
-        try:
-            self._attempt(self._work)
-        finally:
-            button.disabled, button.description = False, label
 
-    def _attempt(self, work: Callable[[Settings], None]) -> None:
-        settings = self.settings
+    def press(self, name: str) -> None:
+        """Do what the button of that name does, then draw the panel."""
+        action, button = self._actions[name], self.controls[name]
+        button.disabled, button.description = True, action.busy
         try:
-            work(settings)
-            content = self._draw(settings)
+            self._attempt(action.work)
+        finally:
+            button.disabled, button.description = False, action.label
+
+    def _attempt(self, work: Callable[[Settings], str | None]) -> None:
+        try:
+            self._fit()
+            said = work(self.settings)
+            self._fit()  # the work may have brought other options
+            content = self._draw(self.settings)
+            if said:
+                content = sentence(said, "status", bold=True) + content
         except InputError as error:
             content = sentence(str(error), "alert")
         except Exception:
@@ -140,6 +188,15 @@ class Panel(widgets.VBox):
             self._show(sentence(FAILED, "alert"))
             raise
         self._show(content)
+
+    def _fit(self) -> None:
+        if self._adapt is None:
+            return
+        self._adapting = True
+        try:
+            self._adapt(self.controls)
+        finally:
+            self._adapting = False
 
     def _show(self, content: Content) -> None:
         # Set whole, in one message: no flicker, and nothing that an Output context would swallow.
