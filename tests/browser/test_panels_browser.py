@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 import pytest
+from axe import grave
 from browser_servers import PATIENCE, free_port, served
 from synthetic import AFTER_THE_BUTTON, make
 
 from workbench.panels import PANELS
-from workbench.panels.controls import BOX
+from workbench.panels.controls import BOX, Checkboxes
 from workbench.panels.panel import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -164,7 +166,9 @@ class Reader:
     def field(self, key: str) -> Any:
         """What the keyboard is put on, to change one control."""
         label = self.controls[key].description
-        if key == "button":
+        if isinstance(self.controls[key], Checkboxes):
+            return self._group(label).first
+        if isinstance(self.controls[key], widgets.Button):
             return self.panel.get_by_role("button", name=label, exact=True)
         if key.endswith(BOX):
             boxes = self.panel.locator(".widget-text")
@@ -173,8 +177,13 @@ class Reader:
             return self._labelled(self.panel.locator(".widget-hslider"), label).locator(
                 ".noUi-handle"
             )
-        kinds = self.panel.locator(".widget-dropdown, .widget-select-multiple")
-        return self._labelled(kinds, label).locator("select")
+        return self._labelled(self.panel.locator(".widget-dropdown"), label).locator("select")
+
+    def _group(self, label: str) -> Any:
+        """The boxes to tick under a label."""
+        return self._labelled(self.panel.locator(".widget-gridbox > .widget-vbox"), label).locator(
+            "input[type=checkbox]"
+        )
 
     def _labelled(self, kinds: Any, label: str) -> Any:
         exact = self.page.locator(".widget-label").get_by_text(label, exact=True)
@@ -185,8 +194,18 @@ class Reader:
         self._ask_first(key)
         before, field, keyboard = self.output.inner_html(), self.field(key), self.page.keyboard
         field.focus()
-        if key == "button":
+        if isinstance(self.controls[key], widgets.Button):
             keyboard.press("Space")
+        elif isinstance(self.controls[key], Checkboxes):
+            # From one box to the next by Tab; Space takes away, or adds, that one alone.
+            boxes = self._group(self.controls[key].description)
+            ticked = boxes.evaluate_all("boxes => boxes.map(box => box.checked)")
+            keyboard.press("Tab")
+            keyboard.press("Space")
+            self.answers(key, before)
+            ticked[1] = not ticked[1]
+            assert boxes.evaluate_all("boxes => boxes.map(box => box.checked)") == ticked
+            return
         elif key.endswith(BOX):
             slider = self.field(key.removesuffix(BOX))
             stood = slider.get_attribute("aria-valuetext")
@@ -202,10 +221,6 @@ class Reader:
             stood, top = box.input_value(), box.get_attribute("max")
             keyboard.press("ArrowLeft" if float(stood) >= float(top) else "ArrowRight")
             self._differs(box, "value", stood)
-        elif field.evaluate("list => list.multiple"):
-            # JupyterLab keeps the arrow keys of a list for its own moves from cell to cell.
-            chosen = field.evaluate("list => [...list.selectedOptions].map(line => line.index)")
-            keyboard.press("End" if chosen == [0] else "Home")
         else:
             last = field.evaluate("list => list.selectedIndex == list.length - 1")
             for pressed in ("Space", "ArrowUp" if last else "ArrowDown", "Enter"):
@@ -266,6 +281,12 @@ def test_every_control_answers_to_the_keyboard(
     assert watch.problems() == []
 
 
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_nothing_grave_on_live_panels(page: Any, theme: str) -> None:
+    _in_theme(page, theme)
+    assert {name: grave(page, f".tested-{name}") for name in PANELS} == {key: [] for key in PANELS}
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_sliders_and_buttons_answer_to_the_mouse(
     page: Any, watch: Any, screenshots: Path, name: str
@@ -285,13 +306,7 @@ def test_nothing_is_cut_off(
     page: Any, watch: Any, screenshots: Path, theme: str, width: int
 ) -> None:
     page.set_viewport_size({"width": width, "height": 1100})
-    page.evaluate(
-        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
-        f"JupyterLab {theme}",
-    )
-    page.wait_for_function(
-        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
-    )
+    _in_theme(page, theme)
     page.wait_for_function(
         "() => document.querySelector('#jp-main-dock-panel').getBoundingClientRect().right"
         " > window.innerWidth - 60"
@@ -302,6 +317,16 @@ def test_nothing_is_cut_off(
         assert panel.evaluate(CLIPPED) == [], name
         assert panel.evaluate(SIDEWAYS) == [], name
     assert watch.problems() == []
+
+
+def _in_theme(page: Any, theme: str) -> None:
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+        f"JupyterLab {theme}",
+    )
+    page.wait_for_function(
+        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
+    )
 
 
 def test_a_callback_that_raises_does_not_pass(page: Any, watch: Any, screenshots: Path) -> None:

@@ -99,6 +99,8 @@ class Checkboxes(widgets.VBox):
 
     value = traitlets.Tuple()
     description = traitlets.Unicode()
+    # Not sent: the view of a box asks for a description before it shows a tooltip, and has none.
+    tooltip = traitlets.Unicode()
 
     def __init__(
         self, description: str, tooltip: str, options: Sequence[str], value: Sequence[str]
