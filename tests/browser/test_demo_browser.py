@@ -39,7 +39,7 @@ def test_demo_answers_and_stays_on_this_machine(
     page.set_default_timeout(PATIENCE)
     watch.follow(page)
     page.goto(demo_url, wait_until="commit")
-    output = page.locator(".demo-panel .widget-output")
+    output = page.locator(".demo-panel .palimpsest-output")
     expect(output.locator("img")).to_have_count(2, timeout=PATIENCE)
     expect(output).to_contain_text("p = 0.001: evidence")
     page.screenshot(path=screenshots / "demo-derivative.png")

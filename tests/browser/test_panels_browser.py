@@ -4,6 +4,7 @@ One JupyterLab, one notebook and one page with all panels serve every test of th
 here sleeps: each step waits for what it is to bring about, within a limit.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -45,6 +46,16 @@ CLIPPED = """panel => [...panel.querySelectorAll('.widget-label, .widget-button'
 SIDEWAYS = """panel => [panel, ...panel.querySelectorAll('.widget-output, .widget-gridbox')]
     .filter(part => part.scrollWidth > part.clientWidth + 1)
     .map(part => `${part.className}: ${part.scrollWidth} > ${part.clientWidth}`)"""
+FOCUSED = """panel => {
+    const stop = document.activeElement;
+    if (!panel.contains(stop)) return null;
+    const {top, bottom, left} = stop.getBoundingClientRect();
+    const what = stop.getAttribute('aria-label') || stop.labels?.[0]?.textContent
+        || stop.textContent;
+    // What scrolls with the page is measured against the panel.
+    const start = panel.getBoundingClientRect().top;
+    return {top: top - start, bottom: bottom - start, left, what};
+}"""
 OPEN = "from synthetic import make\n\nopened = {}"
 SHOW = "opened[{name!r}] = make({name!r})\nopened[{name!r}].add_class('tested-{name}')"
 BROKEN = """
@@ -135,8 +146,8 @@ def page(chromium: Any, lab_url: str, watch: Any) -> Any:
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     for name in (*PANELS, "broken"):
         page.wait_for_function(
-            "name => document.querySelector(`.tested-${name} .widget-output`)?.innerText.trim()",
-            arg=name,
+            "panel => document.querySelector(`${panel} .palimpsest-output`)?.innerText.trim()",
+            arg=f".tested-{name}",
         )
     page.wait_for_function(READY)
     assert watch.problems() == []
@@ -149,7 +160,7 @@ class Reader:
     def __init__(self, page: Any, name: str, pictures: Path) -> None:
         self.page, self.name, self.pictures = page, name, pictures
         self.panel = page.locator(f".tested-{name}")
-        self.output = self.panel.locator(".widget-output")
+        self.output = self.panel.locator(".palimpsest-output")
         self.controls = make("curve" if name == "broken" else name).controls
 
     def answers(self, key: str, before: str) -> None:
@@ -181,7 +192,7 @@ class Reader:
 
     def _group(self, label: str) -> Any:
         """The boxes to tick under a label."""
-        return self._labelled(self.panel.locator(".widget-gridbox > .widget-vbox"), label).locator(
+        return self._labelled(self.panel.locator(".palimpsest-boxes"), label).locator(
             "input[type=checkbox]"
         )
 
@@ -278,6 +289,31 @@ def test_every_control_answers_to_the_keyboard(
         reader.by_keyboard(key)
     assert reader.output.bounding_box()["height"] == height, "the page jumps"
     assert watch.messages, "no message of the kernel was seen"
+    assert watch.problems() == []
+
+
+@pytest.mark.parametrize("name", ["query", "study"])
+def test_tab_goes_through_a_panel_as_the_eye_does(
+    page: Any, watch: Any, screenshots: Path, name: str
+) -> None:
+    reader = Reader(page, name, screenshots)
+    reader.panel.scroll_into_view_if_needed()
+    reader.field(next(iter(reader.controls))).focus()
+    visited = []
+    while True:
+        here = page.evaluate(FOCUSED, reader.panel.element_handle())
+        if here is None:
+            break
+        assert len(visited) < 60, "the focus never leaves the panel"
+        visited.append(here)
+        page.keyboard.press("Tab")
+    boxes = sum(len(c.boxes) - 1 for c in reader.controls.values() if isinstance(c, Checkboxes))
+    assert len(visited) == len(reader.controls) + boxes + 1, visited  # the output comes last
+    assert visited[-1]["what"] == "what the panel shows"
+    for one, following in itertools.pairwise(visited):
+        beside = following["top"] < one["bottom"] and following["left"] > one["left"]
+        assert beside or following["top"] >= one["bottom"], (one, following)
+    assert all(stop["what"] for stop in visited), "a control has no name"
     assert watch.problems() == []
 
 

@@ -125,6 +125,7 @@ class Checkboxes(widgets.VBox):
             tooltip=tooltip,
             layout=widgets.Layout(grid_column="1 / -1"),
         )
+        self.add_class("palimpsest-boxes")
         for box in self.boxes:
             box.observe(self._ticked, names="value")
         self.value = tuple(value)

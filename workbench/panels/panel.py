@@ -20,6 +20,33 @@ FAILED = (
 )
 
 
+# What ipywidgets 8 leaves nameless to screen readers: handles of sliders, groups of boxes, the
+# output. Views come in any order, so the page is watched while they do; nothing is interpolated.
+NAMES = """(() => {
+    const name = () => document.querySelectorAll('.palimpsest-panel').forEach(panel => {
+        panel.querySelectorAll('.widget-slider').forEach(slider => {
+            const label = slider.querySelector('.widget-label');
+            slider.querySelectorAll('.noUi-handle').forEach(
+                handle => handle.setAttribute('aria-label', label ? label.textContent : 'value'));
+        });
+        panel.querySelectorAll('.palimpsest-boxes').forEach(boxes => {
+            const label = boxes.querySelector('.widget-label');
+            boxes.setAttribute('role', 'group');
+            boxes.setAttribute('aria-label', label ? label.textContent : 'choices');
+        });
+        panel.querySelectorAll('.palimpsest-output').forEach(output => {
+            output.setAttribute('role', 'region');
+            output.setAttribute('aria-label', 'what the panel shows');
+            output.setAttribute('tabindex', '0');
+        });
+    });
+    const watcher = new MutationObserver(name);
+    watcher.observe(document.body, {childList: true, subtree: true});
+    setTimeout(() => watcher.disconnect(), 60000);
+    name();
+})();"""
+
+
 @dataclass(frozen=True)
 class Action:
     """A button.
@@ -92,6 +119,12 @@ class Panel(widgets.VBox):
                 margin="6px 0 0 0",
             )
         )
+        self.output.add_class("palimpsest-output")
+        script = {"application/javascript": NAMES, "text/plain": ""}
+        naming = widgets.Output(
+            outputs=({"output_type": "display_data", "data": script, "metadata": {}},),
+            layout=widgets.Layout(height="0", overflow="hidden", margin="0"),
+        )
         self._draw = draw
         self._actions = dict(actions or {})
         if button is not None:
@@ -123,8 +156,10 @@ class Panel(widgets.VBox):
             row = [self.controls[name] for name in self._actions]
             children.append(widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")))
         super().__init__(
-            [*children, self.output], layout=widgets.Layout(padding="4px", max_width="1200px")
+            [*children, self.output, naming],
+            layout=widgets.Layout(padding="4px", max_width="1200px"),
         )
+        self.add_class("palimpsest-panel")
         for name in self._watched:
             self.controls[name].observe(lambda _: self._moved(), names="value")
         self.update()
