@@ -117,6 +117,7 @@ def test_a_part_of_the_examples_is_drawn_in_bins_that_it_fills() -> None:
     assert len(positions) == 40
     assert np.array_equal(np.sort(values), np.sort(record.column("loglik:alice")[rows]))
     assert "z (null standard deviations) against queries. examples 5: " in panel.text
+    assert f"chosen: {cell['evidence']['z']:.2f} at 40." in panel.text
 
 
 def test_numbers_that_do_not_give_the_recorded_evidence_are_said() -> None:

@@ -1078,6 +1078,7 @@ def evidence_lines(
     log_x: bool = False,
     threshold: float | None = None,
     threshold_label: str = "",
+    chosen: tuple[float, float] | None = None,
 ) -> Figure:
     """Evidence against what it costs or what changes it: tokens, temperature, fine-tuning.
 
@@ -1090,6 +1091,8 @@ def evidence_lines(
     threshold : float, optional
         Drawn across, with its label.
     threshold_label : str
+    chosen : (float, float), optional
+        A point, x and y, that a ring is drawn around.
 
     Returns
     -------
@@ -1116,6 +1119,17 @@ def evidence_lines(
             _right_of(axes, threshold, threshold_label)
         if log_x:
             _log_ticks(axes, [x for x, _ in series.values()])
+        if chosen is not None:
+            axes.plot(
+                *([value] for value in chosen),
+                marker="o",
+                markersize=17,
+                markerfacecolor="none",
+                markeredgecolor="#D55E00",
+                markeredgewidth=2.6,
+                linestyle="",
+            )
+            ends.append(f"chosen: {chosen[1]:.2f} at {chosen[0]:,g}")
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         _legend_outside(axes, list(series))

@@ -189,27 +189,11 @@ def study_panel(
         shown += sentence(_about(grid, number), "note")
         for said in refused:
             shown += sentence(said, "alert")
-        own = [figure for name, figure in drawn.items() if name in ("curve", "null")]
-        linked = [figure for name, figure in drawn.items() if name not in ("curve", "null")]
-        for together in (own, linked):
-            if together:
-                shown += pictures(*together)
+        shown += pictures(*(drawn.pop(name) for name in ("curve", "null") if name in drawn))
         matching = grid.matching(cell["suspect"], cell["test"], settings["axis"])
-        rows = []
-        for other in matching:
-            found = grid.cells[other]
-            evidence = found["evidence"] or {}
-            rows.append(
-                (
-                    ("▸ " if other == number else "") + grid.label(other),
-                    _worded(found["axes"].get(settings["axis"], "")),
-                    _p_text(evidence),
-                    f"{evidence['n']:,}" if "n" in evidence else "none",
-                    _line(found),
-                )
-            )
+        rows = [_row(grid, other, settings["axis"], other == number) for other in matching]
         header = ("cell", _spoken(settings["axis"]), "log10 p", "n", "evidence")
-        return shown + table(header, rows)
+        return shown + table(header, rows) + pictures(*drawn.values())
 
     def save_figures(settings: Settings) -> str:
         grid, number = chosen(settings)
@@ -320,6 +304,19 @@ def _line(cell: Found) -> str:
         return cell_line(cell)
     verdict = cell["evidence"].get("verdict")
     return f"{verdict}; {cell_line(cell)}" if verdict else cell_line(cell)
+
+
+def _row(grid: _Grid, number: int, axis: str, chosen: bool) -> tuple[str, ...]:
+    """A line of the table of cells."""
+    cell = grid.cells[number]
+    evidence = cell["evidence"] or {}
+    return (
+        ("▸ " if chosen else "") + grid.label(number),
+        _worded(cell["axes"].get(axis, "")),
+        _p_text(evidence),
+        f"{evidence['n']:,}" if "n" in evidence else "none",
+        _line(cell),
+    )
 
 
 def _about(grid: _Grid, number: int) -> str:
@@ -452,10 +449,11 @@ def _lines(grid: _Grid, number: int, axis: str) -> Any:
     for name, points in series.items():
         points.sort()
         drawn[name] = ([x for x, _ in points], [z for _, z in points])
+    chosen = None
     if cell["status"] == "done":
-        drawn["chosen cell"] = ([float(cell["axes"][axis])], [float(cell["evidence"]["z"])])
+        chosen = float(cell["axes"][axis]), float(cell["evidence"]["z"])
     wide = places[0] > 0 and places[-1] / places[0] >= 8
-    return figures.evidence_lines(drawn, _spoken(axis), Z_LABEL, log_x=wide)
+    return figures.evidence_lines(drawn, _spoken(axis), Z_LABEL, log_x=wide, chosen=chosen)
 
 
 # ------------------------------------------------------------------------------- files
