@@ -25,6 +25,7 @@ from workbench.figures import (
     matrix,
     memorisation_curve,
     null_histogram,
+    png,
     power_curve,
     pvalue_uniformity,
     rejection_rates,
@@ -293,6 +294,17 @@ def test_matrix_shows_every_cell_and_frames_evidence(run):
     assert f"suspect × ours: {strong.z:.1f}" in z.alt_text
     raw = matrix({pair: case.run() for pair, case in cases.items()})
     assert raw.alt_text.startswith("Log10 of the p-value, not corrected")
+
+
+def test_names_are_words_and_no_formulas():
+    name = r"$\q$<b>"  # no command of any formula
+    cell = {"z": 1.0, "verdict": "evidence"}
+    for figure in (
+        memorisation_curve(np.arange(50), {name: np.arange(50.0)}),
+        survival_matrix({(name, name): cell}),
+        evidence_lines({name: ([1, 2], [3, 4])}, name, "z"),
+    ):
+        assert png(figure).startswith(b"\x89PNG")
 
 
 def test_the_chosen_cell_is_marked_where_it_stands():

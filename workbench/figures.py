@@ -493,7 +493,7 @@ def evidence_vs_queries(
             fontsize=12,
             color="#444444",
         )
-        axes.set_xscale("log")
+        _powers(axes)
         axes.set_xlabel("queries (examples scored)")
         axes.set_ylabel("z (null standard deviations)")
         _legend_outside(axes, list(series))
@@ -567,7 +567,7 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
         axes.set_ylim(low, max(high, 1.15 * threshold))
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=7))
         axes.yaxis.set_major_formatter(
-            matplotlib.ticker.FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$")
+            matplotlib.ticker.FuncFormatter(lambda power, _: _ten_to(power))
         )
         axes.set_xlabel("queries (examples asked about)")
         axes.set_ylabel("wealth, starting from 1")
@@ -659,7 +659,7 @@ def evidence_vs_spend(plans: Mapping[str, QueryPlan], by: str = "queries") -> Fi
             at = float(plan.expected_z(plan.queries))
             axes.plot([total], [at], marker=marker, color=colour, markersize=9, linestyle="none")
             words.append(f"{name}: {total:,.4g} {by} with power {plan.power:g}")
-        axes.set_xscale("log")
+        _powers(axes)
         # what lies far beyond the target would flatten everything else
         axes.set_ylim(float(np.clip(axes.get_ylim()[0], -3.0, -1.0)), 2.2 * threshold)
         axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
@@ -1148,6 +1148,29 @@ def _right_of(axes: Any, y: float, text: str) -> None:
         fontsize=12,
         color="#444444",
     )
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _ten_to(power: float) -> str:
+    """A power of ten in plain characters: the style reads no formulas, names being what they are.
+
+    Examples
+    --------
+    >>> _ten_to(-12)
+    '10⁻¹²'
+    """
+    return f"10{f'{power:.0f}'.translate(SUPERSCRIPT)}"
+
+
+def _powers(axes: Any) -> None:
+    """A logarithmic axis with powers of ten; of less than a decade, with plain numbers between."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(
+        matplotlib.ticker.FuncFormatter(lambda value, _: _ten_to(np.log10(value)))
+    )
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _log_ticks(axes: Any, xs: Sequence[ArrayLike]) -> None:
