@@ -16,7 +16,7 @@ from traitlets.config import Config
 from workbench import panels
 from workbench.errors import InputError
 from workbench.panels import Panel
-from workbench.panels.panel import FAILED
+from workbench.panels.panel import COMPUTING, FAILED
 from workbench.studies import open_study
 from workbench.studies.study import TESTS
 
@@ -105,6 +105,35 @@ def test_curve_and_null_are_those_of_the_public_functions() -> None:
     found = record.evidence(cell)
     assert found.z == pytest.approx(cell["evidence"]["z"])
     assert figures.null_histogram(found).alt_text in panel.text.splitlines()
+
+
+def test_what_takes_seconds_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.panels import study
+
+    monkeypatch.setattr(study, "SLOW", 160 * 99)  # one reference is more than that
+    panel = panels.study_panel(make_study())
+    seen: list[str] = []
+    panel.output.observe(lambda _: seen.append(panel.text), names="outputs")
+    slow = cell_named(panel, "alice: one reference")
+    choose(panel, cell=slow)
+    assert seen[0] == COMPUTING
+    assert len(seen) == 2
+    choose(panel, cell=cell_named(panel, "alice: alone"))
+    choose(panel, cell=slow)
+    assert seen.count(COMPUTING) == 1
+
+
+def test_cells_without_a_test_or_without_scores_are_one_sentence() -> None:
+    record = make_study()
+    cells = {cell["name"].removeprefix("alice: "): cell for cell in record.cells}
+    with pytest.raises(InputError, match="alice: branch estimates a branch point"):
+        record.evidence(cells["branch"])
+    with pytest.raises(InputError, match="alice: fails: failed: alice was not there"):
+        record.evidence(cells["fails"])
+    with pytest.raises(InputError, match="alice: siblings sees whole texts"):
+        record.contrast(cells["siblings"])
+    with pytest.raises(InputError, match="alice: fails: failed"):
+        record.contrast(cells["fails"])
 
 
 def test_a_part_of_the_examples_is_drawn_in_bins_that_it_fills() -> None:

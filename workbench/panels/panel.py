@@ -10,7 +10,7 @@ from workbench.errors import InputError
 from workbench.panels.contents import Content, sentence
 from workbench.panels.controls import BOX
 
-__all__ = ["FAILED", "Action", "Panel", "Settings"]
+__all__ = ["COMPUTING", "FAILED", "Action", "Panel", "Settings"]
 
 Settings = Mapping[str, Any]
 
@@ -19,6 +19,7 @@ FAILED = (
     "(View, Show Log Console)."
 )
 
+COMPUTING = "Computing …"
 
 # What ipywidgets 8 leaves nameless to screen readers: handles of sliders, groups of boxes, the
 # output. Views come in any order, so the page is watched while they do; nothing is interpolated.
@@ -92,6 +93,8 @@ class Panel(widgets.VBox):
     adapt : callable, optional
         Fits the options of controls to what is chosen in others; called with the controls before
         the panel is drawn, and what it changes draws nothing by itself.
+    slow : callable, optional
+        Whether drawing takes seconds: the output says so meanwhile.
 
     Attributes
     ----------
@@ -108,6 +111,7 @@ class Panel(widgets.VBox):
         work: Callable[[Settings], str | None] | None = None,
         actions: Mapping[str, Action] | None = None,
         adapt: Callable[[Mapping[str, Any]], None] | None = None,
+        slow: Callable[[Settings], bool] | None = None,
     ) -> None:
         self.controls: dict[str, Any] = dict(controls)
         self.output = widgets.Output(
@@ -131,6 +135,7 @@ class Panel(widgets.VBox):
             self._actions["button"] = Action(*button, work or (lambda settings: None))
         self._adapt = adapt
         self._adapting = False
+        self._slow = slow
         rows = [
             widgets.HBox([control, self.controls[name + BOX]])
             if name + BOX in self.controls
@@ -213,6 +218,8 @@ class Panel(widgets.VBox):
             self._fit()
             said = work(self.settings)
             self._fit()  # the work may have brought other options
+            if self._slow is not None and self._slow(self.settings):
+                self._show(sentence(COMPUTING, "status"))
             content = self._draw(self.settings)
             if said:
                 content = sentence(said, "status", bold=True) + content

@@ -33,6 +33,8 @@ Source = StudyRecord | str | Path
 # Axes that other controls stand for, or that only name the axis that is varied.
 NAMES = ("axis", "derivative", "suspect")
 NO_AXIS = ""
+# Values drawn in permutations that take about a second.
+SLOW = 2e7
 Z_LABEL = "z (null standard deviations)"
 
 
@@ -91,6 +93,16 @@ class _Grid:
         cell = self.cells[number]
         twice = sum(other["name"] == cell["name"] for other in self.cells) > 1
         return f"{cell['study']}, {cell['name']}" if twice else str(cell["name"])
+
+    def slow(self, number: int) -> bool:
+        """Whether the evidence of a cell is still to be computed, and takes seconds."""
+        cell = self.cells[number]
+        if number in self._evidence or cell["status"] != "done":
+            return False
+        if cell["test"] in ("branch", "reshuffle"):
+            return False
+        asked = cell["queries"] or len(self.record.positions)
+        return bool(asked * cell["n_resamples"] * (1 + len(cell["references"])) > SLOW)
 
     def evidence(self, number: int) -> Evidence:
         if number not in self._evidence:
@@ -246,7 +258,12 @@ def study_panel(
             primary=False,
         ),
     }
-    return Panel(controls, draw, "860px", actions=actions, adapt=adapt)
+
+    def slow(settings: Settings) -> bool:
+        grid, number = chosen(settings)
+        return grid.slow(number)
+
+    return Panel(controls, draw, "860px", actions=actions, adapt=adapt, slow=slow)
 
 
 # ------------------------------------------------------------------------------- studies
