@@ -313,7 +313,7 @@ def test_the_chosen_cell_is_marked_where_it_stands():
         for row, column, z in (("pruned", "query", 9.0), ("pruned", "text", 1.0), ("x", "text", 0))
     }
     plain = survival_matrix(cells)
-    figure = survival_matrix(cells, chosen=("x", "text"), columns="heat")
+    figure = survival_matrix(cells, chosen=("x", "text"), xlabel="heat")
     marks = figure.axes[0].patches[len(plain.axes[0].patches) :]
     assert {(mark.get_x(), mark.get_y()) for mark in marks} == {(0.5, 0.5)}
     assert figure.alt_text.endswith("x, text: 0.0 (could not be decided). Chosen: x, text.")

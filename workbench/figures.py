@@ -804,7 +804,7 @@ def survival_matrix(
     found: Mapping[tuple[str, str], Mapping[str, Any]],
     *,
     brightest: float = 30.0,
-    columns: str = "test",
+    xlabel: str = "test",
     chosen: tuple[str, str] | None = None,
 ) -> Figure:
     """Derivatives × tests: what survives of the order, and in which test it shows.
@@ -816,7 +816,7 @@ def survival_matrix(
         `verdict`; such as the evidence of a study's cells.
     brightest : float
         Values of z from here on have one colour.
-    columns : str
+    xlabel : str
         What the columns are.
     chosen : (str, str), optional
         A pair that is marked by a broken line around it.
@@ -842,22 +842,22 @@ def survival_matrix(
     if chosen is not None and chosen not in found:
         raise InputError(f"the chosen cell {chosen!r} is not among those given: give it too")
     rows = list(dict.fromkeys(row for row, _ in found))
-    names = list(dict.fromkeys(column for _, column in found))
-    values = np.full((len(rows), len(names)), np.nan)
+    columns = list(dict.fromkeys(column for _, column in found))
+    values = np.full((len(rows), len(columns)), np.nan)
     words = np.full(values.shape, "", dtype=object)
     strong = np.zeros(values.shape, dtype=bool)
     described = []
     for (row, column), cell in found.items():
-        place = rows.index(row), names.index(column)
+        place = rows.index(row), columns.index(column)
         values[place] = min(float(cell["z"]), brightest)
         words[place] = f"{round(float(cell['z']), 1) + 0.0:.1f}"
         strong[place] = cell["verdict"] == "evidence"
         described.append(f"{row}, {column}: {words[place]} ({cell['verdict']})")
     figure = _squares(
-        (rows, [column.replace(", ", ",\n") for column in names]),
+        (rows, [column.replace(" ", "\n") for column in columns]),
         (values, words, strong),
         "z (null standard deviations)",
-        (columns, "derivative or control"),
+        (xlabel, "derivative or control"),
         dark_is_low=False,
     )
     marked = ""
@@ -868,15 +868,15 @@ def survival_matrix(
             for colour, width, dash in (("white", 5.0, "-"), ("#D55E00", 3.0, "--")):
                 figure.axes[0].add_patch(
                     matplotlib.patches.Rectangle(
-                        (names.index(chosen[1]) - 0.5, rows.index(chosen[0]) - 0.5), 1, 1,
+                        (columns.index(chosen[1]) - 0.5, rows.index(chosen[0]) - 0.5), 1, 1,
                         fill=False, edgecolor=colour, linewidth=width, linestyle=dash,
                         clip_on=False, zorder=4,
                     )
                 )  # fmt: skip
     return _finish(
         figure,
-        f"z of {len(rows)} derivatives and controls by {len(names)} "
-        f"{'tests' if columns == 'test' else f'columns ({columns})'}; framed cells are "
+        f"z of {len(rows)} derivatives and controls by {len(columns)} "
+        f"{'tests' if xlabel == 'test' else f'columns ({xlabel})'}; framed cells are "
         f"evidence. {'; '.join(described)}.{marked}",
     )
 

@@ -438,7 +438,7 @@ def _matrix(grid: _Grid, number: int, axis: str) -> Any:
     place = next((pair for pair, n in best.items() if n == number), None)
     return figures.survival_matrix(
         {pair: grid.cells[n]["evidence"] for pair, n in best.items()},
-        columns="test" if axis in ("test", NO_AXIS) else _spoken(axis),
+        xlabel="test" if axis in ("test", NO_AXIS) else _spoken(axis),
         chosen=place,
     )
 
