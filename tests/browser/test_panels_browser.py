@@ -326,6 +326,10 @@ def test_tab_goes_through_a_panel_as_the_eye_does(
 def test_axe_finds_nothing_grave_on_live_panels(page: Any, theme: str) -> None:
     _in_theme(page, theme)
     assert {name: grave(page, f".tested-{name}") for name in PANELS} == {key: [] for key in PANELS}
+    arrows = page.locator(".palimpsest-panel select").evaluate_all(
+        "menus => menus.map(menu => getComputedStyle(menu).backgroundImage.includes('white'))"
+    )
+    assert set(arrows) == {theme == "Dark"}, "arrows of menus are as dark as the page"
 
 
 @pytest.mark.parametrize("name", PANELS)

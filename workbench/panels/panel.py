@@ -47,6 +47,15 @@ NAMES = """(() => {
     name();
 })();"""
 
+# ipywidgets' arrow of a menu is black in both themes.
+ARROWS = """<style>
+[data-jp-theme-light="false"] .palimpsest-panel .widget-dropdown > select {
+    background-image: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'\
+ viewBox='0 0 18 18'%3E%3Cpath d='M4 7l5 5 5-5' fill='none' stroke='white' stroke-width='2'/%3E\
+%3C/svg%3E");
+}
+</style>"""
+
 
 @dataclass(frozen=True)
 class Action:
@@ -124,9 +133,12 @@ class Panel(widgets.VBox):
             )
         )
         self.output.add_class("palimpsest-output")
-        script = {"application/javascript": NAMES, "text/plain": ""}
+        unseen = ({"application/javascript": NAMES}, {"text/html": ARROWS})
         naming = widgets.Output(
-            outputs=({"output_type": "display_data", "data": script, "metadata": {}},),
+            outputs=tuple(
+                {"output_type": "display_data", "data": data | {"text/plain": ""}, "metadata": {}}
+                for data in unseen
+            ),
             layout=widgets.Layout(height="0", overflow="hidden", margin="0"),
         )
         self._draw = draw
