@@ -1,5 +1,9 @@
-"""A run, observations and plans from formulas, so that every panel can be opened at once."""
+"""A run, observations, plans and studies from formulas: every panel can be opened at once."""
 
+import atexit
+import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,9 @@ from workbench.lab.runs import Run
 from workbench.ngrams import CountSettings, NgramCounts
 from workbench.panels import PANELS, Panel
 from workbench.scores import ScorerIdentity, Scores
+from workbench.studies import Cell, StudyRecord, open_study
+from workbench.studies.measures import measure
+from workbench.studies.record import FORMAT, consolidate
 from workbench.transcript import Transcript
 
 N = 400
@@ -114,8 +121,81 @@ def make_plans(names: tuple[str, ...] = ("echo", "sampled")) -> dict[str, QueryP
     }
 
 
+def study_cells(suspects: tuple[str, ...]) -> list[Cell]:
+    """Every kind of test; of each suspect two tests, on two axes each, twice at least."""
+    cells = []
+    for suspect in suspects:
+        for variant, references in (("alone", ()), ("one reference", ("reference",))):
+            axes = {"derivative": suspect, "test": variant}
+            cells.append(Cell("grid", f"{suspect}: {variant}", "query", suspect, references,
+                              axes=axes, n_resamples=99))  # fmt: skip
+        for queries in (40, 80):
+            axes = {"axis": "queries", "queries": queries, "examples": len(suspect)}
+            cells.append(Cell("grid", f"{suspect}: {queries} queries", "query", suspect,
+                              queries=queries, axes=axes, n_resamples=99))  # fmt: skip
+        for axis, value in (("tokens", 10), ("tokens", 20), ("heat", "cold"), ("heat", "hot")):
+            cells.append(Cell("grid", f"{suspect}: {axis} {value}", "partition", suspect,
+                              tokens=20, axes={axis: value}, n_resamples=99))  # fmt: skip
+    first = suspects[0]
+    curve = {"fraction": 1.0}
+    cells.append(Cell("grid", f"{first}: curve", "curve", first, axes=curve, n_resamples=99))
+    cells.append(Cell("grid", f"{first}: branch", "branch", first, truth=1.0, n_resamples=19))
+    cells.append(Cell("grid", f"{first}: siblings", "reshuffle", first, tokens=20))
+    cells.append(Cell("grid", f"{first}: fails", "curve", first, axes={"fraction": 0.5}))
+    return cells
+
+
+@functools.cache
+def make_study(name: str = "synthetic", suspects: tuple[str, ...] = ("alice", "control")) -> Any:
+    """A study with files: memory for the first suspect, noise for the others."""
+    kept = tempfile.TemporaryDirectory(prefix="palimpsest-study-")
+    atexit.register(kept.cleanup)
+    rng = np.random.default_rng([*name.encode()])
+    positions = rng.permutation(160)
+    gains = dict.fromkeys((*suspects, "reference"), 0.0) | {suspects[0]: 1.0}
+    columns: dict[str, Any] = {}
+    for model, gain in gains.items():
+        loglik = gain * positions / 160 + 0.3 * rng.normal(size=160) - 3
+        columns[f"loglik:{model}"] = (loglik.astype(np.float32), {})
+    numbers = {"max_ngram": 8, "text_tokens": 20, "matched": 10}
+    siblings = {"rerun": -2.0, "siblings": [-2.2, -2.1, -2.15], "procedure": "simulated",
+                "text_tokens": 20}  # fmt: skip
+    recorded = []
+    for cell in study_cells(suspects):
+        if cell.text is not None:
+            columns.setdefault(
+                cell.text.column,
+                (rng.poisson(1 + 4 * gains[cell.suspect] * positions / 160).astype("f4"), {}),
+            )
+        fails = cell.name.endswith("fails")
+        given = siblings if cell.test == "reshuffle" else numbers if cell.text else {}
+        values = {column: columns[column][0].astype(np.float64) for column in cell.columns}
+        recorded.append(
+            cell.as_dict()
+            | {
+                "status": "failed" if fails else "done",
+                "sentence": f"{cell.suspect} was not there" if fails else None,
+                "seconds": 0.1,
+                "numbers": given,
+                "evidence": None if fails else measure(cell, positions, values, given),
+            }
+        )
+    provenance = {"format": FORMAT, "study": name, "recipe": {"name": "formulas"}}
+    consolidate(Path(kept.name), provenance, recorded, positions, columns)
+    return open_study(kept.name)
+
+
+def make_studies() -> dict[str, StudyRecord]:
+    return {"one": make_study(), "another": make_study("another")}
+
+
 def make(name: str) -> Panel:
     """The panel of that name, on what it is opened on."""
     maker, opened = PANELS[name]
-    given = {"run": make_run, "observations": make_observations, "plans": make_plans}
+    given: dict[str, Any] = {
+        "run": make_run,
+        "observations": make_observations,
+        "plans": make_plans,
+        "study": make_studies,
+    }
     return maker(given[opened]()) if opened else maker()

@@ -36,3 +36,32 @@ def test_demo_serves_this_machine_only_with_our_template(
         if cell["cell_type"] == "code"
     ]
     assert 'open_run("recorded")' in code
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_demo_takes_a_theme_on_the_command_line(
+    theme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from workbench.cli import app
+
+    started: list[list[str]] = []
+
+    class Ended:
+        def __init__(self, arguments: list[str], **_: object) -> None:
+            started.append(arguments)
+
+        def wait(self) -> int:
+            return 0
+
+        poll = wait
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(demo.subprocess, "Popen", Ended)
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    done = CliRunner().invoke(app, ["demo", "--no-browser", "--theme", theme])
+    assert done.exit_code == 0, done.output
+    assert [part for part in started[0] if part.startswith("--theme")] == [f"--theme={theme}"]
+    assert CliRunner().invoke(app, ["demo", "--theme", "grey"]).exit_code == 2
+    assert len(started) == 1

@@ -25,11 +25,13 @@ from workbench.figures import (
     matrix,
     memorisation_curve,
     null_histogram,
+    png,
     power_curve,
     pvalue_uniformity,
     rejection_rates,
     show,
     sibling_dots,
+    survival_matrix,
 )
 from workbench.independence import QueryCase, family_test
 
@@ -292,6 +294,36 @@ def test_matrix_shows_every_cell_and_frames_evidence(run):
     assert f"suspect × ours: {strong.z:.1f}" in z.alt_text
     raw = matrix({pair: case.run() for pair, case in cases.items()})
     assert raw.alt_text.startswith("Log10 of the p-value, not corrected")
+
+
+def test_names_are_words_and_no_formulas():
+    name = r"$\q$<b>"  # no command of any formula
+    cell = {"z": 1.0, "verdict": "evidence"}
+    for figure in (
+        memorisation_curve(np.arange(50), {name: np.arange(50.0)}),
+        survival_matrix({(name, name): cell}),
+        evidence_lines({name: ([1, 2], [3, 4])}, name, "z"),
+    ):
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_the_chosen_cell_is_marked_where_it_stands():
+    cells = {
+        (row, column): {"z": z, "verdict": "evidence" if z > 4 else "could not be decided"}
+        for row, column, z in (("pruned", "query", 9.0), ("pruned", "text", 1.0), ("x", "text", 0))
+    }
+    plain = survival_matrix(cells)
+    figure = survival_matrix(cells, chosen=("x", "text"), xlabel="heat")
+    marks = figure.axes[0].patches[len(plain.axes[0].patches) :]
+    assert {(mark.get_x(), mark.get_y()) for mark in marks} == {(0.5, 0.5)}
+    assert figure.alt_text.endswith("x, text: 0.0 (could not be decided). Chosen: x, text.")
+    assert "2 derivatives and controls by 2 columns (heat);" in figure.alt_text
+    assert "by 2 tests;" in plain.alt_text
+    with pytest.raises(InputError, match=r"\('x', 'query'\) is not among those given"):
+        survival_matrix(cells, chosen=("x", "query"))
+    ringed = evidence_lines({"a": ([1, 2], [3.0, 4.0])}, "x", "z", chosen=(2, 4.0))
+    assert ringed.alt_text == "z against x. a: 3.00 at 1 to 4.00 at 2; chosen: 4.00 at 2."
+    assert ringed.axes[0].lines[-1].get_xydata().tolist() == [[2.0, 4.0]]
 
 
 def test_matrix_refuses_what_it_cannot_draw(run):

@@ -493,7 +493,7 @@ def evidence_vs_queries(
             fontsize=12,
             color="#444444",
         )
-        axes.set_xscale("log")
+        _powers(axes)
         axes.set_xlabel("queries (examples scored)")
         axes.set_ylabel("z (null standard deviations)")
         _legend_outside(axes, list(series))
@@ -567,7 +567,7 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
         axes.set_ylim(low, max(high, 1.15 * threshold))
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=7))
         axes.yaxis.set_major_formatter(
-            matplotlib.ticker.FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$")
+            matplotlib.ticker.FuncFormatter(lambda power, _: _ten_to(power))
         )
         axes.set_xlabel("queries (examples asked about)")
         axes.set_ylabel("wealth, starting from 1")
@@ -659,7 +659,7 @@ def evidence_vs_spend(plans: Mapping[str, QueryPlan], by: str = "queries") -> Fi
             at = float(plan.expected_z(plan.queries))
             axes.plot([total], [at], marker=marker, color=colour, markersize=9, linestyle="none")
             words.append(f"{name}: {total:,.4g} {by} with power {plan.power:g}")
-        axes.set_xscale("log")
+        _powers(axes)
         # what lies far beyond the target would flatten everything else
         axes.set_ylim(float(np.clip(axes.get_ylim()[0], -3.0, -1.0)), 2.2 * threshold)
         axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
@@ -801,7 +801,11 @@ def _squares(
 
 
 def survival_matrix(
-    found: Mapping[tuple[str, str], Mapping[str, Any]], *, brightest: float = 30.0
+    found: Mapping[tuple[str, str], Mapping[str, Any]],
+    *,
+    brightest: float = 30.0,
+    xlabel: str = "test",
+    chosen: tuple[str, str] | None = None,
 ) -> Figure:
     """Derivatives × tests: what survives of the order, and in which test it shows.
 
@@ -812,6 +816,10 @@ def survival_matrix(
         `verdict`; such as the evidence of a study's cells.
     brightest : float
         Values of z from here on have one colour.
+    xlabel : str
+        What the columns are.
+    chosen : (str, str), optional
+        A pair that is marked by a broken line around it.
 
     Returns
     -------
@@ -821,7 +829,7 @@ def survival_matrix(
     Raises
     ------
     InputError
-        Nothing to draw.
+        Nothing to draw; the chosen pair is not among them.
 
     Examples
     --------
@@ -831,6 +839,8 @@ def survival_matrix(
     """
     if not found:
         raise InputError("there is no cell to draw: give one piece of evidence per pair")
+    if chosen is not None and chosen not in found:
+        raise InputError(f"the chosen cell {chosen!r} is not among those given: give it too")
     rows = list(dict.fromkeys(row for row, _ in found))
     columns = list(dict.fromkeys(column for _, column in found))
     values = np.full((len(rows), len(columns)), np.nan)
@@ -847,13 +857,27 @@ def survival_matrix(
         (rows, [column.replace(" ", "\n") for column in columns]),
         (values, words, strong),
         "z (null standard deviations)",
-        ("test", "derivative or control"),
+        (xlabel, "derivative or control"),
         dark_is_low=False,
     )
+    marked = ""
+    if chosen is not None:
+        marked = f" Chosen: {', '.join(chosen)}."
+        with matplotlib.style.context(STYLE):
+            # On white, so that it is seen on every colour of the scale.
+            for colour, width, dash in (("white", 5.0, "-"), ("#D55E00", 3.0, "--")):
+                figure.axes[0].add_patch(
+                    matplotlib.patches.Rectangle(
+                        (columns.index(chosen[1]) - 0.5, rows.index(chosen[0]) - 0.5), 1, 1,
+                        fill=False, edgecolor=colour, linewidth=width, linestyle=dash,
+                        clip_on=False, zorder=4,
+                    )
+                )  # fmt: skip
     return _finish(
         figure,
-        f"z of {len(rows)} derivatives and controls by {len(columns)} tests; framed cells are "
-        f"evidence. {'; '.join(described)}.",
+        f"z of {len(rows)} derivatives and controls by {len(columns)} "
+        f"{'tests' if xlabel == 'test' else f'columns ({xlabel})'}; framed cells are "
+        f"evidence. {'; '.join(described)}.{marked}",
     )
 
 
@@ -1054,6 +1078,7 @@ def evidence_lines(
     log_x: bool = False,
     threshold: float | None = None,
     threshold_label: str = "",
+    chosen: tuple[float, float] | None = None,
 ) -> Figure:
     """Evidence against what it costs or what changes it: tokens, temperature, fine-tuning.
 
@@ -1066,6 +1091,8 @@ def evidence_lines(
     threshold : float, optional
         Drawn across, with its label.
     threshold_label : str
+    chosen : (float, float), optional
+        A point, x and y, that a ring is drawn around.
 
     Returns
     -------
@@ -1092,6 +1119,17 @@ def evidence_lines(
             _right_of(axes, threshold, threshold_label)
         if log_x:
             _log_ticks(axes, [x for x, _ in series.values()])
+        if chosen is not None:
+            axes.plot(
+                *([value] for value in chosen),
+                marker="o",
+                markersize=17,
+                markerfacecolor="none",
+                markeredgecolor="#D55E00",
+                markeredgewidth=2.6,
+                linestyle="",
+            )
+            ends.append(f"chosen: {chosen[1]:.2f} at {chosen[0]:,g}")
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         _legend_outside(axes, list(series))
@@ -1110,6 +1148,29 @@ def _right_of(axes: Any, y: float, text: str) -> None:
         fontsize=12,
         color="#444444",
     )
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _ten_to(power: float) -> str:
+    """A power of ten in plain characters: the style reads no formulas, names being what they are.
+
+    Examples
+    --------
+    >>> _ten_to(-12)
+    '10⁻¹²'
+    """
+    return f"10{f'{power:.0f}'.translate(SUPERSCRIPT)}"
+
+
+def _powers(axes: Any) -> None:
+    """A logarithmic axis with powers of ten; of less than a decade, with plain numbers between."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(
+        matplotlib.ticker.FuncFormatter(lambda value, _: _ten_to(np.log10(value)))
+    )
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _log_ticks(axes: Any, xs: Sequence[ArrayLike]) -> None:

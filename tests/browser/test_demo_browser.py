@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe import grave
 from browser_servers import PATIENCE, free_port, served
 
-from workbench.cli.demo import demo_command
+from workbench.cli.demo import Theme, demo_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+LUMINANCE = """() => {
+    const parts = [document.body, document.documentElement].map(
+        part => getComputedStyle(part).backgroundColor.match(/[\\d.]+/g).map(Number));
+    const [r, g, b] = parts.find(part => part.length < 4 || part[3] > 0) || [255, 255, 255];
+    return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
+}"""
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="needs voila")
 
@@ -19,7 +27,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("voila") is None, reaso
 @pytest.fixture(scope="module")
 def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place, port = tmp_path_factory.mktemp("demo"), free_port()
-    arguments, environment = demo_command(place, port, browser=False)
+    arguments, environment = demo_command(place, port, browser=False, theme=Theme.DARK)
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]),
         "PALIMPSEST_HOME": str(place / "home"),
@@ -39,7 +47,7 @@ def test_demo_answers_and_stays_on_this_machine(
     page.set_default_timeout(PATIENCE)
     watch.follow(page)
     page.goto(demo_url, wait_until="commit")
-    output = page.locator(".demo-panel .widget-output")
+    output = page.locator(".demo-panel .palimpsest-output")
     expect(output.locator("img")).to_have_count(2, timeout=PATIENCE)
     expect(output).to_contain_text("p = 0.001: evidence")
     page.screenshot(path=screenshots / "demo-derivative.png")
@@ -49,6 +57,9 @@ def test_demo_answers_and_stays_on_this_machine(
         ".map(part => parseFloat(getComputedStyle(part).fontSize)))"
     )
     assert smallest >= 20, "too small for a projector"
+    # Dark as it was started; light is what the other tests of pages see.
+    assert page.evaluate(LUMINANCE) < 0.1
+    assert grave(page) == []
 
     page.locator(".demo-panel select").focus()
     page.locator(".demo-panel select").select_option("independent")

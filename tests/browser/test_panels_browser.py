@@ -4,6 +4,7 @@ One JupyterLab, one notebook and one page with all panels serve every test of th
 here sleeps: each step waits for what it is to bring about, within a limit.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 import pytest
+from axe import grave
 from browser_servers import PATIENCE, free_port, served
 from synthetic import AFTER_THE_BUTTON, make
 
-from workbench.panels import BOX, FAILED, PANELS
+from workbench.panels import PANELS
+from workbench.panels.controls import BOX, Checkboxes
+from workbench.panels.panel import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "a-token-for-this-test-only"
@@ -41,6 +46,16 @@ CLIPPED = """panel => [...panel.querySelectorAll('.widget-label, .widget-button'
 SIDEWAYS = """panel => [panel, ...panel.querySelectorAll('.widget-output, .widget-gridbox')]
     .filter(part => part.scrollWidth > part.clientWidth + 1)
     .map(part => `${part.className}: ${part.scrollWidth} > ${part.clientWidth}`)"""
+FOCUSED = """panel => {
+    const stop = document.activeElement;
+    if (!panel.contains(stop)) return null;
+    const {top, bottom, left} = stop.getBoundingClientRect();
+    const what = stop.getAttribute('aria-label') || stop.labels?.[0]?.textContent
+        || stop.textContent;
+    // What scrolls with the page is measured against the panel.
+    const start = panel.getBoundingClientRect().top;
+    return {top: top - start, bottom: bottom - start, left, what};
+}"""
 OPEN = "from synthetic import make\n\nopened = {}"
 SHOW = "opened[{name!r}] = make({name!r})\nopened[{name!r}].add_class('tested-{name}')"
 BROKEN = """
@@ -131,8 +146,8 @@ def page(chromium: Any, lab_url: str, watch: Any) -> Any:
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     for name in (*PANELS, "broken"):
         page.wait_for_function(
-            "name => document.querySelector(`.tested-${name} .widget-output`)?.innerText.trim()",
-            arg=name,
+            "panel => document.querySelector(`${panel} .palimpsest-output`)?.innerText.trim()",
+            arg=f".tested-{name}",
         )
     page.wait_for_function(READY)
     assert watch.problems() == []
@@ -145,7 +160,7 @@ class Reader:
     def __init__(self, page: Any, name: str, pictures: Path) -> None:
         self.page, self.name, self.pictures = page, name, pictures
         self.panel = page.locator(f".tested-{name}")
-        self.output = self.panel.locator(".widget-output")
+        self.output = self.panel.locator(".palimpsest-output")
         self.controls = make("curve" if name == "broken" else name).controls
 
     def answers(self, key: str, before: str) -> None:
@@ -162,7 +177,9 @@ class Reader:
     def field(self, key: str) -> Any:
         """What the keyboard is put on, to change one control."""
         label = self.controls[key].description
-        if key == "button":
+        if isinstance(self.controls[key], Checkboxes):
+            return self._group(label).first
+        if isinstance(self.controls[key], widgets.Button):
             return self.panel.get_by_role("button", name=label, exact=True)
         if key.endswith(BOX):
             boxes = self.panel.locator(".widget-text")
@@ -171,8 +188,13 @@ class Reader:
             return self._labelled(self.panel.locator(".widget-hslider"), label).locator(
                 ".noUi-handle"
             )
-        kinds = self.panel.locator(".widget-dropdown, .widget-select-multiple")
-        return self._labelled(kinds, label).locator("select")
+        return self._labelled(self.panel.locator(".widget-dropdown"), label).locator("select")
+
+    def _group(self, label: str) -> Any:
+        """The boxes to tick under a label."""
+        return self._labelled(self.panel.locator(".palimpsest-boxes"), label).locator(
+            "input[type=checkbox]"
+        )
 
     def _labelled(self, kinds: Any, label: str) -> Any:
         exact = self.page.locator(".widget-label").get_by_text(label, exact=True)
@@ -183,8 +205,18 @@ class Reader:
         self._ask_first(key)
         before, field, keyboard = self.output.inner_html(), self.field(key), self.page.keyboard
         field.focus()
-        if key == "button":
+        if isinstance(self.controls[key], widgets.Button):
             keyboard.press("Space")
+        elif isinstance(self.controls[key], Checkboxes):
+            # From one box to the next by Tab; Space takes away, or adds, that one alone.
+            boxes = self._group(self.controls[key].description)
+            ticked = boxes.evaluate_all("boxes => boxes.map(box => box.checked)")
+            keyboard.press("Tab")
+            keyboard.press("Space")
+            self.answers(key, before)
+            ticked[1] = not ticked[1]
+            assert boxes.evaluate_all("boxes => boxes.map(box => box.checked)") == ticked
+            return
         elif key.endswith(BOX):
             slider = self.field(key.removesuffix(BOX))
             stood = slider.get_attribute("aria-valuetext")
@@ -200,10 +232,6 @@ class Reader:
             stood, top = box.input_value(), box.get_attribute("max")
             keyboard.press("ArrowLeft" if float(stood) >= float(top) else "ArrowRight")
             self._differs(box, "value", stood)
-        elif field.evaluate("list => list.multiple"):
-            # JupyterLab keeps the arrow keys of a list for its own moves from cell to cell.
-            chosen = field.evaluate("list => [...list.selectedOptions].map(line => line.index)")
-            keyboard.press("End" if chosen == [0] else "Home")
         else:
             last = field.evaluate("list => list.selectedIndex == list.length - 1")
             for pressed in ("Space", "ArrowUp" if last else "ArrowDown", "Enter"):
@@ -231,11 +259,8 @@ class Reader:
 
     def click(self) -> None:
         """Press the button by the mouse."""
-        from playwright.sync_api import expect
-
         self.field("button").click()
-        expect(self.output).not_to_contain_text("press the button", timeout=PATIENCE)
-        self.page.wait_for_function(READY)
+        self._told()
         assert FAILED not in self.output.inner_text()
 
     def _ask_first(self, key: str) -> None:
@@ -243,6 +268,14 @@ class Reader:
         of_the_test = key.removesuffix(BOX) in AFTER_THE_BUTTON.get(self.name, ())
         if of_the_test and "press the button" in self.output.inner_text():
             self.by_keyboard("button")
+            self._told()
+
+    def _told(self) -> None:
+        """Wait for the result: an output may be drawn twice before the button is heard."""
+        from playwright.sync_api import expect
+
+        expect(self.output).not_to_contain_text("press the button", timeout=PATIENCE)
+        self.page.wait_for_function(READY)
 
     def _differs(self, field: Any, attribute: str, before: str) -> None:
         self.page.wait_for_function(
@@ -264,6 +297,41 @@ def test_every_control_answers_to_the_keyboard(
     assert watch.problems() == []
 
 
+@pytest.mark.parametrize("name", ["query", "study"])
+def test_tab_goes_through_a_panel_as_the_eye_does(
+    page: Any, watch: Any, screenshots: Path, name: str
+) -> None:
+    reader = Reader(page, name, screenshots)
+    reader.panel.scroll_into_view_if_needed()
+    reader.field(next(iter(reader.controls))).focus()
+    visited = []
+    while True:
+        here = page.evaluate(FOCUSED, reader.panel.element_handle())
+        if here is None:
+            break
+        assert len(visited) < 60, "the focus never leaves the panel"
+        visited.append(here)
+        page.keyboard.press("Tab")
+    boxes = sum(len(c.boxes) - 1 for c in reader.controls.values() if isinstance(c, Checkboxes))
+    assert len(visited) == len(reader.controls) + boxes + 1, visited  # the output comes last
+    assert visited[-1]["what"] == "what the panel shows"
+    for one, following in itertools.pairwise(visited):
+        beside = following["top"] < one["bottom"] and following["left"] > one["left"]
+        assert beside or following["top"] >= one["bottom"], (one, following)
+    assert all(stop["what"] for stop in visited), "a control has no name"
+    assert watch.problems() == []
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_nothing_grave_on_live_panels(page: Any, theme: str) -> None:
+    _in_theme(page, theme)
+    assert {name: grave(page, f".tested-{name}") for name in PANELS} == {key: [] for key in PANELS}
+    arrows = page.locator(".palimpsest-panel select").evaluate_all(
+        "menus => menus.map(menu => getComputedStyle(menu).backgroundImage.includes('white'))"
+    )
+    assert set(arrows) == {theme == "Dark"}, "arrows of menus are as dark as the page"
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_sliders_and_buttons_answer_to_the_mouse(
     page: Any, watch: Any, screenshots: Path, name: str
@@ -283,13 +351,7 @@ def test_nothing_is_cut_off(
     page: Any, watch: Any, screenshots: Path, theme: str, width: int
 ) -> None:
     page.set_viewport_size({"width": width, "height": 1100})
-    page.evaluate(
-        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
-        f"JupyterLab {theme}",
-    )
-    page.wait_for_function(
-        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
-    )
+    _in_theme(page, theme)
     page.wait_for_function(
         "() => document.querySelector('#jp-main-dock-panel').getBoundingClientRect().right"
         " > window.innerWidth - 60"
@@ -300,6 +362,16 @@ def test_nothing_is_cut_off(
         assert panel.evaluate(CLIPPED) == [], name
         assert panel.evaluate(SIDEWAYS) == [], name
     assert watch.problems() == []
+
+
+def _in_theme(page: Any, theme: str) -> None:
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+        f"JupyterLab {theme}",
+    )
+    page.wait_for_function(
+        "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
+    )
 
 
 def test_a_callback_that_raises_does_not_pass(page: Any, watch: Any, screenshots: Path) -> None:

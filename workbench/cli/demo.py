@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,16 @@ def demo_notebook() -> dict[str, Any]:
     }
 
 
-def demo_command(folder: Path, port: int, browser: bool) -> tuple[list[str], dict[str, str]]:
+class Theme(StrEnum):
+    """Colours of the page; figures stay on white."""
+
+    LIGHT = "light"
+    DARK = "dark"
+
+
+def demo_command(
+    folder: Path, port: int, browser: bool, theme: Theme = Theme.LIGHT
+) -> tuple[list[str], dict[str, str]]:
     """What starts Voilà on the demo.
 
     Parameters
@@ -64,6 +74,8 @@ def demo_command(folder: Path, port: int, browser: bool) -> tuple[list[str], dic
         On 127.0.0.1.
     browser : bool
         Let Voilà open the page.
+    theme : Theme
+        Of Voilà's own two.
 
     Returns
     -------
@@ -84,7 +96,7 @@ def demo_command(folder: Path, port: int, browser: bool) -> tuple[list[str], dic
     arguments = [
         *(sys.executable, "-m", "voila", str(notebook)),
         *("--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0"),
-        "--template=palimpsest",
+        *("--template=palimpsest", f"--theme={theme.value}"),
         # Its own widgets and no extensions of JupyterLab, of which it has an older one inside.
         *(f"--VoilaConfiguration.extension_allowlist={name}" for name in WIDGETS),
         *([] if browser else ["--no-browser"]),
@@ -96,13 +108,14 @@ def demo_command(folder: Path, port: int, browser: bool) -> tuple[list[str], dic
 def demo(
     port: Annotated[int, typer.Option(help="On this machine, 127.0.0.1.")] = 8866,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+    theme: Annotated[Theme, typer.Option(help="Colours of the page.")] = Theme.LIGHT,
 ) -> None:
     """Show a class one suspect at a time, on recorded scores; Ctrl-C ends it."""
     from workbench.lab import open_run
 
     open_run("recorded")  # what is missing is said here, not on the projector
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as folder:
-        arguments, environment = demo_command(Path(folder), port, browser)
+        arguments, environment = demo_command(Path(folder), port, browser, theme)
         typer.echo(f"the demo is at http://127.0.0.1:{port}/; Ctrl-C ends it")
         # However this command ends, Voilà ends with it.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

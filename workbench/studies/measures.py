@@ -20,7 +20,7 @@ from workbench.statistics.branch_point import branch_point
 from workbench.studies.study import Cell
 from workbench.transcript import ShuffleClaim, Transcript
 
-__all__ = ["RESOLUTION", "measure", "rounded"]
+__all__ = ["RESOLUTION", "contrast_of", "evidence_of", "measure", "rounded"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -67,15 +67,65 @@ def measure(
     InputError
         Whatever the test refuses.
     """
-    if cell.test == "query":
-        return _query(cell, positions, columns)
+    if cell.test == "branch":
+        return _branch(cell, positions, columns)
+    found = evidence_of(cell, positions, columns, numbers)
+    if cell.test in ("partition", "reshuffle"):
+        return _of_evidence(found) | {"tokens": int(numbers["text_tokens"])}
+    check = found.references_check
+    smallest = None if check is None else check.smallest_corrected
+    content = _of_evidence(found) | {"references_smallest_p": smallest}
+    return content | _curve(cell, positions, columns) if cell.test == "curve" else content
+
+
+def evidence_of(
+    cell: Cell, positions: Ints, columns: Mapping[str, Floats], numbers: Mapping[str, Any]
+) -> Evidence:
+    """What the test of a cell answers, null and gates included; as for `measure`.
+
+    Raises
+    ------
+    InputError
+        Whatever the test refuses; the cell is an estimate of a branch point.
+    """
+    if cell.test == "branch":
+        raise InputError(f"{cell.name} estimates a branch point: it is no test and has no null")
     if cell.test == "partition":
         return _partition(cell, positions, columns, numbers)
     if cell.test == "reshuffle":
         return _reshuffle(cell, numbers)
-    if cell.test == "curve":
-        return _curve(cell, positions, columns)
-    return _branch(cell, positions, columns)
+    return _query(cell, positions, columns)
+
+
+def contrast_of(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> tuple[Ints, Floats]:
+    """Training positions and contrasts, or counts, of the examples that a cell asked about.
+
+    Parameters
+    ----------
+    cell : Cell
+        Not of the reshuffle test, which sees whole texts.
+    positions, columns :
+        As for `measure`.
+
+    Returns
+    -------
+    positions : ndarray of int64, shape (k,)
+    values : ndarray of float64, shape (k,)
+        Nats per token; of a partition cell, counts.
+
+    Raises
+    ------
+    InputError
+        More queries than examples.
+    """
+    if cell.test == "partition":
+        return positions, columns[cell.columns[0]]
+    rows = _rows(cell, positions)
+    transcript = _transcript(positions[rows])
+    suspect, references = _scores(cell, transcript, columns, rows)
+    return positions[rows], query_contrast(
+        suspect, references, cell.statistic, transcript, cell.seed
+    )
 
 
 def _transcript(positions: Ints) -> Transcript:
@@ -92,19 +142,23 @@ def _scores(
     return suspect, references
 
 
-def _query(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> dict[str, Any]:
-    rows: Ints | slice = slice(None)
-    if cell.queries is not None:
-        if not 1 <= cell.queries <= len(positions):
-            raise InputError(
-                f"{cell.name}: {cell.queries:,} queries of {len(positions):,} examples: ask for "
-                "fewer"
-            )
-        rng = np.random.default_rng([cell.seed, 0x9E47])
-        rows = np.sort(rng.choice(len(positions), cell.queries, replace=False))
+def _rows(cell: Cell, positions: Ints) -> Ints | slice:
+    """Which examples are asked about."""
+    if cell.queries is None:
+        return slice(None)
+    if not 1 <= cell.queries <= len(positions):
+        raise InputError(
+            f"{cell.name}: {cell.queries:,} queries of {len(positions):,} examples: ask for fewer"
+        )
+    rng = np.random.default_rng([cell.seed, 0x9E47])
+    return np.sort(rng.choice(len(positions), cell.queries, replace=False))
+
+
+def _query(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> Evidence:
+    rows = _rows(cell, positions)
     transcript = _transcript(positions[rows])
     suspect, references = _scores(cell, transcript, columns, rows)
-    found = query_test(
+    return query_test(
         transcript,
         suspect,
         references,
@@ -112,9 +166,6 @@ def _query(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> dict[s
         n_resamples=cell.n_resamples,
         seed=cell.seed,
     )
-    check = found.references_check
-    smallest = None if check is None else check.smallest_corrected
-    return _of_evidence(found) | {"references_smallest_p": smallest}
 
 
 def _of_evidence(found: Evidence) -> dict[str, Any]:
@@ -135,7 +186,7 @@ def _of_evidence(found: Evidence) -> dict[str, Any]:
 
 def _partition(
     cell: Cell, positions: Ints, columns: Mapping[str, Floats], numbers: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Evidence:
     (name,) = cell.columns
     counts = NgramCounts(
         values=columns[name],
@@ -147,38 +198,30 @@ def _partition(
         examples_fingerprint=None,
         engine="join",
     )
-    found = partition_test(
+    return partition_test(
         _transcript(positions), counts, n_resamples=cell.n_resamples, seed=cell.seed
     )
-    return _of_evidence(found) | {"tokens": int(numbers["text_tokens"])}
 
 
-def _reshuffle(cell: Cell, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    found = reshuffle_test(
+def _reshuffle(cell: Cell, numbers: Mapping[str, Any]) -> Evidence:
+    return reshuffle_test(
         float(numbers["rerun"]),
         [float(value) for value in numbers["siblings"]],
         procedure=str(numbers["procedure"]),
         label=f"{cell.suspect}'s text",
     )
-    return _of_evidence(found) | {"tokens": int(numbers["text_tokens"])}
 
 
 def _curve(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> dict[str, Any]:
-    transcript = _transcript(positions)
-    suspect, references = _scores(cell, transcript, columns, slice(None))
-    contrast = query_contrast(suspect, references, cell.statistic, transcript, cell.seed)
-    tenths = [part.mean() for part in np.array_split(contrast[np.argsort(positions)], TENTHS)]
-    return _query(cell, positions, columns) | {"tenths": [float(mean) for mean in tenths]}
+    seen, contrast = contrast_of(cell, positions, columns)
+    tenths = [part.mean() for part in np.array_split(contrast[np.argsort(seen)], TENTHS)]
+    return {"tenths": [float(mean) for mean in tenths]}
 
 
 def _branch(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> dict[str, Any]:
-    transcript = _transcript(positions)
-    suspect, references = _scores(cell, transcript, columns, slice(None))
-    contrast = query_contrast(suspect, references, cell.statistic, transcript, cell.seed)
-    bins = int(np.clip(len(positions) // 20, 10, 100))
-    found = branch_point(
-        positions, contrast, bins=bins, n_resamples=cell.n_resamples, seed=cell.seed
-    )
+    seen, contrast = contrast_of(cell, positions, columns)
+    bins = int(np.clip(len(seen) // 20, 10, 100))
+    found = branch_point(seen, contrast, bins=bins, n_resamples=cell.n_resamples, seed=cell.seed)
     drop = None if np.isnan(found.drop) else found.drop
     return {
         "fraction": found.fraction,
@@ -188,5 +231,5 @@ def _branch(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> dict[
         "drop": drop,
         "fit_pvalue": found.fit_pvalue,
         "truth": cell.truth,
-        "n": len(positions),
+        "n": len(seen),
     }

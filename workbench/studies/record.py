@@ -20,11 +20,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
+from workbench.evidence import Evidence
 from workbench.home import atomic_write
-from workbench.studies.measures import measure
+from workbench.studies.measures import contrast_of, evidence_of, measure
 from workbench.studies.study import Cell
 
-__all__ = ["FORMAT", "Check", "StudyRecord", "open_study", "verify_study", "write_parquet"]
+__all__ = [
+    "FORMAT",
+    "Check",
+    "StudyRecord",
+    "cell_line",
+    "open_study",
+    "verify_study",
+    "write_parquet",
+]
 
 Floats = NDArray[np.float64]
 FORMAT = "palimpsest study 1"
@@ -149,6 +158,51 @@ class StudyRecord:
         """
         return {name: self.column(name) for name in _cell(cell).columns}
 
+    def evidence(self, cell: Mapping[str, Any]) -> Evidence:
+        """The evidence of a cell, computed again from its recorded numbers: with its null.
+
+        Parameters
+        ----------
+        cell : mapping
+            One of `cells`.
+
+        Raises
+        ------
+        InputError
+            The cell is not done, or is no test; a column is not in the file.
+        """
+        self._must_be_done(cell)
+        return evidence_of(_cell(cell), self.positions, self.scores(cell), cell["numbers"])
+
+    def contrast(self, cell: Mapping[str, Any]) -> tuple[NDArray[np.int64], Floats]:
+        """Training positions and contrasts, or counts, of what a cell asked about.
+
+        Parameters
+        ----------
+        cell : mapping
+            One of `cells`, not of the reshuffle test.
+
+        Returns
+        -------
+        positions : ndarray of int64, shape (k,)
+        values : ndarray of float64, shape (k,)
+            Nats per token; counts of a partition cell.
+
+        Raises
+        ------
+        InputError
+            The cell is not done, or sees whole texts; a column is not in the file.
+        """
+        self._must_be_done(cell)
+        if cell["test"] == "reshuffle":
+            raise InputError(f"{cell['name']} sees whole texts: it has no value per example")
+        return contrast_of(_cell(cell), self.positions, self.scores(cell))
+
+    @staticmethod
+    def _must_be_done(cell: Mapping[str, Any]) -> None:
+        if cell["status"] != "done":
+            raise InputError(f"{cell['name']}: {cell['status']}: {cell['sentence']}")
+
     def column(self, name: str) -> Floats:
         """One recorded column.
 
@@ -169,11 +223,12 @@ class StudyRecord:
             f"{len(self.cells)} cells done"
         ]
         for cell in self.cells:
-            lines.append(f"{cell['study']:<17} {cell['name']:<48} {_short(cell)}")
+            lines.append(f"{cell['study']:<17} {cell['name']:<48} {cell_line(cell)}")
         return "\n".join(lines)
 
 
-def _short(cell: Mapping[str, Any]) -> str:
+def cell_line(cell: Mapping[str, Any]) -> str:
+    """What came of a cell, in a few words."""
     if cell["status"] != "done":
         return f"{cell['status']}: {cell['sentence']}"
     found = cell["evidence"]
