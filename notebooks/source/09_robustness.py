@@ -200,7 +200,18 @@ print(e.verdict_reason)
 # check of ranks lets it pass. The gate looks for waves over training too.
 #
 # Mended: with a reference that is independent of the order, the stranger is a stranger again.
+
+# %% [markdown]
+# ## Look for yourself
 #
+# Choose a derivative, a test and an axis. Which derivative loses most, and in which test?
+
+# %% tags=["panel", "nbval-ignore-output"]
+from workbench import panels
+
+panels.study_panel(record, output_dir or ".")
+
+# %% [markdown]
 # ## Exercises for a class
 #
 # 1. Rounding and pruning barely matter, distillation into new weights costs little. What does that
