@@ -40,6 +40,7 @@ MODELS = {
     "alice@0.5": Model("alice@0.5", "checkpoint", "alice", parameters={"fraction": 0.5}),
     "unknown": Model("unknown", "no such kind", "alice"),
 }
+MODELS_9 = Model("alice", "pretrain", parameters={"order": 9})
 # A cell takes a second or so, so that a kill finds some undone.
 SLOW = 60_000
 
@@ -121,7 +122,39 @@ def test_declared_studies_name_models_that_are_declared(name, size):
 def test_the_laptop_is_asked_for_less_than_three_quarters_of_an_hour():
     laptop = declare("laptop", recipe("tiny"))
     assert laptop.estimated_seconds() < 45 * 60
-    assert {cell.study for cell in laptop.cells} == set(STUDIES) - {"laptop"}
+    assert {cell.study for cell in laptop.cells} == set(STUDIES) - {"laptop", "confirmation"}
+
+
+def test_a_study_of_another_order_shares_it_with_no_reference():
+    study = declare("confirmation", recipe("tiny"), 11)
+    orders = {m.name: m.parameters.get("order", 0) for m in study.needed_models()}
+    alone = [name for name, number in orders.items() if number == 11]
+    assert study.order == 11
+    assert alone == ["alice"]
+    # The owner's other schedules follow the owner's order too.
+    other = declare("checkpoints", recipe("tiny"), 11).models
+    assert other["alice-constant"].parameters == {"order": 11}
+    for order, why in ((4, "the order of 'reference-same-2'"), (-1, "no number of a shuffle")):
+        with pytest.raises(InputError, match=why):
+            declare("confirmation", recipe("tiny"), order)
+
+
+def test_another_order_is_another_transcript_of_the_same_examples(world, tmp_path):
+    made = run_study(
+        replace(few(), models=MODELS | {"alice": MODELS_9}),
+        TINY,
+        tmp_path / "nine",
+        corpus=corpus_of(world / "text"),
+    )
+    first = open_study(world / "study")
+    assert (made.provenance["order"], first.provenance["order"]) == (9, 0)
+    assert sorted(made.positions) == sorted(first.positions)
+    assert (made.positions != first.positions).mean() > 0.9
+    # What does not follow the owner's order is the very same model.
+    column = "loglik:reference-same"
+    own = dict(zip(made.positions, made.column(column), strict=True))
+    assert sorted(own.values()) == sorted(first.column(column))
+    assert (made.column("loglik:alice") != first.column("loglik:alice")).any()
 
 
 def test_a_study_refuses_cells_that_cannot_be():

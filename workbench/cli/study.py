@@ -36,12 +36,15 @@ def study_run(
     name: Annotated[str, typer.Argument(help="Name of a study; see 'palimpsest study list'.")],
     recipe_name: RecipeOption = "tiny",
     out: Annotated[Path | None, typer.Option(help="Folder (default: in the cache).")] = None,
+    order: Annotated[
+        int, typer.Option(min=0, help="Number of the shuffle that the owner's run follows.")
+    ] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Run a study, or go on with it; exit status 1 if a cell failed."""
     from workbench.studies import run_study
 
-    found = run_study(name, recipe_name, out, progress=not quiet)
+    found = run_study(name, recipe_name, out, order=order, progress=not quiet)
     for cell in found.failed:
         typer.echo(f"failed: {cell['study']}, {cell['name']}: {cell['sentence']}", err=True)
     done = len(found.cells) - len(found.failed)

@@ -4,6 +4,7 @@ Numbers follow the recipe: a laptop's grid with `tiny`, the same code with `medi
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from workbench.errors import InputError
@@ -13,7 +14,11 @@ from workbench.studies.study import Cell, Model, Study
 __all__ = ["STUDIES", "declare"]
 
 SAME, SAME2, OTHER = "reference-same", "reference-same-2", "reference-other"
+SAME3, SAME4 = "reference-same-3", "reference-same-4"
 SEVERAL = (SAME, SAME2, OTHER)
+FOUR = (SAME, SAME2, SAME3, SAME4)
+# Numbers of the shuffles of what is independent of the owner's run.
+_ORDERS = {"independent": 1, SAME: 2, OTHER: 3, SAME2: 4, SAME3: 5, SAME4: 6}
 # What the text of 200,000 tokens is to the recipe of 16,384 examples.
 TOKENS_PER_EXAMPLE = 200_000 / 16_384
 
@@ -22,7 +27,8 @@ STUDIES: dict[str, str] = {
     "checkpoints": "memory by tenth of the order at each checkpoint, under two schedules and more",
     "evidence-against": "evidence by queries, fine-tuning, references, size, text and temperature",
     "branch-point": "which checkpoint of the owner's run did a suspect leave from?",
-    "laptop": "all four on a grid for two cores and three quarters of an hour",
+    "confirmation": "queries needed, and branch points, on an order that nothing was chosen on",
+    "laptop": "the first four on a grid for two cores and three quarters of an hour",
 }
 
 DERIVATIVES = (
@@ -63,7 +69,7 @@ _SECONDS = {
 _OTHERS = {"merge-unrelated": ("independent",)}
 
 
-def declare(name: str, recipe: Recipe) -> Study:
+def declare(name: str, recipe: Recipe, order: int = 0) -> Study:
     """The study of a name, its numbers fitted to a recipe.
 
     Parameters
@@ -71,11 +77,14 @@ def declare(name: str, recipe: Recipe) -> Study:
     name : str
         One of `STUDIES`.
     recipe : Recipe
+    order : int
+        Number of the shuffle that the owner's run follows. What was chosen while looking at one
+        order (windows, weights, the form of a curve) is confirmed on another.
 
     Raises
     ------
     InputError
-        Unknown name.
+        Unknown name; an order that a reference or the independent model follows.
 
     Examples
     --------
@@ -86,9 +95,15 @@ def declare(name: str, recipe: Recipe) -> Study:
     """
     if name not in STUDIES:
         raise InputError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
-    models = {model.name: model for model in _models(recipe)}
+    taken = {number: model for model, number in _ORDERS.items()}
+    if order in taken or order < 0:
+        what = f"the order of {taken[order]!r}" if order in taken else "no number of a shuffle"
+        raise InputError(
+            f"order {order} is {what}: give the owner 0, or a number above {max(taken)}"
+        )
+    models = {model.name: model for model in _models(recipe, order)}
     small = name == "laptop"
-    parts = list(_PARTS) if small else [name]
+    parts = [part for part in _PARTS if part != "confirmation"] if small else [name]
     cells = [cell for part in parts for cell in _PARTS[part](recipe, small)]
     return Study(name, STUDIES[name], models, tuple(cells))
 
@@ -105,12 +120,18 @@ def _ladder(recipe: Recipe) -> dict[str, int]:
     }
 
 
-def _models(recipe: Recipe) -> Iterable[Model]:
-    yield Model("alice", "pretrain", seconds=90)
-    yield Model("independent", "pretrain", parameters={"order": 1}, seconds=90)
-    yield Model(SAME, "pretrain", parameters={"order": 2}, seconds=90)
-    yield Model(OTHER, "pretrain", parameters={"order": 3, "data": 1}, seconds=90)
-    yield Model(SAME2, "pretrain", parameters={"order": 4}, seconds=90)
+def _heavy(recipe: Recipe) -> dict[str, int]:
+    """More fresh examples than the owner's model was trained on."""
+    return {"fine-tune-20000": round(recipe.examples * 20_000 / 16_384)}
+
+
+def _models(recipe: Recipe, order: int) -> Iterable[Model]:
+    # No parameter for the first order: a folder remembers by these what it was begun with.
+    owner = {"order": order} if order else {}
+    yield Model("alice", "pretrain", parameters=owner, seconds=90)
+    for name, number in _ORDERS.items():
+        other = {"data": 1} if name == OTHER else {}
+        yield Model(name, "pretrain", parameters={"order": number} | other, seconds=90)
     yield from _checkpoints("alice", recipe)
     changed: dict[str, dict[str, Any]] = {
         "alice-constant": {"final_fraction": 1.0},
@@ -123,9 +144,11 @@ def _models(recipe: Recipe) -> Iterable[Model]:
     }
     seconds = {"alice-half-width": 60.0, "alice-large-batch": 60.0}
     for name, changes in changed.items():
-        yield Model(name, "pretrain", changes=changes, seconds=seconds.get(name, 90))
+        yield Model(
+            name, "pretrain", parameters=owner, changes=changes, seconds=seconds.get(name, 90)
+        )
         yield from _checkpoints(name, recipe)
-    for name, count in _ladder(recipe).items():
+    for name, count in (_ladder(recipe) | _heavy(recipe)).items():
         yield Model(
             name,
             "fine-tune",
@@ -325,9 +348,33 @@ def _branch_point(recipe: Recipe, small: bool) -> Iterable[Cell]:
         )
 
 
+def _confirmation(recipe: Recipe, small: bool) -> Iterable[Cell]:
+    study = "confirmation"
+    last = [f"{kind}{f:g}" for f in recipe.checkpoints[-1:] for kind in ("alice@", "left-at-")]
+    kinds = ("alice", "fine-tune", *_ladder(recipe), *_heavy(recipe), "distil", "slerp")
+    for suspect in (*kinds, *last, "independent"):
+        for test, references, statistic in (
+            ("one reference", (SAME,), "spearman"),
+            ("residual on four", FOUR, "residual"),
+        ):
+            yield Cell(
+                study,
+                f"{suspect}: query, {test}",
+                "query",
+                suspect,
+                references,
+                statistic,
+                axes={"derivative": suspect, "test": test},
+            )
+    for cell in _branch_point(recipe, small):
+        if cell.suspect != "alice-constant":  # one more run, of another schedule
+            yield replace(cell, study=study)
+
+
 _PARTS: dict[str, Callable[[Recipe, bool], Iterable[Cell]]] = {
     "robustness": _robustness,
     "checkpoints": _checkpoint_cells,
     "evidence-against": _evidence_against,
     "branch-point": _branch_point,
+    "confirmation": _confirmation,
 }

@@ -46,9 +46,9 @@ __all__ = ["run_study", "study_folder"]
 Column = tuple[NDArray[np.float32], dict[str, Any]]
 
 
-def study_folder(name: str, chosen: Recipe) -> Path:
+def study_folder(name: str, chosen: Recipe, order: int = 0) -> Path:
     """Where a study's results go by default: in the cache folder."""
-    return home() / "studies" / f"{name}-{chosen.name}"
+    return home() / "studies" / f"{name}-{chosen.name}{f'-order-{order}' if order else ''}"
 
 
 def run_study(
@@ -56,6 +56,7 @@ def run_study(
     chosen: Recipe | str = "tiny",
     out: str | Path | None = None,
     *,
+    order: int = 0,
     corpus: "Corpus | None" = None,
     command: str | None = None,
     progress: bool = False,
@@ -70,6 +71,8 @@ def run_study(
         Recipe of the lab.
     out : str or Path, optional
         Folder; in the cache by default.
+    order : int
+        Number of the shuffle that the owner's run follows, of a study given by name.
     corpus : Corpus, optional
         Your own text, as for `workbench.lab.train_walkthrough`.
     command : str, optional
@@ -85,11 +88,14 @@ def run_study(
     Raises
     ------
     InputError
-        Unknown study or recipe; the folder holds another study, recipe or corpus, or is in use.
+        Unknown study, recipe or order; the folder holds another study, recipe or corpus, or is in
+        use.
     """
     chosen = recipe(chosen) if isinstance(chosen, str) else chosen
-    study = declare(study, chosen) if isinstance(study, str) else study
-    folder = study_folder(study.name, chosen) if out is None else Path(out).expanduser()
+    study = declare(study, chosen, order) if isinstance(study, str) else study
+    folder = (
+        study_folder(study.name, chosen, study.order) if out is None else Path(out).expanduser()
+    )
     parts = folder / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -105,7 +111,10 @@ def run_study(
     with lock:
         work = Workshop(study, chosen, corpus, parts / "models", progress)
         run = _Run(study, chosen, folder, work)
-        run.check_folder(command or f"palimpsest study run {study.name} --recipe {chosen.name}")
+        other = f" --order {study.order}" if study.order else ""
+        run.check_folder(
+            command or f"palimpsest study run {study.name} --recipe {chosen.name}{other}"
+        )
         try:
             run.go(progress)
         finally:  # also after Ctrl-C: what is done can be read
@@ -152,6 +161,7 @@ class _Run:
             "summary": self.study.summary,
             "command": command,
             "corpus": {k: v for k, v in self.work.corpus.report.items() if k != "unread"},
+            "order": self.study.order,
             "order_seed": str(self.work.transcript.shuffle.seed),
             "machine": platform.machine(),
             "versions": {"python": platform.python_version()}

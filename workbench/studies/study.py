@@ -204,6 +204,12 @@ class Study:
                 f"{name!r} needs the model {missing[0]!r}, which is not declared before it"
             )
 
+    @property
+    def order(self) -> int:
+        """Number of the shuffle that the owner's run, ``alice``, follows."""
+        owner = self.models.get("alice")
+        return 0 if owner is None else int(owner.parameters.get("order", 0))
+
     def needed_models(self) -> list[Model]:
         """The models that cells need, and what those are made of, makers first."""
         wanted = {name for cell in self.cells for name in cell.models}

@@ -64,7 +64,7 @@ class Workshop:
             example_tokens=recipe.example_tokens,
             progress=progress,
         )
-        self.alice = pretrain(recipe, self.corpus)
+        self.alice = pretrain(recipe, self.corpus, order=study.order)
         self.transcript: Transcript = training_transcript(self.alice, self.corpus.tokens)
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
