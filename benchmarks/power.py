@@ -3,205 +3,347 @@
 The published statistic is Spearman's, of log-likelihood minus one reference. For each suspect of a
 run, and each method, random draws of n queries are tested, and the smallest n is sought at which
 nine draws of ten reach p < 1e-8: by the normal tail for rank statistics, by the certified p for
-designed pairs. For sequential tests the median number of queries until wealth 1e8 is shown. The
-independent model must not be found by any.
+designed queries. Where the run is too small for a method, the number is reckoned from the largest
+draws (z grows as the root of n) and marked ~. For sequential tests it is the median number of
+queries until wealth 1e8. The independent model must not be found by any.
 
-Windows and filters are fixed names, none chosen here. Still, one run has one order and one
-learning-rate schedule: which window is best depends on both, and a figure from one run is no
-promise for another. Draws of one run share its examples, so that their spread is too small.
+The runs are recorded studies named ``confirmation``. Each has another order of the owner's data;
+designs are learned on the first, and asked only of the others, which nothing was chosen on. Draws
+of one run share its examples, so that their spread is too small.
 
-    python benchmarks/power.py                     # the recorded run, minutes
-    python benchmarks/power.py --source small      # trains it first
-    python benchmarks/power.py --smoke             # few draws
+    python benchmarks/power.py                       # the recorded runs, minutes
+    python benchmarks/power.py --runs FOLDER FOLDER  # study run confirmation --order N
+    python benchmarks/power.py --smoke               # few draws, nothing is written
 
-Prints a table and writes ``benchmarks/results/power.json``.
+Prints a table for each run and writes ``benchmarks/results/power.json``.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 from tqdm import tqdm
 
-from workbench import Scores, Transcript, lab, query_contrast
-from workbench.independence import design_queries
+from workbench import Scores, Transcript, query_contrast
+from workbench.independence import LearnedDesign, Windows, design_queries, fit_design
 from workbench.sequential import sequential_test
-from workbench.statistics import certified_log10
+from workbench.statistics import certified_log10, certified_rank_sum_log10
+from workbench.studies import open_study
 
-TARGET, POWER = 1e-8, 0.9
-NULL = "independent"
-GRID = np.unique(np.geomspace(40, 6000, 34).astype(int) // 2 * 2)
-DESIGNS = (
-    ("late-vs-early", None),
-    ("late-vs-early", "hardest-30"),
-    ("midlate-vs-early", None),
-    ("midlate-vs-early", "hardest-30"),
+LOG10_TARGET, POWER = -8.0, 0.9
+RUNS = ("confirmation-0", "confirmation-11", "confirmation-12")
+ONE = ("reference-same",)
+FOUR = ("reference-same", "reference-same-2", "reference-same-3", "reference-same-4")
+SUSPECTS = (
+    "alice",
+    "fine-tune",
+    "fine-tune-2000",
+    "fine-tune-8000",
+    "fine-tune-20000",
+    "distil",
+    "slerp",
+    "left-at-0.75",
 )
+NULL = "independent"
+LEARNED = {
+    "learned, light": ("alice", "fine-tune", "distil", "slerp"),
+    "learned, heavy": ("fine-tune-8000", "fine-tune-20000"),
+}
+# Of a run that was left at three quarters: what came later was never seen.
+LEFT, END = "left-at-0.75", 0.75
+GRID = np.unique(np.geomspace(20, 8000, 80).astype(int) // 2 * 2)
+PUBLISHED = "spearman − 1 reference (published)"
 
-# Whether n queries of a draw reach the target.
-Reaches = Callable[[int, int], bool]
+# log10 p of a draw of n queries at most, by its seed; and how many it asked.
+Method = Callable[[int, int], tuple[float, int]]
 
 
-def ranked(
-    transcript: Transcript, suspect: Scores, references: list[Scores], statistic: str
-) -> Reaches:
+@dataclass(frozen=True)
+class Needed:
+    """Queries needed; reckoned where the run holds fewer; None where nothing shows."""
+
+    queries: int | None
+    reckoned: bool = False
+
+    def __str__(self) -> str:
+        return "none" if self.queries is None else f"{'~' if self.reckoned else ''}{self.queries:,}"
+
+
+class Run:
+    """One order: transcript, and scores by model."""
+
+    def __init__(self, source: str) -> None:
+        self.record = open_study(source)
+        self.order = int(self.record.provenance["order"])
+        self.transcript = Transcript.from_arrays(self.record.positions, source=source)
+        self._scores: dict[str, Scores] = {}
+
+    def scores(self, *names: str) -> list[Scores]:
+        """Of these models."""
+        for name in set(names) - set(self._scores):
+            values = self.record.column(f"loglik:{name}")
+            self._scores[name] = Scores.from_arrays(
+                loglik=values, name=name, transcript=self.transcript
+            )
+        return [self._scores[name] for name in names]
+
+
+def ranked(run: Run, suspect: str, references: tuple[str, ...], statistic: str) -> Method:
     """A random subset, its contrast, and the normal tail of its rank statistic."""
+    [scored], others = run.scores(suspect), run.scores(*references)
 
-    def reaches(n: int, seed: int) -> bool:
-        examples = transcript.subsample(n, seed, stratify=False)
+    def log10(n: int, seed: int) -> tuple[float, int]:
+        examples = run.transcript.subsample(n, seed, stratify=False)
         rows = examples.rows
         contrast = query_contrast(
-            suspect.take(rows), [r.take(rows) for r in references], statistic, examples, seed
+            scored.take(rows), [r.take(rows) for r in others], statistic, examples, seed
         )
         design = examples.design
-        return bool(design.statistic(contrast) / design.null_sd(contrast) >= norm.isf(TARGET))
+        z = design.statistic(contrast) / design.null_sd(contrast)
+        return float(norm.logsf(z) / np.log(10)), n
 
-    return reaches
+    return log10
 
 
-def paired(
-    transcript: Transcript,
-    suspect: Scores,
-    references: list[Scores],
-    statistic: str,
-    design: str,
-    kept: str | None,
-) -> Reaches:
-    """Designed pairs and their certified p."""
+def designed(
+    run: Run,
+    suspect: str,
+    references: tuple[str, ...],
+    design: str | Windows | LearnedDesign,
+    kept: str | None = None,
+    compare: str = "windows",
+    alternative: str = "greater",
+) -> Method:
+    """Designed queries and their certified p, of pairs or of all late against all early."""
+    [scored], others = run.scores(suspect), run.scores(*references)
+    statistic = "spearman" if len(others) == 1 else "residual"
 
-    def reaches(n: int, seed: int) -> bool:
+    def log10(n: int, seed: int) -> tuple[float, int]:
         made = design_queries(
-            transcript, n, design, filter=kept, references=references if kept else (), seed=seed
+            run.transcript, n, design, filter=kept, references=others, compare=compare, seed=seed
         )
         contrast = query_contrast(
-            suspect.take(made.rows),
-            [r.take(made.rows) for r in references],
+            scored.take(made.rows),
+            [r.take(made.rows) for r in others],
             statistic,
             made.examples,
             seed,
         )
-        return certified_log10(made.differences(contrast)) <= np.log10(TARGET)
+        if compare == "pairs":
+            found = certified_log10(made.differences(contrast), alternative)
+        else:
+            sides = (contrast[made.late], contrast[~made.late])
+            found = certified_rank_sum_log10(*sides, alternative)
+        return found, made.queries
 
-    return reaches
+    return log10
 
 
-def queries_needed(reaches: Reaches, draws: int, most: int) -> int | None:
+def queries_needed(method: Method, draws: int, most: int) -> Needed:
     """Smallest number of queries on the grid at which the share of draws is at least the power."""
     grid = GRID[most >= GRID]
+
+    def values(n: int) -> NDArray[np.float64]:
+        return np.array([method(int(n), seed)[0] for seed in range(draws)])
+
     low, high = 0, len(grid)  # the share rises with n: halve the grid
     while low < high:
         middle = (low + high) // 2
-        share = np.mean([reaches(int(grid[middle]), seed) for seed in range(draws)])
+        share = np.mean(values(grid[middle]) <= LOG10_TARGET)
         low, high = (low, middle) if share >= POWER else (middle + 1, high)
-    return int(grid[low]) if low < len(grid) else None
+    if low < len(grid):
+        return Needed(int(grid[low]))
+    z = float(np.median(norm.isf(10.0 ** values(grid[-1]))))
+    wanted = norm.isf(10.0**LOG10_TARGET) + norm.isf(1 - POWER)
+    if z < 2:  # nothing that could be told from chance
+        return Needed(None)
+    _, asked = method(int(grid[-1]), 0)  # a design may have no more to ask
+    return Needed(int(np.ceil(asked * (wanted / z) ** 2)), reckoned=True)
 
 
 def until_decided(
-    transcript: Transcript,
-    suspect: Scores,
-    references: list[Scores],
-    design: str,
+    run: Run,
+    suspect: str,
+    references: tuple[str, ...],
+    design: str | LearnedDesign,
     kept: str | None,
     draws: int,
     most: int,
-) -> int | None:
-    """Median queries until the wealth of a sequential test is 1e8; None if most draws end below."""
+) -> Needed:
+    """Median queries until the wealth of a sequential test is 1e8; none if most draws end below."""
+    [scored], others = run.scores(suspect), run.scores(*references)
+    statistic = "spearman" if len(others) == 1 else "residual"
     found = []
     for seed in range(draws):
         made = design_queries(
-            transcript, most, design, filter=kept, references=references if kept else (), seed=seed
+            run.transcript, most, design, filter=kept, references=others, seed=seed
         )
         test = sequential_test(
-            transcript, suspect, references, made, seed=seed, alpha=TARGET, batch=4
+            run.transcript,
+            scored,
+            others,
+            made,
+            statistic,
+            seed=seed,
+            alpha=10.0**LOG10_TARGET,
+            batch=4,
         )
         reached = next((step.queries for step in test if step.reached), None)
         found.append(np.inf if reached is None else reached)
     median = float(np.median(found))
-    return None if np.isinf(median) else int(median)
+    return Needed(None if np.isinf(median) else int(median))
 
 
-def methods(
-    transcript: Transcript, suspect: Scores, one: list[Scores], two: list[Scores]
-) -> dict[str, Reaches]:
+def methods(run: Run, suspect: str, learned: dict[str, LearnedDesign]) -> dict[str, Method]:
     """Every method by name; the first is the published one."""
-    known: dict[str, Reaches] = {
-        "spearman − 1 reference (published)": ranked(transcript, suspect, one, "spearman"),
-        "spearman − mean of 2": ranked(transcript, suspect, two, "spearman"),
-        "residual on 2": ranked(transcript, suspect, two, "residual"),
+    known: dict[str, Method] = {
+        PUBLISHED: ranked(run, suspect, ONE, "spearman"),
+        "spearman − mean of 4": ranked(run, suspect, FOUR, "spearman"),
+        "residual on 4": ranked(run, suspect, FOUR, "residual"),
+        "late-vs-early, 1 reference, pairs": designed(
+            run, suspect, ONE, "late-vs-early", None, "pairs"
+        ),
+        "late-vs-early, 1 reference": designed(run, suspect, ONE, "late-vs-early"),
+        "late-vs-early, residual on 4": designed(run, suspect, FOUR, "late-vs-early"),
+        "late-vs-early, hardest 30 %, residual on 4": designed(
+            run, suspect, FOUR, "late-vs-early", "hardest-30"
+        ),
+        "midlate-vs-early, hardest 30 %, residual on 4": designed(
+            run, suspect, FOUR, "midlate-vs-early", "hardest-30"
+        ),
     }
-    for design, kept in DESIGNS:
-        for statistic, references in (("spearman", one), ("residual", two)):
-            name = f"{design}{'' if kept is None else ', ' + kept}: {statistic}"
-            known[name] = paired(transcript, suspect, references, statistic, design, kept)
+    for name, design in learned.items():
+        known[f"{name}, residual on 4, pairs"] = designed(run, suspect, FOUR, design, None, "pairs")
+        known[f"{name}, residual on 4"] = designed(run, suspect, FOUR, design)
+    if suspect == LEFT:
+        known |= after_the_end(run, suspect)
     return known
 
 
-def measure(source: str, draws: int, most: int) -> dict[str, dict[str, int | None]]:
+def after_the_end(run: Run, suspect: str) -> dict[str, Method]:
+    """The last quarter of what was seen, against the earliest, or against what was never seen."""
+    late = (END - 0.25 * END, END)
+    return {
+        "last quarter seen against first tenth": designed(
+            run, suspect, FOUR, Windows(late, (0.0, 0.1))
+        ),
+        "last quarter seen against first quarter seen": designed(
+            run, suspect, FOUR, Windows(late, (0.0, 0.25 * END))
+        ),
+        # What was never seen stands later, so that memory makes the later window the unlikelier.
+        "last quarter seen against never seen": designed(
+            run, suspect, FOUR, Windows((END, 1.0), late), alternative="less"
+        ),
+    }
+
+
+def learn(first: Run, run: Run, budget: int) -> dict[str, LearnedDesign]:
+    """Windows and filter by derivatives of the first run, for a run of another order."""
+    return {
+        name: fit_design(
+            first.transcript,
+            first.scores(*names),
+            first.scores(*FOUR),
+            under_test=run.transcript,
+            statistic="residual",
+            budget=budget,
+        )
+        for name, names in LEARNED.items()
+    }
+
+
+def measure(run: Run, learned: dict[str, LearnedDesign], draws: int, most: int) -> dict[str, Any]:
     """Queries needed, by method and suspect."""
-    observations = lab.open_observations(source)
-    run = observations.run
-    transcript = run.transcript
-    suspects = {"alice": run.scores("alice")}
-    suspects |= {name: observations.query_scores(name) for name in observations.derivatives}
-    suspects[NULL] = run.scores(NULL)
-    one = [run.scores("reference-same")]
-    two = [*one, run.scores("reference-other")]
-    most = min(most, transcript.n // 4)
-    table: dict[str, dict[str, int | None]] = {}
-    for name, suspect in suspects.items():
-        known = methods(transcript, suspect, one, two)
-        for method, reaches in tqdm(known.items(), desc=name, mininterval=5):
-            table.setdefault(method, {})[name] = queries_needed(reaches, draws, most)
-        for design, kept in DESIGNS[:2]:
-            method = f"{design}{'' if kept is None else ', ' + kept}: sequential, median"
-            table.setdefault(method, {})[name] = until_decided(
-                transcript, suspect, one, design, kept, max(3, draws // 4), most
+    table: dict[str, dict[str, Needed]] = {}
+    suspects = (*SUSPECTS, NULL)
+    sequential = {"late-vs-early, 1 reference": (ONE, "late-vs-early", None)} | {
+        f"{name}, residual on 4": (FOUR, design, None) for name, design in learned.items()
+    }
+    for suspect in suspects:
+        known = methods(run, suspect, learned)
+        for method, log10 in tqdm(known.items(), desc=f"{run.order}: {suspect}", mininterval=5):
+            table.setdefault(method, {})[suspect] = queries_needed(log10, draws, most)
+        for name, (references, design, kept) in sequential.items():
+            table.setdefault(f"{name}: sequential, median", {})[suspect] = until_decided(
+                run, suspect, references, design, kept, max(3, draws // 4), min(most, 2000)
             )
     return table
 
 
-def printed(table: dict[str, dict[str, int | None]], most: int) -> str:
+def printed(table: dict[str, dict[str, Needed]]) -> str:
     """The table, with how many times fewer queries than the published statistic."""
-    suspects = list(next(iter(table.values())))
-    lines = [f"{'queries to p < 1e-8, 90 % power':<46}" + "".join(f"{s:>22}" for s in suspects)]
-    base = next(iter(table.values()))
+    suspects = (*SUSPECTS, NULL)
+    lines = [f"{'queries to p < 1e-8, 90 % power':<50}" + "".join(f"{s:>18}" for s in suspects)]
+    base = table[PUBLISHED]
     for method, row in table.items():
         cells = []
         for suspect in suspects:
+            if suspect not in row:
+                cells.append("")
+                continue
             n, published = row[suspect], base[suspect]
-            times = f" ({published / n:.1f}x)" if n and published else ""
-            cells.append(f"{'> ' + format(most, ',') if n is None else format(n, ',')}{times}")
-        lines.append(f"{method:<46}" + "".join(f"{cell:>22}" for cell in cells))
+            times = (
+                f" ({published.queries / n.queries:.1f}x)"
+                if n.queries and published.queries
+                else ""
+            )
+            cells.append(f"{n}{times}")
+        lines.append(f"{method:<50}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default="recorded")
-    parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), help="the first is learned on")
+    parser.add_argument("--draws", type=int, default=60)
     parser.add_argument("--most", type=int, default=4000, help="queries at most")
+    parser.add_argument("--budget", type=int, default=600, help="that a learned design can ask")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="few draws; nothing is written")
     given = parser.parse_args()
     if given.smoke:
-        given.draws, given.most = 2, 300
-    table = measure(given.source, given.draws, given.most)
-    print(printed(table, given.most))
+        given.draws, given.most, given.runs = 2, 300, given.runs[:2]
+    first, *others = (Run(source) for source in given.runs)
+    content: dict[str, Any] = {
+        "log10_target": LOG10_TARGET,
+        "power": POWER,
+        "draws": given.draws,
+        "most_queries": given.most,
+        "learned_on_order": first.order,
+        "runs": [],
+    }
+    for run in (first, *others):
+        learned = {} if run is first else learn(first, run, given.budget)
+        for name, design in learned.items():
+            print(f"{name}: {design.windows}, {design.filter}")
+        table = measure(run, learned, given.draws, given.most)
+        print(f"\norder {run.order}\n{printed(table)}\n", flush=True)
+        content["runs"].append(
+            {
+                "order": run.order,
+                "designs": {
+                    name: {"windows": str(d.windows), "filter": str(d.filter)}
+                    for name, d in learned.items()
+                },
+                "queries": {
+                    method: {
+                        suspect: {"queries": n.queries, "reckoned": n.reckoned}
+                        for suspect, n in row.items()
+                    }
+                    for method, row in table.items()
+                },
+            }
+        )
     if given.smoke and given.out is None:
         return
     out = given.out or Path(__file__).parent / "results" / "power.json"
-    content = {
-        "target": TARGET,
-        "power": POWER,
-        "source": given.source,
-        "draws": given.draws,
-        "most_queries": given.most,
-        "queries": table,
-    }
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from workbench import Evidence, InputError, Scores, Transcript
-from workbench.independence import Ledger, QueryCase
+from workbench.independence import Ledger, PairCase, QueryCase, design_queries, pair_test
 from workbench.independence.corrections import open_ledger_factor
 
 N = 200
@@ -67,6 +67,37 @@ def test_numbers_count_up_and_stay(run, tmp_path):
     assert again.correction.pvalue == first.correction.pvalue
     assert len(ledger.entries) == 7
     assert ledger.entries[0].corrected == first.correction.pvalue
+
+
+def test_designed_pairs_are_counted_with_the_others(run, tmp_path):
+    transcript, models = run
+    ledger = Ledger(tmp_path / "l.jsonl", transcript)
+    ledger.test(_case(run))
+    settings = {"n_resamples": 1999, "alpha": 0.05}
+
+    def pairs(seed=0, design="late-vs-early", **changed):
+        made = design_queries(transcript, 40, design, seed=seed)
+        return PairCase(made, models["suspect"], [models["reference"]], {**settings, **changed})
+
+    cases = [pairs(), pairs(seed=1), pairs(design="midlate-vs-early")]
+    cases.append(PairCase(cases[0].design, models["suspect"], (), settings))
+    found = [ledger.test(case) for case in cases]
+    assert [e.correction.number for e in found] == [2, 3, 4, 5]
+    alone = pair_test(
+        transcript, models["suspect"], [models["reference"]], cases[0].design, **settings
+    )
+    assert found[0].pvalue == alone.pvalue
+    assert found[0].correction.pvalue == min(1.0, alone.pvalue * open_ledger_factor(2))
+    assert ledger.test(pairs(alpha=0.01)).correction.number == 2  # a threshold is no other test
+    # Scores of what was asked are the same measurement as scores of everything.
+    rows = cases[0].design.rows
+    few = PairCase(
+        cases[0].design, models["suspect"].take(rows), [models["reference"].take(rows)], settings
+    )
+    assert few.key == cases[0].key
+    assert "design=late-vs-early" in ledger.summary()
+    with pytest.raises(InputError, match="no setting 'null'"):
+        PairCase(cases[0].design, models["suspect"], (), {"null": "permutation"})
 
 
 def test_another_measurement_of_the_same_model_is_another_test(run, tmp_path):

@@ -1,6 +1,6 @@
 """The tests of independence, one readable page each: transcript and scores in, Evidence out."""
 
-from workbench.independence.cases import QueryCase
+from workbench.independence.cases import PairCase, QueryCase
 from workbench.independence.corrections import Exploration, explore, holm
 from workbench.independence.design import (
     ContentFilter,
@@ -26,6 +26,7 @@ __all__ = [
     "Ledger",
     "LedgerEntry",
     "NoiseFloor",
+    "PairCase",
     "QueryCase",
     "QueryDesign",
     "QueryPlan",

@@ -1,7 +1,8 @@
-"""A query test that is described before it is run, so that it can be counted.
+"""A query test, or one on designed pairs, described before it is run, so that it can be counted.
 
 Whatever can change its p-value is part of the description, and thereby of its key: scores,
-references, window, subset, statistic, weights, null, alternative, seed and number of permutations.
+references, window, subset or design, statistic, weights, null, alternative, seed and number of
+permutations.
 """
 
 import hashlib
@@ -16,14 +17,17 @@ import numpy as np
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import content_key
+from workbench.independence.design import QueryDesign
+from workbench.independence.pairs import asked_scores, pair_test
 from workbench.independence.query import query_test
 from workbench.scores import Scores
 from workbench.transcript import Transcript
 
-__all__ = ["QueryCase"]
+__all__ = ["PairCase", "QueryCase"]
 
 _PARAMETERS = inspect.signature(query_test).parameters
-_GIVEN_APART = ("transcript", "suspect", "references", "progress")
+_OF_PAIRS = inspect.signature(pair_test).parameters
+_GIVEN_APART = ("transcript", "suspect", "references", "design", "progress")
 # What changes no p-value: thresholds, and models that are tested beside the suspect.
 _NOT_COUNTED = ("alpha", "smallest_effect", "placebos")
 
@@ -60,12 +64,7 @@ class QueryCase:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = [name for name in _PARAMETERS if name not in _GIVEN_APART]
-        unknown = [name for name in self.settings if name not in known]
-        if unknown:
-            raise InputError(
-                f"the query test has no setting {unknown[0]!r}: use {', '.join(known)}"
-            )
+        _check_known("query test", self.settings, _PARAMETERS)
 
     @property
     def alpha(self) -> float:
@@ -82,11 +81,7 @@ class QueryCase:
             "suspect": _account(self.suspect),
             "references": [_account(reference) for reference in self.references],
         }
-        for name, parameter in _PARAMETERS.items():
-            if name not in (*_GIVEN_APART, *_NOT_COUNTED):
-                value = self.settings.get(name, parameter.default)
-                content[name] = value.as_dict() if hasattr(value, "as_dict") else value
-        return content
+        return content | _counted(self.settings, _PARAMETERS)
 
     @cached_property
     def key(self) -> str:
@@ -96,6 +91,94 @@ class QueryCase:
     def run(self) -> Evidence:
         """Run the test."""
         return query_test(self.transcript, self.suspect, self.references, **self.settings)
+
+
+@dataclass(frozen=True)
+class PairCase:
+    """One test on designed pairs, not yet run.
+
+    Attributes
+    ----------
+    design : QueryDesign
+    suspect : Scores
+        Of the whole transcript, or of the design's examples.
+    references : sequence of Scores
+        Likewise.
+    settings : mapping
+        Further arguments of `pair_test`: statistic, n_resamples, alternative, seed, alpha, …
+
+    Raises
+    ------
+    InputError
+        A setting that `pair_test` does not have; scores of other examples.
+
+    Examples
+    --------
+    >>> from workbench.independence.design import design_queries
+    >>> t = Transcript.from_arrays(np.arange(100))
+    >>> s = Scores.from_arrays(loglik=np.arange(100.0))
+    >>> one, other = (PairCase(design_queries(t, 8, seed=seed), s) for seed in (0, 1))
+    >>> one.key == other.key
+    False
+    """
+
+    design: QueryDesign
+    suspect: Scores
+    references: Sequence[Scores] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_known("test on designed pairs", self.settings, _OF_PAIRS)
+
+    @property
+    def transcript(self) -> Transcript:
+        """The whole transcript."""
+        return self.design.transcript
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What can change the p-value, JSON-ready."""
+        content: dict[str, Any] = {
+            "test": "pairs",
+            "tested": self.design.examples.fingerprint,
+            "n": self.design.queries,
+            "design": {**self.design.settings.as_dict(), "rows_sha256": self.design.rows_sha256},
+            "suspect": _account(asked_scores(self.suspect, self.design)),
+            "references": [_account(asked_scores(r, self.design)) for r in self.references],
+        }
+        return content | _counted(self.settings, _OF_PAIRS)
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of `described`: the same test has the same key anywhere."""
+        return content_key(self.described)
+
+    def run(self) -> Evidence:
+        """Run the test."""
+        return pair_test(
+            self.transcript, self.suspect, self.references, self.design, **self.settings
+        )
+
+
+def _check_known(
+    what: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    known = [name for name in parameters if name not in _GIVEN_APART]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise InputError(f"the {what} has no setting {unknown[0]!r}: use {', '.join(known)}")
+
+
+def _counted(
+    settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Settings that can change the p-value, those left out by their defaults."""
+    content = {}
+    for name, parameter in parameters.items():
+        if name not in (*_GIVEN_APART, *_NOT_COUNTED):
+            value = settings.get(name, parameter.default)
+            content[name] = value.as_dict() if hasattr(value, "as_dict") else value
+    return content
 
 
 def _account(scores: Scores) -> dict[str, Any]:

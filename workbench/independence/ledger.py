@@ -24,7 +24,7 @@ from workbench.errors import InputError
 from workbench.evidence import Correction, Evidence, Gate
 from workbench.gates import with_correction
 from workbench.home import content_key
-from workbench.independence.cases import QueryCase
+from workbench.independence.cases import PairCase, QueryCase
 from workbench.independence.corrections import open_ledger_factor
 from workbench.transcript import Transcript
 
@@ -159,8 +159,8 @@ class Ledger:
         """SHA-256 of the last line: publish it, and the file up to here cannot be changed."""
         return self._read().head
 
-    def test(self, case: QueryCase) -> Evidence:
-        """Enter a query test, run it, and correct it for its number.
+    def test(self, case: QueryCase | PairCase) -> Evidence:
+        """Enter a test, run it, and correct it for its number.
 
         Raises
         ------
@@ -443,6 +443,9 @@ def _words(settings: Mapping[str, Any]) -> str:
     if isinstance(references, list) and references:
         names = [str(r.get("label")) if isinstance(r, Mapping) else str(r) for r in references]
         shown.append(f"minus {', '.join(names)}")
+    design = settings.get("design")
+    if isinstance(design, Mapping):
+        shown.append(f"design={design.get('design')}")
     for name in ("statistic", "alternative", "n", "n_resamples", "seed"):
         if name in settings:
             shown.append(f"{name}={settings[name]}")
