@@ -98,6 +98,33 @@ class TestOneModel:
         assert np.array_equal(torch.cat(seen).numpy(), in_order[:, 1:].ravel())
         assert sorted(transcript.positions) == list(range(TINY.examples))
 
+    def test_passes_over_the_examples_once_in_each_order(self, corpus, monkeypatch):
+        seen = []
+        whole = torch.nn.functional.cross_entropy
+
+        def watched(logits, targets, *rest, **options):
+            seen.append(targets.detach().clone())
+            return whole(logits, targets, *rest, **options)
+
+        monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+        job = pretrain(TINY, corpus, order=3, earlier=[5, 0])
+        folder = run_job(job)
+        orders = [
+            training_transcript(pretrain(TINY, corpus, order=n), corpus.tokens) for n in (5, 0, 3)
+        ]
+        tokens = np.array(orders[0].tokens())
+        in_order = np.concatenate([tokens[np.argsort(one.positions)] for one in orders])
+        assert len(seen) == job.steps == 3 * TINY.steps
+        assert np.array_equal(torch.cat(seen).numpy(), in_order[:, 1:].ravel())
+        # The transcript is of the last pass, and the account names the ones before it.
+        written = Transcript.read(folder / "transcript.parquet")
+        assert np.array_equal(written.positions, orders[2].positions)
+        account = json.loads((folder / "training.json").read_text())["job"]
+        assert account["earlier"] == [5, 0]
+        assert TrainingJob(**account) == replace(job, corpus_folder=account["corpus_folder"])
+        with pytest.raises(InputError, match="passes over its examples 3 times"):
+            replace(job, source=job.key, first_step=8)
+
     def test_leaves_an_ordinary_model_folder_and_a_full_account(self, corpus):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -384,11 +411,13 @@ class TestJobs:
             "first_step": 8,
             "last_step": 16,
             "tail_order": 1,
+            "earlier": (2,),
         }
         same = {"name": "bob", "corpus_folder": "/elsewhere"}
         assert {f.name for f in fields(TrainingJob)} == set(other) | set(same)
         assert {replace(job, **{k: v}).key for k, v in same.items()} == {job.key}
         keys = {replace(job, **{k: v}).key for k, v in other.items()}
+        assert replace(job, earlier=()).key == job.key
         assert len(keys | {job.key}) == len(other) + 1
 
     def test_order_and_initialisation_are_separate_streams(self, corpus):

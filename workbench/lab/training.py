@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ FORMAT = 1
 SAVE_EVERY_SECONDS = 15.0
 INTERRUPTED = 130
 _SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM, _TAIL_STREAM = 1, 2, 3, 4
-# Left out of the key unless set, so that a run that is no branch keeps the key it always had.
+# Left out of the key unless set, so that a plain run keeps the key it always had.
 _BRANCH = {"source": None, "checkpoint": None, "first_step": 0, "last_step": None, "tail_order": 0}
+_UNSET: dict[str, Any] = {**_BRANCH, "earlier": ()}
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ class TrainingJob:
         the end.
     tail_order : int
         Number of the fresh shuffle of the examples after `first_step`; 0 for the original order.
+    earlier : tuple of int
+        Numbers of the shuffles of earlier passes over the same examples: `order` is the last's.
+
+    Raises
+    ------
+    InputError
+        A branch of a run of several passes.
     """
 
     name: str
@@ -110,6 +118,15 @@ class TrainingJob:
     first_step: int = 0
     last_step: int | None = None
     tail_order: int = 0
+    earlier: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "earlier", tuple(self.earlier))  # JSON has lists only
+        if self.earlier and self.branch:
+            raise InputError(
+                f"{self.name} is a branch of a run that passes over its examples "
+                f"{len(self.earlier) + 1} times: branch off a run of one pass"
+            )
 
     @property
     def key(self) -> str:
@@ -117,7 +134,7 @@ class TrainingJob:
         content = asdict(self)
         for name in ("name", "corpus_folder"):
             del content[name]
-        for name, unset in _BRANCH.items():
+        for name, unset in _UNSET.items():
             if content[name] == unset:
                 del content[name]
         content["recipe"] = {k: v for k, v in self.recipe.items() if k != "name"}
@@ -136,7 +153,8 @@ class TrainingJob:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole schedule, whatever part of it a branch runs."""
-        return -(-(self.stop - self.start) // int(self.recipe["batch_size"]))
+        seen = (self.stop - self.start) * (len(self.earlier) + 1)
+        return -(-seen // int(self.recipe["batch_size"]))
 
     @property
     def end(self) -> int:
@@ -285,16 +303,18 @@ def training_positions(job: TrainingJob) -> NDArray[np.int64]:
 
 
 def examples_in_order(job: TrainingJob, tokens: NDArray[Any]) -> NDArray[np.int64]:
-    """The job's examples as they are trained on, shape (examples, tokens)."""
+    """The job's examples as they are trained on, shape (examples x passes, tokens)."""
     rows = training_rows(job, len(tokens))
-    return np.asarray(tokens[rows[np.argsort(training_positions(job))]]).astype(np.int64)
+    passes = [*(replace(job, order=order) for order in job.earlier), job]
+    in_order = np.concatenate([np.argsort(training_positions(one)) for one in passes])
+    return np.asarray(tokens[rows[in_order]]).astype(np.int64)
 
 
 def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
     """The transcript of a run: its examples in corpus order, with their training positions.
 
     A branch's covers all that its weights have seen, from the first step of its source. A run cut
-    short has seen its first examples only.
+    short has seen its first examples only. Of several passes the positions are the last's.
     """
     rows = training_rows(job, len(tokens))
     positions = training_positions(job)

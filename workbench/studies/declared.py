@@ -19,6 +19,7 @@ SEVERAL = (SAME, SAME2, OTHER)
 FOUR = (SAME, SAME2, SAME3, SAME4)
 # Numbers of the shuffles of what is independent of the owner's run.
 _ORDERS = {"independent": 1, SAME: 2, OTHER: 3, SAME2: 4, SAME3: 5, SAME4: 6}
+_AGAIN = 7  # of a second pass
 # What the text of 200,000 tokens is to the recipe of 16,384 examples.
 TOKENS_PER_EXAMPLE = 200_000 / 16_384
 
@@ -27,6 +28,7 @@ STUDIES: dict[str, str] = {
     "checkpoints": "memory by tenth of the order at each checkpoint, under two schedules and more",
     "evidence-against": "evidence by queries, fine-tuning, references, size, text and temperature",
     "branch-point": "which checkpoint of the owner's run did a suspect leave from?",
+    "epochs": "two passes in two orders: which of them is remembered?",
     "confirmation": "queries needed, and branch points, on an order that nothing was chosen on",
     "laptop": "the first four on a grid for two cores and three quarters of an hour",
 }
@@ -65,6 +67,11 @@ _SECONDS = {
     "other-order-same-start": 90,
     "same-order-other-start": 90,
 }
+# Runs of several passes, by the numbers of their shuffles; None is the owner's.
+_PASSES: dict[str, tuple[int | None, ...]] = {
+    "alice-then-another": (None, _AGAIN),
+    "another-then-alice": (_AGAIN, None),
+}
 # What a merge is made of besides the owner's model; the others make fine-tunes of their own.
 _OTHERS = {"merge-unrelated": ("independent",)}
 
@@ -95,7 +102,7 @@ def declare(name: str, recipe: Recipe, order: int = 0) -> Study:
     """
     if name not in STUDIES:
         raise InputError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
-    taken = {number: model for model, number in _ORDERS.items()}
+    taken = {number: model for model, number in _ORDERS.items()} | {_AGAIN: "a second pass"}
     if order in taken or order < 0:
         what = f"the order of {taken[order]!r}" if order in taken else "no number of a shuffle"
         raise InputError(
@@ -103,7 +110,7 @@ def declare(name: str, recipe: Recipe, order: int = 0) -> Study:
         )
     models = {model.name: model for model in _models(recipe, order)}
     small = name == "laptop"
-    parts = [part for part in _PARTS if part != "confirmation"] if small else [name]
+    parts = [part for part in _PARTS if part not in _APART] if small else [name]
     cells = [cell for part in parts for cell in _PARTS[part](recipe, small)]
     return Study(name, STUDIES[name], models, tuple(cells))
 
@@ -146,6 +153,15 @@ def _models(recipe: Recipe, order: int) -> Iterable[Model]:
     for name, changes in changed.items():
         yield Model(
             name, "pretrain", parameters=owner, changes=changes, seconds=seconds.get(name, 90)
+        )
+        yield from _checkpoints(name, recipe)
+    for name, passes in _PASSES.items():
+        numbers = [order if number is None else number for number in passes]
+        yield Model(
+            name,
+            "pretrain",
+            parameters={"order": numbers[-1], "earlier": numbers[:-1]},
+            seconds=90.0 * len(numbers),
         )
         yield from _checkpoints(name, recipe)
     for name, count in (_ladder(recipe) | _heavy(recipe)).items():
@@ -241,6 +257,25 @@ def _checkpoint_cells(recipe: Recipe, small: bool) -> Iterable[Cell]:
                 suspect,
                 (SAME,),
                 axes={"schedule": schedule, "fraction": fraction},
+            )
+
+
+def _epochs(recipe: Recipe, small: bool) -> Iterable[Cell]:
+    runs = {
+        "alice": "one pass",
+        "alice-then-another": "the first of two passes",
+        "another-then-alice": "the second of two passes",
+    }
+    for parent, this_order in runs.items():
+        for fraction in (*recipe.checkpoints, 1.0):
+            suspect = parent if fraction == 1.0 else f"{parent}@{fraction:g}"
+            yield Cell(
+                "epochs",
+                f"{suspect}: curve",
+                "curve",
+                suspect,
+                (SAME,),
+                axes={"this order": this_order, "fraction": fraction},
             )
 
 
@@ -376,5 +411,8 @@ _PARTS: dict[str, Callable[[Recipe, bool], Iterable[Cell]]] = {
     "checkpoints": _checkpoint_cells,
     "evidence-against": _evidence_against,
     "branch-point": _branch_point,
+    "epochs": _epochs,
     "confirmation": _confirmation,
 }
+# Not on the laptop's grid.
+_APART = ("epochs", "confirmation")

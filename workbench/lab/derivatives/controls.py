@@ -1,5 +1,6 @@
 """Runs from scratch: the owner's own, and the controls that share something with it but weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,13 @@ _LATER = ("name", "checkpoints", "fresh_examples", "fine_tune_fraction")
 
 
 def pretrain(
-    recipe: Recipe, corpus: Corpus, name: str = "alice", *, order: int = 0, data: int = 0
+    recipe: Recipe,
+    corpus: Corpus,
+    name: str = "alice",
+    *,
+    order: int = 0,
+    data: int = 0,
+    earlier: Sequence[int] = (),
 ) -> TrainingJob:
     """A training run from scratch.
 
@@ -37,6 +44,8 @@ def pretrain(
         Number of the shuffle; it also chooses the initialisation.
     data : int
         0: the owner's examples; 1: as many others, none shared.
+    earlier : sequence of int
+        Numbers of the shuffles of passes over the same examples before that of `order`.
 
     Returns
     -------
@@ -44,7 +53,7 @@ def pretrain(
         Describes the run; `workbench.lab.train` trains it.
     """
     start = data * recipe.examples
-    return new_job(
+    job = new_job(
         name,
         recipe,
         corpus,
@@ -53,6 +62,7 @@ def pretrain(
         order=order,
         initialisation=order,
     )
+    return replace(job, earlier=tuple(earlier))
 
 
 def independent(
