@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 
 from workbench.errors import InputError
 
-__all__ = ["RankSum", "certified_rank_sum", "certified_rank_sum_log10"]
+__all__ = ["RankSum", "certified_rank_sum", "certified_rank_sum_log10", "couples"]
 
 Floats = NDArray[np.float64]
 How = Literal["exact", "bound"]
@@ -92,19 +92,46 @@ def certified_rank_sum(late: ArrayLike, early: ArrayLike, alternative: str = "gr
         raise InputError(
             f"alternative {alternative!r} is unknown: choose one of greater, less, two-sided"
         )
-    sides = [np.asarray(values, dtype=np.float64) for values in (late, early)]
-    for name, values in zip(("late", "early"), sides, strict=True):
-        if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-            raise InputError(f"the {name} window needs one finite number per unit, and a unit")
-    m, n = map(len, sides)
-    ordered = np.sort(sides[1])
-    above = int(np.searchsorted(ordered, sides[0], side="left").sum())
-    below = m * n - int(np.searchsorted(ordered, sides[0], side="right").sum())
+    m, n = np.size(late), np.size(early)
+    above, below = couples(late, early)
     claimed = {"greater": above, "less": below, "two-sided": max(above, below)}[alternative]
     how, log10 = _log10_tail(m, n, claimed)
     if alternative == "two-sided":
         log10 += math.log10(2.0)
     return RankSum(m, n, above, below, m * n - above - below, alternative, how, min(0.0, log10))
+
+
+def couples(late: ArrayLike, early: ArrayLike) -> tuple[int, int]:
+    """In how many couples of a late and an early unit is the late one higher, in how many lower?
+
+    Parameters
+    ----------
+    late, early : array_like
+        One number per unit.
+
+    Returns
+    -------
+    above, below : int
+        The rest are ties.
+
+    Raises
+    ------
+    InputError
+        A window without finite numbers.
+
+    Examples
+    --------
+    >>> couples([3.0, 1.0], [0.0, 1.0])
+    (3, 0)
+    """
+    sides = [np.asarray(values, dtype=np.float64) for values in (late, early)]
+    for name, values in zip(("late", "early"), sides, strict=True):
+        if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+            raise InputError(f"the {name} window needs one finite number per unit, and a unit")
+    ordered = np.sort(sides[1])
+    above = int(np.searchsorted(ordered, sides[0], side="left").sum())
+    not_below = int(np.searchsorted(ordered, sides[0], side="right").sum())
+    return above, len(sides[0]) * len(ordered) - not_below
 
 
 def certified_rank_sum_log10(
