@@ -169,7 +169,7 @@ def _log10_tail(m: int, n: int, u: int) -> tuple[How, float]:
     m, n = min(m, n), max(m, n)  # the law is the same
     beyond = m * n - u  # P(U ≥ u) = P(U ≤ mn − u)
     short = min(beyond, u - 1)
-    if m * (m + n) * (short + 1) <= COUNTED_BITS:
+    if m * _bits(m, n) * (short + 1) <= COUNTED_BITS:
         every = math.comb(m + n, m)
         count = _choices_up_to(m, n, short)
         if short < beyond:
@@ -181,11 +181,11 @@ def _log10_tail(m: int, n: int, u: int) -> tuple[How, float]:
 def _choices_up_to(m: int, n: int, u: int) -> int:
     """Number of choices with U ≤ u: a sum of coefficients of the Gaussian binomial.
 
-    Polynomials in q up to q^u are written as one integer each, a coefficient every m + n bits
-    (no sum of coefficients is larger than 2^(m+n) − 1 where m, n ≥ 1): multiplying by 1 − q^k is a
-    shift and a subtraction, and dividing by it, multiplying by 1 + q^k + q^2k + …, some doublings.
+    Polynomials in q up to q^u are written as one integer each, so many bits per coefficient that
+    all choices fit in: multiplying by 1 − q^k is a shift and a subtraction, and dividing by it,
+    multiplying by 1 + q^k + q^2k + …, some doublings.
     """
-    bits = m + n
+    bits = _bits(m, n)
     mask = (1 << bits * (u + 1)) - 1
 
     def divided(polynomial: int, k: int) -> int:
@@ -200,6 +200,12 @@ def _choices_up_to(m: int, n: int, u: int) -> int:
         if n + i <= u:
             polynomial = (polynomial - (polynomial << bits * (n + i))) & mask
     return divided(polynomial, 1) >> bits * u  # by 1 − q: coefficients become their running sums
+
+
+def _bits(m: int, n: int) -> int:
+    """Bits that hold C(m + n, m), which itself would take long to compute where it is large."""
+    logarithm = math.lgamma(m + n + 1) - math.lgamma(m + 1) - math.lgamma(n + 1)
+    return int(logarithm / math.log(2.0)) + 2
 
 
 def _log10_bound(m: int, n: int, beyond: int) -> float:
