@@ -64,16 +64,10 @@ def test_the_same_units_are_asked_about_and_the_file_says_what_is_compared(case)
 def test_what_cannot_be_compared_is_refused_in_one_sentence(case):
     transcript, models = case
     made = design_queries(transcript, 40, compare="windows")
-    unit = np.repeat(np.arange(200), 1 + np.arange(200) % 3)
-    order = np.random.default_rng(2).permutation(200)
-    uneven = Transcript.from_arrays(order[unit], units=unit)
     for match, call in {
         "compare is 'all'": lambda: design_queries(transcript, 40, compare="all"),
         "'uniform' has no windows to compare": lambda: design_queries(
             transcript, 40, "uniform", compare="windows"
-        ),
-        "hold 1 to 3 examples, and windows are compared only": lambda: design_queries(
-            uneven, 60, compare="windows"
         ),
         "make it with compare='pairs'": lambda: sequential_test(
             transcript, models["bob"], [], made
@@ -93,12 +87,13 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(case):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, [1, 3, 1, 2, 4, 1]])
 def test_given_who_is_asked_every_choice_of_the_late_ones_is_as_likely(size):
     """All 720 orders of six units, by enumeration: the symmetry on which the test rests."""
     unit = np.repeat(np.arange(6), size)
     hardness = scores_of(np.random.default_rng(3).normal(size=len(unit)))
-    for budget, chosen in ((2 * size, None), (4 * size, "hardest-50"), (6 * size, None)):
+    mean = len(unit) // 6
+    for budget, chosen in ((2 * mean, None), (4 * mean, "hardest-50"), (6 * mean, None)):
         late_of = defaultdict(Counter)
         for order in itertools.permutations(range(6)):
             transcript = Transcript.from_arrays(np.array(order)[unit], units=unit)

@@ -127,11 +127,9 @@ def _boosted(null: str, draws: int, seed: int) -> list[RejectionRow]:
     return [_row(name, null, p) for name, p in found.items()]
 
 
-def _scored(
-    rng: Generator, size: NDArray[np.int64] | None = None
-) -> tuple[Transcript, Scores, list[Scores]]:
-    """Units in a fresh order, of one to four examples; harder where longer; half are rounded."""
-    size = rng.integers(1, 5, 220) if size is None else size
+def _scored(rng: Generator) -> tuple[Transcript, Scores, list[Scores]]:
+    """Units of one to four examples in a fresh order; harder where longer; half of them rounded."""
+    size = rng.integers(1, 5, 220)
     unit = np.repeat(np.arange(220), size)
     n = len(unit)
     easy = rng.standard_t(2, 220)[unit] - size[unit]
@@ -201,7 +199,7 @@ def _windows(null: str, draws: int, seed: int) -> list[RejectionRow]:
     bound: dict[str, list[float]] = {}
     for stream in np.random.SeedSequence([seed, *null.encode()]).spawn(draws):
         rng = np.random.default_rng(stream)
-        transcript, suspect, references = _scored(rng, np.full(220, 2))
+        transcript, suspect, references = _scored(rng)
         contrast = query_contrast(suspect, references)
         for name, kept in chosen:
             number = int(rng.integers(2**31))
@@ -234,7 +232,6 @@ _WORK: dict[str, Callable[[str, int, int], list[RejectionRow]]] = {
     "windows": _windows,
 }
 DESIGN_NULL = "units that move whole, heavy tails, ties"
-EQUAL_NULL = "units of two examples, heavy tails, ties"
 
 
 def _piece(work: str, null: str, draws: int, seed: int) -> list[dict[str, Any]]:
@@ -290,7 +287,7 @@ def rejection_table(
     wanted = [("simulated", null, draws) for null in calibration.NULLS]
     wanted += [("statistics", null, draws) for null in calibration.STATISTIC_NULLS]
     wanted += [("boosted", null, few) for null in calibration.STATISTIC_NULLS]
-    wanted += [("designs", DESIGN_NULL, draws), ("windows", EQUAL_NULL, draws)]
+    wanted += [("designs", DESIGN_NULL, draws), ("windows", DESIGN_NULL, draws)]
     pieces = [
         (work, null, min(PIECE, total - start), seed * 1_000_003 + start)
         for work, null, total in wanted

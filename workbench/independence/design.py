@@ -333,8 +333,7 @@ class QueryDesign:
     Raises
     ------
     InputError
-        Another transcript or other references than the settings name; nothing to ask; windows to
-        be compared whose units differ in size.
+        Another transcript or other references than the settings name; nothing to ask.
     """
 
     settings: DesignSettings
@@ -370,8 +369,6 @@ class QueryDesign:
         for name, values in zip(names, (*chosen, kept), strict=True):
             values.setflags(write=False)
             object.__setattr__(self, name, values)
-        if self.settings.compare == "windows":
-            self._need_equal_units()
 
     @property
     def queries(self) -> int:
@@ -413,14 +410,6 @@ class QueryDesign:
             raise InputError(
                 "the design compares its windows, all late units with all early ones, and a test "
                 "that goes pair by pair cannot: make it with compare='pairs'"
-            )
-
-    def _need_equal_units(self) -> None:
-        sizes = np.unique(np.bincount(2 * self.pair + self.late))
-        if len(sizes) > 1:
-            raise InputError(
-                f"the units asked about hold {sizes[0]} to {sizes[-1]} examples, and windows are "
-                "compared only where all hold as many: use compare='pairs'"
             )
 
     def batch(self, first: int, stop: int) -> Ints:
@@ -598,7 +587,7 @@ def design_queries(
     InputError
         Unknown names; a rule that joins position and content; several blocks and none named;
         a filter without what it looks at; a budget that buys nothing; a design learned on this
-        order; windows to be compared that there are none of, or whose units differ in size.
+        order; windows to be compared that there are none of.
 
     Examples
     --------
@@ -828,7 +817,8 @@ def _choose(
     ]
     most = min(map(len, sides))
     late_units, early_units = (side[:most] for side in sides)
-    # A pair's size does not depend on which of its two is late, so the cut cannot either.
+    # Neither a pair's size nor that of all pairs together depends on which of their units are late,
+    # and the next pair is not among them: so the cut cannot either.
     spent = np.cumsum(part.sizes[late_units] + part.sizes[early_units])
     k = int(np.searchsorted(spent, settings.budget, side="right"))
     if k == 0:
