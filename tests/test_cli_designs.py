@@ -147,6 +147,37 @@ def test_pairs_are_committed_tested_bundled_and_verified(committed):
     assert status["filter"] == "cannot be checked"
 
 
+def test_windows_are_compared_committed_and_kept_to(tables, tmp_path):
+    models = ("--transcript", tables[1], "--reference", "loss:ref")
+    windows = ("--compare", "windows")
+    designed = ("--design", "midlate-vs-early", "--queries", 120, "--seed", 4)
+    test = ("test", "pairs", *models, "--suspect", "loss:bob", "--json", tmp_path / "e.json")
+    done = run(*test, *designed, *windows, "--design-json", tmp_path / "d.json")
+    assert done.exit_code == 0, done.exception
+    assert "rank sum of 60 late units against 60 early ones" in done.output
+    plain = json.loads((tmp_path / "e.json").read_text())
+    paths = ("--out", tmp_path / "c.json", "--salt-file", tmp_path / "c.salt")
+    done = run("commit", *models, *designed, *windows, *paths)
+    assert done.exit_code == 0, done.exception
+    committed = (*test, "--commitment", tmp_path / "c.json", "--salt-file", tmp_path / "c.salt")
+    for options in ((), windows):
+        done = run(*committed, *options)
+        assert done.exit_code == 0, done.exception
+        content = json.loads((tmp_path / "e.json").read_text())
+        assert content["pvalue"] == plain["pvalue"]
+    said = failed(*committed, "--compare", "pairs")
+    assert "compare is committed as windows and given as pairs" in said
+    paths = ("--out", tmp_path / "f.json", "--salt-file", tmp_path / "f.salt")
+    done = run("commit", *models, "--design-file", tmp_path / "d.json", "--seed", 4, *paths)
+    assert done.exit_code == 0, done.exception
+    fixed = [Commitment.read(tmp_path / name) for name in ("c.json", "f.json")]
+    assert fixed[0].design == fixed[1].design
+    assert "choose one of pairs, windows" in failed(*test, *designed, "--compare", "all")
+    said = failed("commit", *models, *designed, *windows, "--sequential", *paths[:1],
+                  tmp_path / "s.json", "--salt-file", tmp_path / "s.salt")  # fmt: skip
+    assert "goes pair by pair" in said
+
+
 PAIR_DEVIATIONS = {
     "--design": ("late-vs-early", "design is committed as midlate-vs-early"),
     "--queries": (200, "queries is committed as 160 and given as 200"),
@@ -216,6 +247,8 @@ def test_designs_of_a_file_are_committed(committed, tables, tmp_path):
     ("options", "message"),
     [
         (("--queries", 9), "--queries is of a design"),
+        (("--compare", "windows"), "--compare is of a design"),
+        (("--design-file", "y", "--compare", "windows"), "brings its own"),
         (("--sequential",), "--sequential is of a design"),
         (("--design", "late-vs-early"), "add --queries"),
         (("--design", "late-vs-early", "--queries", 9, "--batch", 2), "--batch is of a sequential"),

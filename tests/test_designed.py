@@ -130,6 +130,7 @@ def test_windows_and_filters_of_ones_own_are_committed_too():
 
 DEVIATIONS = {
     "queries": 41, "design": "midlate-vs-early", "filter": "hardest-30", "block": 1,
+    "compare": "windows",
     "statistic": "residual", "n_resamples": 99, "alternative": "less", "seed": 12, "alpha": 0.02,
     "smallest_effect": 0.2, "prefix": 1, "length": 2, "shuffle": "natural", "shuffle_seed": 1,
     "seed_bits": 8,

@@ -141,6 +141,19 @@ def test_what_is_missing_is_said(made):
     assert "one test" in shown
 
 
+def test_windows_are_told_from_pairs(made):
+    design = design_queries(made["transcript"], 60, "late-vs-early", seed=1, compare="windows")
+    found = pair_test(made["transcript"], made["bob"], [made["reference"]], design, n_resamples=99)
+    page = exhibit_html([file_of(found)])
+    assert "are late pieces of the owner&#39;s training order likelier" in page
+    assert "any of the pieces asked about were equally likely to be the late ones" in page
+    assert found.certified_text in page
+    assert "flips of sign" not in page
+    broken = file_of(found).data.replace(b'"certified": {', b'"certified": 3, "other": {')
+    with pytest.raises(InputError):
+        exhibit_html([ExhibitFile("e.json", broken)])
+
+
 def test_certified_and_corrected_values_have_rows_of_their_own(made):
     pairs = made["pairs"]
     changed = Evidence.from_json(pairs.to_json())

@@ -34,6 +34,8 @@ def test_what_is_done_is_kept_and_nothing_is_done_twice(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == kept
     tests = {row.test for row in first}
     assert {"spearman", "adaptive", "residual-boosted", "query", "reshuffle, t"} <= tests
+    named = "late-vs-early, hardest-50, windows"
+    assert {f"{named}: exact", f"{named}: certified"} <= tests
     assert {"midlate-vs-early: certified", "sequential, stopped at its best moment"} <= tests
     assert all(sum(row.bins) == row.draws for row in first)
     path = write_rejections(tmp_path / "t.json", first, {"seed": 5})

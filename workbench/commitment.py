@@ -65,6 +65,8 @@ NULLS: dict[str, str] = {
     "pairs": "sign flips",
     "sequential": "bets on signs",
 }
+# Of pairs whose design compares its windows (`workbench.independence.design.DesignSettings`).
+OF_WINDOWS = "choices of the late units"
 MAX_COMMITMENT_BYTES = 1024**2
 MAX_STAMP_BYTES = 1024**2
 
@@ -300,7 +302,7 @@ class Commitment(CommitmentFile):
 
     format: Literal["palimpsest commitment 1"]
     test: TestKind
-    null: Literal["permutation", "sign flips", "bets on signs"]
+    null: Literal["permutation", "sign flips", "choices of the late units", "bets on signs"]
     transcript: CommittedTranscript
     shuffle: CommittedShuffle
     suspect: str | None
@@ -317,8 +319,9 @@ class Commitment(CommitmentFile):
 
     @model_validator(mode="after")
     def _of_one_test(self) -> "Commitment":
-        if self.null != NULLS[self.test]:
-            raise ValueError(f"null is not {NULLS[self.test]!r}, which the test {self.test!r} has")
+        null = _null_of(self.test, self.design.parameters)
+        if self.null != null:
+            raise ValueError(f"null is not {null!r}, which the test {self.test!r} has")
         if (self.n_resamples == 0) != (self.test == "sequential"):
             raise ValueError(f"n_resamples is {self.n_resamples}, which is none of this test")
         if self.test == "sequential" and (self.placebos or self.smallest_effect is not None):
@@ -412,7 +415,7 @@ class Commitment(CommitmentFile):
         content = {
             "format": FORMAT,
             "test": test,
-            "null": NULLS[test],
+            "null": _null_of(test, parameters or {}),
             "transcript": {
                 "fingerprint": transcript.fingerprint,
                 "examples_fingerprint": transcript.examples_fingerprint,
@@ -822,6 +825,14 @@ def check_statistic(name: str) -> None:
 def rows_sha256(rows: ArrayLike) -> str:
     """SHA-256 of row numbers, 8 bytes each, little-endian, in the order given."""
     return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes()).hexdigest()
+
+
+def _null_of(test: str, parameters: Mapping[str, Any]) -> str:
+    """What this test draws its null from; a designed test's settings say what is compared."""
+    settings = parameters.get("settings")
+    if test == "pairs" and isinstance(settings, Mapping) and settings.get("compare") == "windows":
+        return OF_WINDOWS
+    return NULLS[test]
 
 
 def _check_window(scores: Scores, prefix: int, length: int | None) -> None:

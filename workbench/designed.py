@@ -180,6 +180,7 @@ def commit_design(
         raise InputError("the design was not made of this learned design: give the one it is of")
     sequential = test == "sequential"
     if sequential:
+        design.need_sides()
         settings["n_resamples"] = 0
     if batch < 1 or (first is not None and first < 1):
         raise InputError(
@@ -229,6 +230,8 @@ def design_settings(commitment: Commitment) -> DesignSettings:
     # One spelling, so that equal designs have equal commitments.
     if in_decimals(settings.as_dict()) != written or settings.design != commitment.design.name:
         raise InputError(f"{what} is not spelled as 'palimpsest commit' spells it: it is refused")
+    if settings.compare != "pairs" and commitment.test == "sequential":
+        raise InputError(f"{what} compares windows, which no sequential test does: it is refused")
     return settings
 
 
@@ -246,6 +249,8 @@ def committed_settings(commitment: Commitment) -> dict[str, Any]:
         else f"{kept.feature} {kept.low:g} to {kept.high:g}",
         "block": settings.block,
     }
+    if commitment.test == "pairs":
+        chosen["compare"] = settings.compare
     if commitment.test == "sequential":
         del chosen["n_resamples"], chosen["smallest_effect"]
         chosen |= {"batch": parameters.batch, "first": parameters.first}
@@ -299,8 +304,10 @@ def check_design(commitment: Commitment, design: QueryDesign) -> None:
     InputError
         Each setting that deviates is named.
     """
-    committed = in_decimals(design_settings(commitment).as_dict())
-    given = in_decimals(design.settings.as_dict())
+    # What is left out where it says nothing new is compared all the same.
+    settings = design_settings(commitment)
+    committed = {**in_decimals(settings.as_dict()), "compare": settings.compare}
+    given = {**in_decimals(design.settings.as_dict()), "compare": design.settings.compare}
     commitment.refuse(
         [
             deviation(f"the design's {name}", committed[name], given[name])

@@ -170,9 +170,10 @@ class Evidence:
         Statistic in null standard deviations; for the reshuffle test Student's t.
     pvalue, pvalue_exact : float
         The exact p-value, by permutation or by rank among siblings (the same number under both
-        names). Of designed pairs `pvalue` is the certified one (``details["certified"]``) and
-        `pvalue_exact` that by flips of sign; of a sequential test (``details["anytime"]``) both
-        are the anytime p-value, and fixed-n figures such as `z` are withheld (0 or None).
+        names). Of designed tests `pvalue` is the certified one (``details["certified"]``) and
+        `pvalue_exact` that by flips of sign, or by choices of the late units; of a sequential test
+        (``details["anytime"]``) both are the anytime p-value, and fixed-n figures such as `z` are
+        withheld (0 or None).
     pvalue_floor : float
         Smallest value that `pvalue` could have taken: 1/(m + 1), or 1/(T + 1) for T siblings.
     pvalue_asymptotic, log10_pvalue : float or None
@@ -320,18 +321,35 @@ class Evidence:
         return lines
 
     @property
+    def compared(self) -> str | None:
+        """What a designed test compared, ``pairs`` or ``windows``; None of other tests."""
+        if self._anytime:
+            return "pairs"
+        if "certified" not in self.details:
+            return None
+        found = self.details["certified"]
+        windows = isinstance(found, Mapping) and found.get("compare") == "windows"
+        return "windows" if windows else "pairs"
+
+    @property
     def _anytime(self) -> bool:
         return "anytime" in self.details
 
     @property
     def _names(self) -> "_Names":
-        paired = self._anytime or "certified" in self.details
-        return _NAMES.get("pairs" if paired else self.test, _NAMES["query"])
+        return _NAMES.get(self.compared or self.test, _NAMES["query"])
 
     @property
     def certified_text(self) -> str:
-        """The certified p-value of designed pairs, in words."""
+        """The certified p-value of a designed test, in words."""
         found = self.details["certified"]
+        if self.compared == "windows":
+            how = "by counting" if found["how"] == "exact" else "Chernoff's bound"
+            return (
+                f"{_power_of_ten(found['log10_pvalue'])} (rank sum of {found['late']:,} late units "
+                f"against {found['early']:,} early ones, {how}, ties against the claim; no floor "
+                "but one choice of all)"
+            )
         return (
             f"{_power_of_ten(found['log10_pvalue'])} (sign-flip bound over {found['pairs']:,} "
             "pairs, valid at any number of them; no floor)"
@@ -505,6 +523,14 @@ _NAMES = {
     ),
     "pairs": _Names(
         "suspect", "correlation", "z", "examples", " in {:,} paired units", "{:,} flips of sign"
+    ),
+    "windows": _Names(
+        "suspect",
+        "correlation",
+        "z",
+        "examples",
+        " in {:,} units of two windows",
+        "{:,} choices of the late units",
     ),
     "reshuffle": _Names(
         "text", "difference", "t", "documents", " under {:,} siblings", "rank among {:,} siblings"

@@ -44,6 +44,10 @@ _QUESTIONS = {
         "Of designed pairs of one late and one early piece of the owner's training order, is the "
         "late one {likelier} for {suspect} than chance allows{beyond}?"
     ),
+    "windows": (
+        "Of designed queries, are late pieces of the owner's training order {likelier} for "
+        "{suspect} than early ones, beyond what chance allows{beyond}?"
+    ),
     "partition": (
         "Do the n-grams of {suspect} lie {later} in the owner's training order than chance would "
         "put them?"
@@ -76,6 +80,11 @@ _EXACT = {
         "If the owner shuffled at random and could not choose the order, then under H0 the two "
         "sides of every pair were equally likely to change places. The p-value rests on these "
         "flips of sign and needs no other assumption."
+    ),
+    "windows": (
+        "If the owner shuffled at random and could not choose the order, then under H0 any of the "
+        "pieces asked about were equally likely to be the late ones. The p-value rests on these "
+        "choices and needs no other assumption; ties count against the claim."
     ),
     "fresh seeds": (
         "The owner's shuffler and seed give this very order, row by row. If the seed was a draw "
@@ -299,8 +308,7 @@ def _committed(test: Evidence) -> str | None:
 
 
 def _kind(test: Evidence) -> str:
-    paired = "anytime" in test.details or "certified" in test.details
-    return "pairs" if paired else test.test
+    return test.compared or test.test
 
 
 def _label(test: Evidence) -> str:
@@ -316,7 +324,7 @@ def _item(test: Evidence, file: ExhibitFile, fixed: Commitment | None) -> dict[s
             "file": file.shown,
             "sha256": file.sha256,
             "suspect": suspect,
-            "test": "pairs" if kind == "pairs" else test.test,
+            "test": kind,
             "question": _QUESTIONS[kind].format(
                 suspect=suspect,
                 rise=_RISE[test.alternative],
@@ -422,7 +430,7 @@ def _settings(fixed: Commitment) -> list[tuple[str, str]]:
         ("statistic", f"{printable(fixed.statistic, 120)}, alternative {fixed.alternative}"),
         ("examples", f"{fixed.design.n:,} ({printable(fixed.design.name, 120)})"),
         ("window", f"{whole} after a prefix of {fixed.window.prefix:,}"),
-        ({"query": "permutations", "pairs": "flips of sign"}.get(fixed.test, fixed.null),
+        ({"permutation": "permutations", "sign flips": "flips of sign"}.get(fixed.null, fixed.null),
          (f"{fixed.n_resamples:,}, " if fixed.n_resamples else "") + f"seed {fixed.seed}"),
         ("level", f"alpha {fixed.alpha}, smallest effect of interest "
          f"{fixed.smallest_effect or 'not fixed'}"),

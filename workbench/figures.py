@@ -378,7 +378,9 @@ def null_histogram(evidence: Evidence) -> Figure:
     counts = np.asarray(evidence.null["counts"], dtype=np.float64)
     density = counts / counts.sum() / np.diff(edges)
     z = evidence.z
-    drawn = "flips of sign" if "certified" in evidence.details else "permuted orders"
+    drawn = {"pairs": "flips of sign", "windows": "choices of the late units"}.get(
+        evidence.compared or "", "permuted orders"
+    )
     figure, axes = _axes(8.0, 4.2)
     palette = sns.color_palette("colorblind")
     with matplotlib.style.context(STYLE):

@@ -33,6 +33,7 @@ __all__ = [
     "QUERY_WORDS",
     "REFERENCE_FAILS",
     "RESHUFFLE_WORDS",
+    "WINDOW_WORDS",
     "Words",
     "closing_caveats",
     "gate_choice",
@@ -321,6 +322,13 @@ PAIR_WORDS = Words(
     "sign flips",
     "few pairs",
     "ask more pairs or use a closer reference",
+    "certified p",
+)
+WINDOW_WORDS = Words(
+    "correlation",
+    "choices of the late units",
+    "few queries",
+    "ask more queries or use a closer reference",
     "certified p",
 )
 PARTITION_WORDS = Words("correlation", "permutations", "little text", "collect more text")

@@ -1,8 +1,8 @@
 """How often does every test reject where there is nothing to find? One table of all of them.
 
 Rows are ways of testing: each query statistic under each simulated null and under fresh orders of
-fixed models, the observational tests, each design of pairs with its exact and its certified p, and
-the sequential test. Counts alone are kept, so that a table of many thousand experiments is a small
+fixed models, the observational tests, each design with its exact and its certified p, and the
+sequential test. Counts alone are kept, so that a table of many thousand experiments is a small
 file; it goes on where it stopped. Does not know what a fault is: `workbench.calibration` breaks the
 tests on purpose.
 """
@@ -23,6 +23,7 @@ from workbench import calibration
 from workbench.errors import InputError
 from workbench.home import atomic_write, home
 from workbench.independence import design_queries, query_contrast
+from workbench.independence.comparisons import ComparedWindows
 from workbench.independence.design import DESIGNS
 from workbench.null import permutation_null, rejection_limit, sign_flip_null
 from workbench.scores import ScorerIdentity, Scores
@@ -191,11 +192,44 @@ def _designs(null: str, draws: int, seed: int) -> list[RejectionRow]:
     ]
 
 
+def _windows(null: str, draws: int, seed: int) -> list[RejectionRow]:
+    """Designs whose windows are compared, with and without a filter, on the same experiments."""
+    chosen = [(n, kept) for n, w in DESIGNS.items() if w for kept in (None, "hardest-50")]
+    exact: dict[str, list[float]] = {}
+    bound: dict[str, list[float]] = {}
+    for stream in np.random.SeedSequence([seed, *null.encode()]).spawn(draws):
+        rng = np.random.default_rng(stream)
+        transcript, suspect, references = _scored(rng)
+        contrast = query_contrast(suspect, references)
+        for name, kept in chosen:
+            number = int(rng.integers(2**31))
+            design = design_queries(
+                transcript,
+                80,
+                name,
+                filter=kept,
+                references=references if kept else (),
+                seed=number,
+                compare="windows",
+            )
+            label = f"{name if kept is None else f'{name}, {kept}'}, windows"
+            compared = ComparedWindows.of(design, contrast[design.rows])
+            certified = compared.certified("greater")["log10_pvalue"]
+            bound.setdefault(f"{label}: certified", []).append(10**certified)
+            if compared.varies:
+                null_of = compared.nulls([compared], 99, np.random.SeedSequence(number))[0]
+                exact.setdefault(f"{label}: exact", []).append(null_of.pvalue_randomised(rng))
+    return [_row(name, null, p) for name, p in exact.items()] + [
+        _row(name, null, p, bound=True) for name, p in bound.items()
+    ]
+
+
 _WORK: dict[str, Callable[[str, int, int], list[RejectionRow]]] = {
     "simulated": _simulated,
     "statistics": _statistics,
     "boosted": _boosted,
     "designs": _designs,
+    "windows": _windows,
 }
 DESIGN_NULL = "units that move whole, heavy tails, ties"
 
@@ -253,7 +287,7 @@ def rejection_table(
     wanted = [("simulated", null, draws) for null in calibration.NULLS]
     wanted += [("statistics", null, draws) for null in calibration.STATISTIC_NULLS]
     wanted += [("boosted", null, few) for null in calibration.STATISTIC_NULLS]
-    wanted += [("designs", DESIGN_NULL, draws)]
+    wanted += [("designs", DESIGN_NULL, draws), ("windows", DESIGN_NULL, draws)]
     pieces = [
         (work, null, min(PIECE, total - start), seed * 1_000_003 + start)
         for work, null, total in wanted

@@ -884,6 +884,14 @@ FilterOption = Annotated[
         "--filter", help=f"Which examples, the same rule for late and early: {', '.join(FILTERS)}."
     ),
 ]
+CompareOption = Annotated[
+    str,
+    typer.Option(
+        "--compare",
+        help="Late and early units in pairs, or windows: all late ones with all early ones, which "
+        "takes fewer queries.",
+    ),
+]
 BlockOption = Annotated[
     int | None, typer.Option("--block", help="Number of the block, if there are several.")
 ]
@@ -924,6 +932,7 @@ def _designed(
     references: list[str],
     scores_of: Any,
     out: Path | None,
+    compare: str = "pairs",
 ) -> tuple[Any, list[Any]]:
     """The design, and the references' scores: of all examples where the filter looks at them."""
     from workbench.home import atomic_write
@@ -935,7 +944,14 @@ def _designed(
     looks = chosen is not None or _looks_at_references(getattr(asked, "filter", None))
     whole = [scores_of(spec, transcript) for spec in references] if looks else []
     made = design_queries(
-        transcript, queries, asked, filter=chosen, references=whole, block=block, seed=seed
+        transcript,
+        queries,
+        asked,
+        filter=chosen,
+        references=whole,
+        block=block,
+        seed=seed,
+        compare=cast(Any, compare),
     )
     if out is not None:
         atomic_write(out, lambda path: path.write_text(made.to_json(), encoding="utf-8"))
@@ -960,10 +976,13 @@ def test_pairs(
     design: DesignOption = "late-vs-early",
     chosen: FilterOption = None,
     block: BlockOption = None,
+    compare: CompareOption = "pairs",
     design_json: DesignOutOption = None,
     json_path: JsonOption = None,
     statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
-    n_resamples: Annotated[int, typer.Option("--n-resamples", help="Flips of sign.")] = 9999,
+    n_resamples: Annotated[
+        int, typer.Option("--n-resamples", help="Flips of sign, or choices of the late units.")
+    ] = 9999,
     alternative: AlternativeOption = "greater",
     seed: Annotated[int, typer.Option(help="Of the design, the flips and the bootstrap.")] = 0,
     alpha: Annotated[float, typer.Option(help="Level of the certified p-value.")] = 1e-3,
@@ -980,7 +999,7 @@ def test_pairs(
     split: SplitOption = "train",
     quiet: QuietOption = False,
 ) -> None:
-    """Is the late one of each designed pair likelier than the early one?"""
+    """Are designed late examples likelier than early ones, in pairs or all with all?"""
     from workbench.independence import pair_test
 
     specs, others = list(reference or []), list(placebo or [])
@@ -1011,7 +1030,7 @@ def test_pairs(
     examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     scores_of = _pair_scores(examples, prefix, length, bos, dtype, device, quiet)
     made, whole = _designed(
-        examples, queries, design, chosen, block, seed, specs, scores_of, design_json
+        examples, queries, design, chosen, block, seed, specs, scores_of, design_json, compare
     )
     evidence = pair_test(
         examples,
@@ -1421,6 +1440,7 @@ def commit(
     queries: BudgetOption = None,
     chosen: FilterOption = None,
     block: BlockOption = None,
+    compare: CompareOption = "pairs",
     sequential: Annotated[
         bool,
         typer.Option("--sequential", help="Pairs one after the other, to be stopped any time."),
@@ -1466,7 +1486,7 @@ def commit(
             name = design or ""
             learned = _learned(Path(name)) if name.endswith(".json") else None
             chosen_pairs, given = _designed(
-                whole, queries, name, chosen, block, seed, specs, pair_scores, None
+                whole, queries, name, chosen, block, seed, specs, pair_scores, None, compare
             )
         asked = chosen_pairs.examples
         with _rows_bar(whole, quiet) as bar:
@@ -1518,7 +1538,8 @@ def _designed_options(
     """Whether a design is committed to; raises InputError on options that do not go together."""
     given = _given(context)
     if design is None and design_file is None:
-        odd = [n for n in ("queries", "chosen", "block", "sequential", "batch") if n in given]
+        names = ("queries", "chosen", "block", "compare", "sequential", "batch")
+        odd = [n for n in names if n in given]
         if odd:
             name = odd[0].replace("chosen", "filter")
             raise InputError(f"--{name} is of a design: add --design or --design-file")
@@ -1527,9 +1548,10 @@ def _designed_options(
         raise InputError("--design and --design-file are two designs: give one of them")
     if subsample is not None:
         raise InputError("a design says which examples are asked about: leave out --subsample")
-    if design_file is not None and (queries, chosen, block) != (None, None, None):
+    if design_file is not None and {"queries", "chosen", "block", "compare"} & set(given):
         raise InputError(
-            "--design-file brings its own --queries, --filter and --block: leave them out"
+            "--design-file brings its own --queries, --filter, --block and --compare: leave them "
+            "out"
         )
     if sequential and "n_resamples" in given:
         raise InputError("a sequential test draws no flips: leave out --n-resamples")

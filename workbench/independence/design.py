@@ -25,6 +25,7 @@ from workbench.statistics.weighted import same_order
 from workbench.transcript import Transcript
 
 __all__ = [
+    "COMPARISONS",
     "DESIGNS",
     "FILTERS",
     "ContentFilter",
@@ -45,10 +46,12 @@ Bools = NDArray[np.bool_]
 Parsed = TypeVar("Parsed")
 Feature = Literal["reference log-likelihood", "length", "log frequency", "zlib ratio"]
 Origin = Literal["named", "given", "learned"]
+Compare = Literal["pairs", "windows"]
 
 FORMAT = "palimpsest design 1"
 LEARNED_FORMAT = "palimpsest learned design 1"
 STREAM = 0xDE5161
+COMPARISONS: tuple[Compare, ...] = ("pairs", "windows")
 REFERENCES: Feature = "reference log-likelihood"
 
 
@@ -255,6 +258,8 @@ class DesignSettings:
         Where windows and filter come from.
     learned_on : str or None
         Fingerprint of the transcript that they were learned on.
+    compare : {"pairs", "windows"}
+        Whether late and early units are compared in pairs, or all with all.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -269,8 +274,16 @@ class DesignSettings:
     references: tuple[str, ...] = ()
     origin: Origin = "named"
     learned_on: str | None = None
+    compare: Compare = "pairs"
 
     def __post_init__(self) -> None:
+        if self.compare not in COMPARISONS:
+            raise InputError(f"compare is {self.compare!r}: choose one of {', '.join(COMPARISONS)}")
+        if self.compare == "windows" and self.windows is None:
+            raise InputError(
+                f"the design {self.design!r} has no windows to compare: leave compare= out, or use "
+                "a design that has"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed is {self.seed!r}: give a whole number from 0")
         if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 2:
@@ -288,6 +301,9 @@ class DesignSettings:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # Left out where it says nothing new: designs from before it existed keep their digests.
+        if self.compare == "pairs":
+            del content["compare"]
         return content
 
 
@@ -374,6 +390,8 @@ class QueryDesign:
         """What was exchangeable, so that a test may permute it and nothing else."""
         if self.settings.windows is None:
             return "the places of whole units within the block"
+        if self.settings.compare == "windows":
+            return "which of the units asked about are the late ones"
         return "the two sides of each pair"
 
     def need_pairs(self) -> None:
@@ -383,6 +401,15 @@ class QueryDesign:
             raise InputError(
                 f"the design {self.settings.design!r} has no pairs: use one that has "
                 f"({with_pairs}), or test its examples with query_test"
+            )
+
+    def need_sides(self) -> None:
+        """Raise InputError if the two sides of each pair are not what is compared."""
+        self.need_pairs()
+        if self.settings.compare != "pairs":
+            raise InputError(
+                "the design compares its windows, all late units with all early ones, and a test "
+                "that goes pair by pair cannot: make it with compare='pairs'"
             )
 
     def batch(self, first: int, stop: int) -> Ints:
@@ -414,6 +441,21 @@ class QueryDesign:
         -------
         ndarray of float64, shape (pairs,)
         """
+        late, early = self.sides(values, asked)
+        return late - early
+
+    def sides(self, values: Floats, asked: Ints | None = None) -> tuple[Floats, Floats]:
+        """Late and early units' means, pair by pair, from one value per row.
+
+        Parameters
+        ----------
+        values, asked
+            As for `differences`.
+
+        Returns
+        -------
+        late, early : ndarray of float64, shape (pairs,)
+        """
         here = np.arange(self.queries) if asked is None else asked
         pair, late = self.pair[here], self.late[here]
         k = int(pair.max()) + 1
@@ -421,7 +463,7 @@ class QueryDesign:
             np.bincount(pair[side], values[side], k) / np.bincount(pair[side], minlength=k)
             for side in (late, ~late)
         ]
-        return np.asarray(means[0] - means[1], dtype=np.float64)
+        return np.asarray(means[0], dtype=np.float64), np.asarray(means[1], dtype=np.float64)
 
     # ------------------------------------------------------------------ forms
 
@@ -434,10 +476,10 @@ class QueryDesign:
             else f", {_span(s.windows.late)} against {_span(s.windows.early)}"
         )
         kept = "all" if s.filter is None else _kept(s.filter)
-        return (
-            f"{s.design}{where}, {kept}: {self.queries:,} queries in {self.pairs:,} pairs, "
-            f"seed {s.seed}"
-        )
+        how = f"in {self.pairs:,} pairs"
+        if s.compare == "windows":
+            how = f"on {self.pairs:,} late and {self.pairs:,} early units"
+        return f"{s.design}{where}, {kept}: {self.queries:,} queries {how}, seed {s.seed}"
 
     __repr__ = __str__ = summary
 
@@ -504,6 +546,7 @@ def design_queries(
     references: Sequence[Scores] = (),
     block: int | None = None,
     seed: int = 0,
+    compare: Compare = "pairs",
 ) -> QueryDesign:
     """Which examples to ask a suspect about: windows of position × a filter on content.
 
@@ -531,6 +574,9 @@ def design_queries(
     block : int, optional
         Code in ``transcript.strata``; needed if there are several.
     seed : int
+    compare : {"pairs", "windows"}
+        How `pair_test` compares late and early units: in pairs, which the sequential test needs, or
+        all with all, which reaches a p-value with fewer queries. The same units are asked about.
 
     Returns
     -------
@@ -541,7 +587,7 @@ def design_queries(
     InputError
         Unknown names; a rule that joins position and content; several blocks and none named;
         a filter without what it looks at; a budget that buys nothing; a design learned on this
-        order.
+        order; windows to be compared that there are none of.
 
     Examples
     --------
@@ -581,6 +627,7 @@ def design_queries(
             tuple(r.key for r in references) if _looks_at_references(chosen) else (),
             origin,
             given.learned_on if isinstance(given, LearnedDesign) else None,
+            compare,
         ),
         transcript,
         references,
@@ -770,7 +817,8 @@ def _choose(
     ]
     most = min(map(len, sides))
     late_units, early_units = (side[:most] for side in sides)
-    # A pair's size does not depend on which of its two is late, so the cut cannot either.
+    # Neither a pair's size nor that of all pairs together depends on which of their units are late,
+    # and the next pair is not among them: so the cut cannot either.
     spent = np.cumsum(part.sizes[late_units] + part.sizes[early_units])
     k = int(np.searchsorted(spent, settings.budget, side="right"))
     if k == 0:

@@ -1,4 +1,8 @@
-"""The query test on designed pairs: is the late one of each pair likelier than the early one?"""
+"""The query test on designed queries: are late examples likelier than early ones?
+
+In pairs, or all late ones against all early ones: `workbench.independence.comparisons` has what
+differs between the two.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +13,6 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.evidence import Effect, Evidence, Gate, ReferenceCheck, histogram_dict
 from workbench.gates import (
-    PAIR_WORDS,
     closing_caveats,
     gate_choice,
     gate_measurement,
@@ -21,7 +24,6 @@ from workbench.gates import (
     reach_verdict,
 )
 from workbench.independence.account import (
-    BOOTSTRAP_RESAMPLES,
     SMALLEST_FLOAT,
     check_levels,
     software,
@@ -29,6 +31,7 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.independence.choices import Choices
+from workbench.independence.comparisons import COMPARED
 from workbench.independence.design import QueryDesign
 from workbench.independence.query import checked_inputs, identity_of
 from workbench.independence.references import (
@@ -38,10 +41,9 @@ from workbench.independence.references import (
     quantities_of,
 )
 from workbench.independence.sample import Gatherer, contrasts_of
-from workbench.null import Alternative, NullDistribution, sign_flip_null
+from workbench.null import Alternative, NullDistribution
 from workbench.scores import Scores
 from workbench.statistics import Contrasted, QueryStatistic, find_statistic
-from workbench.statistics.pairs import certified_log10, signed_ranks
 from workbench.transcript import Transcript
 
 __all__ = [
@@ -51,7 +53,6 @@ __all__ = [
     "order_gates",
     "pair_test",
     "plain_statistic",
-    "rank_biserial",
 ]
 
 Floats = NDArray[np.float64]
@@ -73,12 +74,15 @@ def pair_test(
     placebos: Sequence[Scores] = (),
     progress: Callable[[int], object] | None = None,
 ) -> Evidence:
-    """Is the suspect independent of the order, by the pairs of a design?
+    """Is the suspect independent of the order, by the late and early examples of a design?
 
-    Each pair's contrast, late minus early, is under the null as likely to be its own negative. The
-    headline is the **certified** p-value: Chernoff's bound on the signed rank sum, valid for any
-    number of pairs, without a floor. Beside it stand the exact one, by random flips of sign, with
-    its floor, and the normal approximation.
+    The headline is the **certified** p-value, valid for any number of queries. The design says of
+    what (``design_queries(compare=…)``). Each pair's contrast, late minus early, is under the null
+    as likely to be its own negative: Chernoff's bound on the signed rank sum, without a floor. Of
+    windows, any of the units were as likely to be the late ones: the rank sum's exact p-value, or
+    Chernoff's bound on it where counting takes too long; ties count against the claim, and the
+    floor is one choice of all. Beside it stand the exact one, by random flips of sign or random
+    choices, with its floor, and the normal approximation.
 
     Parameters
     ----------
@@ -89,23 +93,24 @@ def pair_test(
     references : sequence of Scores
         Likewise; what they explain is subtracted, blind to positions, on the rows asked about.
     design : QueryDesign
-        One that has pairs (`design_queries`).
+        One that has windows (`design_queries`).
     statistic : str
         Name of a contrast, without weights of position: the windows stand for them.
     n_resamples : int
-        Random flips m: the exact p-value's floor is 1/(m + 1).
+        Random flips, or choices, m: the exact p-value's floor is 1/(m + 1).
     alternative : {"greater", "less", "two-sided"}
     seed : int
         Of the flips, the bootstrap, and folds (separate streams); not the design's.
     alpha : float
         The certified p-value at or below which the verdict is "evidence".
     smallest_effect : float, optional
-        Smallest correlation of interest, fixed beforehand. The correlation of pairs is the
-        matched-pairs rank-biserial one: Σ signed ranks / Σ ranks.
+        Smallest correlation of interest, fixed beforehand. The correlation is rank-biserial: of
+        matched pairs Σ signed ranks / Σ ranks; of windows the share of couples in which the late
+        unit is higher, less the share in which it is lower.
     placebos : sequence of Scores
         Independent models, tested the same way.
     progress : callable, optional
-        Called with the number of flips just finished.
+        Called with the number of flips or choices just finished.
 
     Returns
     -------
@@ -115,8 +120,8 @@ def pair_test(
     Raises
     ------
     InputError
-        No design, one without pairs or of another transcript; scores of other examples; pairs
-        without any difference; unknown names; a statistic with weights or a choice of its own.
+        No design, one without windows or of another transcript; scores of other examples; nothing
+        that differs; unknown names; a statistic with weights or a choice of its own.
 
     Examples
     --------
@@ -144,26 +149,30 @@ def pair_test(
     ]
     contrasted = subjects[0]
     caveats += contrasted.caveats
-    every = [design.differences(found.values) for found in subjects]
-    null, *placebo_nulls = sign_flip_null(every, n_resamples, streams[0], progress=progress)
-    differences = every[0]
-    log10 = certified_log10(differences, alternative)
+    kind = COMPARED[design.settings.compare]
+    every = [kind.of(design, found.values) for found in subjects]
+    null, *placebo_nulls = kind.nulls(every, n_resamples, streams[0], progress)
+    compared = every[0]
+    certified = compared.certified(alternative)
+    log10 = certified["log10_pvalue"]
     pvalue = max(10.0**log10, SMALLEST_FLOAT)
     asymptotic = null.log10_asymptotic(alternative)
-    correlation = rank_biserial(differences)
+    correlation = compared.correlation
     check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
     gates = order_gates(transcript, design, [suspect, *references], log10, placebo_nulls, placebos)
     if check is not None:
         gates.append(gate_references(check))
-    limit = upper95(correlation, correlation_sd(differences), alternative)
-    verdict, reason = reach_verdict(gates, pvalue, 0.0, alpha, limit, smallest_effect, PAIR_WORDS)
-    gates.append(gate_verdict(verdict, limit, smallest_effect, PAIR_WORDS))
+    limit = upper95(correlation, compared.correlation_sd, alternative)
+    verdict, reason = reach_verdict(gates, pvalue, 0.0, alpha, limit, smallest_effect, kind.words)
+    gates.append(gate_verdict(verdict, limit, smallest_effect, kind.words))
     gates.sort(key=lambda gate: gate.number)
     caveats += closing_caveats(gates, asymptotic)
     choices = Choices(chosen)
+    mean, low, high = compared.effect(np.random.default_rng(streams[2]))
+    quantity = f"{suspect.units}, late window minus early; {kind.bootstrap}"
     return Evidence(
         test="query",
-        contrast=f"{choices.name(contrasted, suspect, references)}; late minus early of pairs",
+        contrast=f"{choices.name(contrasted, suspect, references)}; {kind.contrast}",
         statistic=correlation,
         z=null.z,
         pvalue=pvalue,
@@ -176,7 +185,7 @@ def pair_test(
         verdict_reason=reason,
         n=design.queries,
         n_units=2 * design.pairs,
-        effect=_effect(differences, streams[2], suspect.units),
+        effect=Effect(mean, low, high, 0.95, quantity),
         statistic_upper95=limit,
         smallest_effect=smallest_effect,
         alpha=alpha,
@@ -192,11 +201,7 @@ def pair_test(
         seed=seed,
         n_resamples=n_resamples,
         details={
-            "certified": {
-                "log10_pvalue": log10,
-                "pairs": design.pairs,
-                "pairs_without_difference": int(np.count_nonzero(differences == 0)),
-            },
+            "certified": certified,
             **design_account(design, chosen, contrasted),
         },
         software=software(),
@@ -255,24 +260,6 @@ def asked_scores(scores: Scores, design: QueryDesign) -> Scores:
     )
 
 
-def rank_biserial(differences: Floats) -> float:
-    """Matched-pairs rank-biserial correlation: Σ signed ranks / Σ ranks; 0 without differences.
-
-    Examples
-    --------
-    >>> round(rank_biserial(np.array([3.0, -1.0, 2.0])), 3)
-    0.667
-    """
-    signed = signed_ranks(differences)
-    return float(signed.sum() / np.abs(signed).sum()) if len(signed) else 0.0
-
-
-def correlation_sd(differences: Floats) -> float:
-    """Its standard deviation under the null."""
-    signed = signed_ranks(differences)
-    return float(np.sqrt(signed @ signed) / np.abs(signed).sum())
-
-
 def check_pair_references(
     gatherer: Gatherer,
     design: QueryDesign,
@@ -281,24 +268,25 @@ def check_pair_references(
     references: Sequence[Scores],
     stream: np.random.SeedSequence,
 ) -> ReferenceCheck | None:
-    """Are the references related to the order, under this design? By flips of sign, two-sided."""
+    """Are the references related to the order, under this design and its null? Two-sided."""
     if not references:
         return None
+    kind = COMPARED[design.settings.compare]
     tested = {
-        name: differences
+        name: compared
         for name, value in quantities_of(gatherer, [contrasted], references).items()
-        if (differences := design.differences(value, asked)).any()
+        if (compared := kind.of(design, value, asked)).varies
     }
     if not tested:
         raise InputError(CONSTANT)
     resamples = enough_resamples(len(tested))
     every = list(tested.values())
-    nulls = sign_flip_null(every, resamples, stream)
+    nulls = kind.nulls(every, resamples, stream)
     return corrected_check(
         list(tested),
-        [rank_biserial(differences) for differences in every],
+        [compared.correlation for compared in every],
         np.array([null.pvalue("two-sided") for null in nulls]),
-        max(correlation_sd(differences) for differences in every),
+        max(compared.correlation_sd for compared in every),
         resamples,
         len(tested),
     )
@@ -325,10 +313,7 @@ def order_gates(
 def design_gate(design: QueryDesign) -> Gate:
     """Gate 5: where windows and filter come from."""
     settings = design.settings
-    product = (
-        "one filter serves every window, thinning and pairing follow a seed, and the test flips "
-        "the sides of pairs and nothing else"
-    )
+    product = f"one filter serves every window, {COMPARED[settings.compare].exchanged}"
     if settings.origin == "learned":
         where = str(settings.learned_on)[:12]
         return gate_choice(
@@ -360,18 +345,3 @@ def design_account(
     if contrasted.account:
         content["fit"] = contrasted.account
     return content
-
-
-def _effect(differences: Floats, stream: np.random.SeedSequence, units: str) -> Effect:
-    """Mean difference of the pairs, with a bootstrap interval over pairs."""
-    rng = np.random.default_rng(stream)
-    k = len(differences)
-    means = [differences[rng.integers(0, k, k)].mean() for _ in range(BOOTSTRAP_RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Effect(
-        float(differences.mean()),
-        float(low),
-        float(high),
-        0.95,
-        f"{units}, late window minus early; bootstrap over pairs",
-    )

@@ -16,12 +16,12 @@ from workbench.evidence import EVIDENCE, Effect, Evidence, Gate
 from workbench.gates import Words, closing_caveats, gate_references, reach_verdict
 from workbench.independence.account import SMALLEST_FLOAT, software, transcript_account
 from workbench.independence.choices import Choices
+from workbench.independence.comparisons import rank_biserial
 from workbench.independence.design import QueryDesign
 from workbench.independence.pairs import (
     check_pair_references,
     design_account,
     order_gates,
-    rank_biserial,
 )
 from workbench.independence.query import checked_inputs, identity_of
 from workbench.independence.sample import Gatherer, contrasts_of
@@ -123,6 +123,7 @@ class SequentialTest:
         batch: int,
         first: int,
     ) -> None:
+        design.need_sides()
         self.design, self.alpha = design, alpha
         self.steps: list[Step] = []
         self._asker, self._statistic, self._wealth = asker, statistic, wealth

@@ -13,6 +13,7 @@ from workbench.statistics.reshuffle import (
 )
 from workbench.statistics.statistic import Contrasted, QueryStatistic, Sample, TokenScores
 from workbench.statistics.weighted import WEIGHTS, PositionWeights, fit_weights
+from workbench.statistics.windows import RankSum, certified_rank_sum, certified_rank_sum_log10
 
 __all__ = [
     "PARTITION_STATISTICS",
@@ -23,10 +24,13 @@ __all__ = [
     "PositionWeights",
     "QueryStatistic",
     "RankDesign",
+    "RankSum",
     "Sample",
     "SiblingComparison",
     "TokenScores",
     "certified_log10",
+    "certified_rank_sum",
+    "certified_rank_sum_log10",
     "compare_with_siblings",
     "find_statistic",
     "fit_weights",
