@@ -202,6 +202,14 @@ def test_partition_test_of_files(texts, tmp_path):
     content = json.loads(out.read_text())
     assert (content["test"], content["verdict"]) == ("partition", "evidence")
     assert content["details"]["engine"] == "join"
+    ledger = tmp_path / "ledger.jsonl"
+    for weight, number in (("inverse", 1), ("occurrences", 2), ("inverse", 1)):
+        counted = palimpsest(
+            "test", "partition", "--transcript", texts / "t.parquet", "--texts",
+            texts / "bob.parquet", "--weight", weight, "--ledger", ledger, "--json", out, "--quiet",
+        )  # fmt: skip
+        assert counted.returncode == 0, counted.stderr
+        assert json.loads(out.read_text())["correction"]["number"] == number
     undecided = palimpsest(
         "test", "partition", "--transcript", texts / "t.parquet", "--texts",
         texts / "else.parquet", "--statistic", "block-likelihood", "--n-blocks", "20", "--quiet",

@@ -300,3 +300,24 @@ def test_a_committed_test_is_entered_in_a_ledger(tables, tmp_path):
     (tmp_path / "e.json").write_text(json.dumps(content))
     (tmp_path / "b.zip").unlink()
     assert "would not verify (corrected p" in failed(*bundle)
+
+
+def test_committed_pairs_are_entered_in_a_ledger(committed, tmp_path):
+    folder, models, test = committed
+    ledger, out = tmp_path / "l.jsonl", tmp_path / "e.json"
+    open_test = (*models, "--suspect", "loss:bob", "--ledger", ledger, "--json", out)
+    done = run("test", "pairs", *open_test, "--queries", 200, "--compare", "windows")
+    assert done.exit_code in (0, 3), done.exception  # entered, whatever it shows
+    for _ in range(2):  # the same test again keeps its number
+        done = run("test", "pairs", *test, "--ledger", ledger, "--json", out)
+        assert done.exit_code == 0, done.exception
+    fixed, content = Commitment.read(folder / "c.json"), json.loads(out.read_text())
+    entries = Ledger(ledger).entries
+    assert [entry.settings.get("commitment") for entry in entries] == [None, fixed.sha256]
+    assert entries[0].settings["design"]["compare"] == "windows"
+    assert content["correction"]["number"] == 2
+    assert content["correction"]["pvalue"] == entries[1].corrected > content["pvalue"]
+    # What deviates is refused before it is counted.
+    wrong = (*test[: test.index("loss:bob")], "loss:ref", *test[test.index("loss:bob") + 1 :])
+    failed("test", "pairs", *wrong, "--ledger", ledger, "--alpha", 0.05)
+    assert len(Ledger(ledger).entries) == 2

@@ -165,9 +165,47 @@ for name, e in branches.items():
     print(f"at least {e['seen_at_least']:.2f}; in truth {e['truth']:.2f}")
 
 # %% [markdown]
-# The curve's form was chosen on models of this recipe and this order, so this is an illustration
-# and no confirmation; strangers can show a small bound above zero.
+# The curve's form was chosen on models of this recipe and this order, so these are illustrations.
+# The same again on two orders that nothing was chosen on, from the recorded studies `confirmation`;
+# strangers can show a small bound above zero.
+
+# %%
+for order in (11, 12):
+    for cell in open_study(f"confirmation-{order}").find("confirmation", test="branch"):
+        e = cell["evidence"]
+        print(f"order {order}: {cell['suspect']:<14} {e['fraction']:.2f} ", end="")
+        print(f"({e['low']:.2f} to {e['high']:.2f}), in truth {e['truth']:.2f}")
+
+# %% [markdown]
+# ## Two passes, two orders
 #
+# Most examples of a large run are seen once. Of several passes, each in an order of its own, which
+# one is remembered? Two runs of two passes: Alice's order comes first in one and last in the other.
+#
+# **Prediction.** Half way, the first run has just finished Alice's order. What is left of it at the
+# end?
+
+# %%
+passes = open_study("epochs")
+for this_order in dict.fromkeys(c["axes"]["this order"] for c in passes.find("epochs")):
+    cells = passes.find("epochs", **{"this order": this_order})
+    if this_order == "one pass":
+        continue
+    curves = {
+        f"after {cell['axes']['fraction']:.0%}": (tenths, cell["evidence"]["tenths"])
+        for cell in cells
+    }
+    print("Alice's order is", this_order)
+    figures.show(
+        figures.evidence_lines(curves, "tenth of Alice's order", "contrast (nats per token)")
+    )
+
+# %%
+for cell in passes.find("epochs", fraction=1.0):
+    e = cell["evidence"]
+    print(f"Alice's order as {cell['axes']['this order']:<26} z {e['z']:5.1f}   {e['verdict']}")
+
+# %% [markdown]
 # ## Break it
 #
 # A reference that knows the order cancels the signal, or fakes it. Below, early checkpoints of

@@ -43,6 +43,7 @@ from workbench.cli.options import (
     FormOption,
     JsonOption,
     KeyOption,
+    LedgerOption,
     LengthOption,
     MaxMoneyOption,
     MaxRequestsOption,
@@ -90,6 +91,7 @@ from workbench.errors import InputError
 from workbench.evidence import UNDECIDED, Evidence
 from workbench.independence import (
     Ledger,
+    PairCase,
     QueryCase,
     partition_test,
     reshuffle_test,
@@ -749,12 +751,7 @@ def test_query(
     ] = False,
     subsample: SubsampleOption = None,
     plan: PlanOption = None,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(
-            help="Open ledger of the transcript: the test is entered, and corrected as its k-th."
-        ),
-    ] = None,
+    ledger: LedgerOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -978,6 +975,7 @@ def test_pairs(
     block: BlockOption = None,
     compare: CompareOption = "pairs",
     design_json: DesignOutOption = None,
+    ledger: LedgerOption = None,
     json_path: JsonOption = None,
     statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
     n_resamples: Annotated[
@@ -1000,8 +998,6 @@ def test_pairs(
     quiet: QuietOption = False,
 ) -> None:
     """Are designed late examples likelier than early ones, in pairs or all with all?"""
-    from workbench.independence import pair_test
-
     specs, others = list(reference or []), list(placebo or [])
     if commitment is not None:
         if salt_file is None:
@@ -1009,42 +1005,51 @@ def test_pairs(
         fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
         _keep_to_design(fixed, "pairs", context)
         examples = read_transcript(transcript, column, split, fixed.claim)
+        # before any model is asked: a damaged ledger must not cost queries
+        book = None if ledger is None else Ledger(ledger, examples)
         window = fixed.window
         scores_of = _pair_scores(examples, window.prefix, window.length, bos, dtype, device, quiet)
         made, scored = _committed_pairs(fixed, examples, specs, scores_of, design_json)
-        _conclude(
-            committed_pairs(
-                fixed,
-                salt,
-                examples,
-                scores_of(suspect, made.examples),
-                scored,
-                [scores_of(spec, made.examples) for spec in others],
-                design=made,
-                time_stamps=_time_stamps(time_stamp, fixed),
-            ),
-            json_path,
-        )
+        asked = scores_of(suspect, made.examples)
+        placebos = [scores_of(spec, made.examples) for spec in others]
+        stamps = _time_stamps(time_stamp, fixed)
+
+        def as_committed() -> Evidence:
+            return committed_pairs(
+                fixed, salt, examples, asked, scored, placebos, design=made, time_stamps=stamps
+            )
+
+        if book is None:
+            _conclude(as_committed(), json_path)
+            return
+        fixed.check_salt(salt)
+        settings = {k: v for k, v in fixed.test_settings().items() if k != "null"}
+        case = PairCase(made, asked, scored, settings)
+        _conclude(book.run({**case.described, "commitment": fixed.sha256}, as_committed), json_path)
         return
     _check_uncommitted(time_stamp, salt_file)
     examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    # before any model is asked: a damaged ledger must not cost queries
+    book = None if ledger is None else Ledger(ledger, examples)
     scores_of = _pair_scores(examples, prefix, length, bos, dtype, device, quiet)
     made, whole = _designed(
         examples, queries, design, chosen, block, seed, specs, scores_of, design_json, compare
     )
-    evidence = pair_test(
-        examples,
+    case = PairCase(
+        made,
         scores_of(suspect, made.examples),
         whole or [scores_of(spec, made.examples) for spec in specs],
-        made,
-        statistic,
-        n_resamples,
-        cast(Any, alternative),
-        seed,
-        alpha=alpha,
-        smallest_effect=smallest_effect,
-        placebos=[scores_of(spec, made.examples) for spec in others],
+        {
+            "statistic": statistic,
+            "n_resamples": n_resamples,
+            "alternative": alternative,
+            "seed": seed,
+            "alpha": alpha,
+            "smallest_effect": smallest_effect,
+            "placebos": [scores_of(spec, made.examples) for spec in others],
+        },
     )
+    evidence = case.run() if book is None else book.test(case)
     _conclude(evidence, json_path)
 
 
@@ -1267,6 +1272,7 @@ def test_sequential(
 def test_partition(
     transcript: TranscriptOption,
     texts: TextsOption,
+    ledger: LedgerOption = None,
     json_path: JsonOption = None,
     tokenizer: TokenizerOption = None,
     placebo: Annotated[
@@ -1303,25 +1309,39 @@ def test_partition(
     examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
     if examples.kind == "text":
         examples = _tokenised_transcript(examples, tokenizer)
-    evidence = partition_test(
-        examples,
-        read_texts(texts, tokenizer),
-        max_ngram,
-        statistic=statistic,
-        weight=weight,
-        min_n=min_n,
-        unique=unique,
-        engine=engine if cluster is None else ClusterJoin(cluster, workers),
-        n_blocks=n_blocks,
-        n_resamples=n_resamples,
-        alternative=cast(Any, alternative),
-        seed=seed,
-        alpha=alpha,
-        smallest_effect=smallest_effect,
-        placebos=[read_texts(path, tokenizer) for path in placebo or []],
-        progress=not quiet,
-    )
-    _conclude(evidence, json_path)
+    # before anything is counted: a damaged ledger must not cost an hour
+    book = None if ledger is None else Ledger(ledger, examples)
+    given = read_texts(texts, tokenizer)
+    counted: dict[str, Any] = {
+        "max_ngram": max_ngram,
+        "statistic": statistic,
+        "weight": weight,
+        "min_n": min_n,
+        "unique": unique,
+        "n_blocks": n_blocks,
+        "n_resamples": n_resamples,
+        "alternative": alternative,
+        "seed": seed,
+    }
+
+    def run() -> Evidence:
+        return partition_test(
+            examples,
+            given,
+            engine=engine if cluster is None else ClusterJoin(cluster, workers),
+            alpha=alpha,
+            smallest_effect=smallest_effect,
+            placebos=[read_texts(path, tokenizer) for path in placebo or []],
+            progress=not quiet,
+            **counted,
+        )
+
+    if book is None:
+        _conclude(run(), json_path)
+        return
+    suspect = {"label": given.label, "fingerprint": given.fingerprint}
+    described = {"test": "partition", "n": examples.n, "suspect": suspect, **counted}
+    _conclude(book.run(described, run), json_path)
 
 
 @test_app.command("reshuffle")

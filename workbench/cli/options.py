@@ -111,6 +111,13 @@ PlanOption = Annotated[
         "--plan", help="File of 'palimpsest plan': only the examples that it gives to the test."
     ),
 ]
+LedgerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="Open ledger of the transcript: the test is entered, and corrected as its k-th.",
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the evidence as JSON.")]
 ResamplesOption = Annotated[int, typer.Option("--n-resamples", help="Permutations.")]
 AlternativeOption = Annotated[
