@@ -310,7 +310,7 @@ def test_committed_pairs_are_entered_in_a_ledger(committed, tmp_path):
     assert done.exit_code in (0, 3), done.exception  # entered, whatever it shows
     for _ in range(2):  # the same test again keeps its number
         done = run("test", "pairs", *test, "--ledger", ledger, "--json", out)
-        assert done.exit_code == 0, done.exception
+        assert done.exit_code in (0, 3), done.exception
     fixed, content = Commitment.read(folder / "c.json"), json.loads(out.read_text())
     entries = Ledger(ledger).entries
     assert [entry.settings.get("commitment") for entry in entries] == [None, fixed.sha256]
