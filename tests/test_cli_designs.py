@@ -321,3 +321,6 @@ def test_committed_pairs_are_entered_in_a_ledger(committed, tmp_path):
     wrong = (*test[: test.index("loss:bob")], "loss:ref", *test[test.index("loss:bob") + 1 :])
     failed("test", "pairs", *wrong, "--ledger", ledger, "--alpha", 0.05)
     assert len(Ledger(ledger).entries) == 2
+    done = run("bundle", *test, "--evidence", out, "--out", tmp_path / "b.zip")
+    assert done.exit_code == 0, done.exception
+    assert verify_bundle(tmp_path / "b.zip").ok
