@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from workbench import Scores, Transcript, query_contrast
 from workbench.independence import LearnedDesign, Windows, design_queries, fit_design
+from workbench.independence.design import Compare
 from workbench.sequential import sequential_test
 from workbench.statistics import certified_log10, certified_rank_sum_log10
 from workbench.studies import open_study
@@ -117,7 +118,7 @@ def designed(
     references: tuple[str, ...],
     design: str | Windows | LearnedDesign,
     kept: str | None = None,
-    compare: str = "windows",
+    compare: Compare = "windows",
     alternative: str = "greater",
 ) -> Method:
     """Designed queries and their certified p, of pairs or of all late against all early."""
@@ -138,8 +139,7 @@ def designed(
         if compare == "pairs":
             found = certified_log10(made.differences(contrast), alternative)
         else:
-            sides = (contrast[made.late], contrast[~made.late])
-            found = certified_rank_sum_log10(*sides, alternative)
+            found = certified_rank_sum_log10(*made.sides(contrast), alternative)
         return found, made.queries
 
     return log10
