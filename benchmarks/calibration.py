@@ -6,6 +6,7 @@ marked where it rejects more often than a valid test would: limits hold for the 
 
     python benchmarks/calibration.py                # 5,000 draws per null, half an hour
     python benchmarks/calibration.py --draws 500
+    python benchmarks/calibration.py --only windows # one kind of work; other rows stay as recorded
     python benchmarks/calibration.py --smoke        # a few draws; nothing is written
 
 Prints a table and writes ``data/recorded/calibration.json``, which notebook 05 shows.
@@ -22,6 +23,7 @@ from workbench.rejections import (
     LEVELS,
     RejectionRow,
     fixed_model_rejections,
+    read_rejections,
     rejection_limit,
     rejection_table,
     write_rejections,
@@ -54,27 +56,35 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", help="one kind of work: simulated, designs, windows, …")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="few draws; nothing is written")
     given = parser.parse_args()
     draws = 4 if given.smoke else given.draws
-    rows = rejection_table(draws, given.seed, workers=given.workers, progress=not given.smoke)
-    run = lab.open_run("recorded")
-    suspects = {name: run.scores(name) for name in MODELS}
-    references = [run.scores("reference-same"), run.scores("reference-other")]
-    rows += fixed_model_rejections(
-        run.transcript,
-        suspects,
-        references,
-        draws,
-        seed=given.seed,
-        statistics=[n for n in STATISTICS if not any(part in n for part in WITHOUT)],
-        progress=not given.smoke,
+    out = given.out or Path(__file__).parent.parent / "data" / "recorded" / "calibration.json"
+    rows = rejection_table(
+        draws, given.seed, only=given.only, workers=given.workers, progress=not given.smoke
     )
+    run = lab.open_run("recorded")
+    if given.only is None:
+        suspects = {name: run.scores(name) for name in MODELS}
+        references = [run.scores("reference-same"), run.scores("reference-other")]
+        rows += fixed_model_rejections(
+            run.transcript,
+            suspects,
+            references,
+            draws,
+            seed=given.seed,
+            statistics=[n for n in STATISTICS if not any(part in n for part in WITHOUT)],
+            progress=not given.smoke,
+        )
+    elif out.exists() and not given.smoke:
+        again = {(row.test, row.null) for row in rows}
+        recorded, _ = read_rejections(out)
+        rows = [row for row in recorded if (row.test, row.null) not in again] + rows
     print(printed(rows))
     if given.smoke and given.out is None:
         return
-    out = given.out or Path(__file__).parent.parent / "data" / "recorded" / "calibration.json"
     provenance = {
         "command": "python benchmarks/calibration.py",
         "draws": draws,

@@ -254,6 +254,7 @@ def rejection_table(
     seed: int = 0,
     *,
     boosted_draws: int | None = None,
+    only: str | None = None,
     workers: int = 2,
     progress: bool = False,
 ) -> list[RejectionRow]:
@@ -268,6 +269,8 @@ def rejection_table(
     seed : int
     boosted_draws : int, optional
         Experiments of the boosted residuals, whose fits take a second each; a fiftieth of `draws`.
+    only : str, optional
+        One kind of work: ``simulated``, ``statistics``, ``boosted``, ``designs`` or ``windows``.
     workers : int
         Processes.
     progress : bool
@@ -279,8 +282,10 @@ def rejection_table(
     Raises
     ------
     InputError
-        No draws.
+        No draws; unknown kind of work.
     """
+    if only is not None and only not in _WORK:
+        raise InputError(f"{only!r} is no kind of work: choose one of {', '.join(_WORK)}")
     if draws < 1 or workers < 1:
         raise InputError(f"draws is {draws} and workers {workers}: give at least one of each")
     few = max(1, draws // 50) if boosted_draws is None else boosted_draws
@@ -291,6 +296,7 @@ def rejection_table(
     pieces = [
         (work, null, min(PIECE, total - start), seed * 1_000_003 + start)
         for work, null, total in wanted
+        if only in (None, work)
         for start in range(0, total, PIECE)
     ]
     folder = home() / "rejections" / FORMAT.split()[-1]
