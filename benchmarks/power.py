@@ -52,9 +52,10 @@ SUSPECTS = (
     "left-at-0.75",
 )
 NULL = "independent"
+# Learned on these derivatives, for so many queries at most.
 LEARNED = {
-    "learned, light": ("alice", "fine-tune", "distil", "slerp"),
-    "learned, heavy": ("fine-tune-8000", "fine-tune-20000"),
+    "learned, light": (("alice", "fine-tune", "distil", "slerp"), 300),
+    "learned, heavy": (("fine-tune-8000", "fine-tune-20000"), 600),
 }
 # Of a run that was left at three quarters: what came later was never seen.
 LEFT, END = "left-at-0.75", 0.75
@@ -243,7 +244,7 @@ def after_the_end(run: Run, suspect: str) -> dict[str, Method]:
     }
 
 
-def learn(first: Run, run: Run, budget: int) -> dict[str, LearnedDesign]:
+def learn(first: Run, run: Run) -> dict[str, LearnedDesign]:
     """Windows and filter by derivatives of the first run, for a run of another order."""
     return {
         name: fit_design(
@@ -254,7 +255,7 @@ def learn(first: Run, run: Run, budget: int) -> dict[str, LearnedDesign]:
             statistic="residual",
             budget=budget,
         )
-        for name, names in LEARNED.items()
+        for name, (names, budget) in LEARNED.items()
     }
 
 
@@ -304,7 +305,6 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(RUNS), help="the first is learned on")
     parser.add_argument("--draws", type=int, default=60)
     parser.add_argument("--most", type=int, default=4000, help="queries at most")
-    parser.add_argument("--budget", type=int, default=600, help="that a learned design can ask")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="few draws; nothing is written")
     given = parser.parse_args()
@@ -320,7 +320,7 @@ def main() -> None:
         "runs": [],
     }
     for run in (first, *others):
-        learned = {} if run is first else learn(first, run, given.budget)
+        learned = {} if run is first else learn(first, run)
         for name, design in learned.items():
             print(f"{name}: {design.windows}, {design.filter}")
         table = measure(run, learned, given.draws, given.most)

@@ -534,4 +534,4 @@ def test_recorded_derivative_is_found_and_the_independent_model_is_not():
         assert found["derivative"].pvalue < 1e-8
         assert found["derivative"].verdict == "evidence"
         assert found["independent"].pvalue > 1e-3
-    assert set(FILTERS) == {"hardest-30", "hardest-50"}
+    assert set(FILTERS) == {"hardest-20", "hardest-30", "hardest-50"}

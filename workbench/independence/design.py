@@ -173,6 +173,7 @@ DESIGNS: dict[str, Windows | None] = {
     "stratified": None,
 }
 FILTERS: dict[str, ContentFilter] = {
+    "hardest-20": ContentFilter(REFERENCES, 0.0, 0.2),
     "hardest-30": ContentFilter(REFERENCES, 0.0, 0.3),
     "hardest-50": ContentFilter(REFERENCES, 0.0, 0.5),
 }

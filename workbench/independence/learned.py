@@ -37,7 +37,16 @@ Floats = NDArray[np.float64]
 # Coarse on purpose: a fine grid learns the noise of one run.
 WINDOW_GRID: dict[str, Windows] = {
     f"{late[0]:g}-{late[1]:g} against {early[0]:g}-{early[1]:g}": Windows(late, early)
-    for late in ((0.5, 0.7), (0.6, 0.8), (0.65, 0.85), (0.6, 0.9), (0.7, 0.9), (0.8, 1.0), (0.9, 1))
+    for late in (
+        (0.5, 0.7),
+        (0.6, 0.8),
+        (0.65, 0.85),
+        (0.6, 0.9),
+        (0.7, 0.9),
+        (0.8, 1.0),
+        (0.9, 1),
+        (0.95, 1),
+    )
     for early in ((0.0, 0.1), (0.0, 0.25))
 }
 FILTER_GRID: dict[str, ContentFilter | None] = {"all": None, **FILTERS}
