@@ -31,8 +31,8 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from workbench import Scores, Transcript, query_contrast
-from workbench.independence import LearnedDesign, Windows, design_queries, fit_design
-from workbench.independence.design import Compare
+from workbench.independence import Windows, design_queries, fit_design
+from workbench.independence.design import Compare, LearnedDesign
 from workbench.sequential import sequential_test
 from workbench.statistics import certified_log10, certified_rank_sum_log10
 from workbench.studies import open_study
