@@ -206,6 +206,9 @@ for cell in passes.find("epochs", fraction=1.0):
     print(f"Alice's order as {cell['axes']['this order']:<26} z {e['z']:5.1f}   {e['verdict']}")
 
 # %% [markdown]
+# The last pass is remembered nearly as a single one would be, and of the one before it a trace is
+# left, which many queries still find. An owner who knows the orders of all passes tests the last.
+#
 # ## Break it
 #
 # A reference that knows the order cancels the signal, or fakes it. Below, early checkpoints of
