@@ -170,11 +170,17 @@ for name, e in branches.items():
 # strangers can show a small bound above zero.
 
 # %%
-for order in (11, 12):
-    for cell in open_study(f"confirmation-{order}").find("confirmation", test="branch"):
-        e = cell["evidence"]
-        print(f"order {order}: {cell['suspect']:<14} {e['fraction']:.2f} ", end="")
-        print(f"({e['low']:.2f} to {e['high']:.2f}), in truth {e['truth']:.2f}")
+confirmed = {
+    f"{cell['suspect']}, order {order}": cell["evidence"]
+    for order in (11, 12)
+    for cell in open_study(f"confirmation-{order}").find("confirmation", test="branch")
+}
+figures.show(figures.branch_points(confirmed))
+
+# %%
+for name, e in confirmed.items():
+    print(f"{name:<23} {e['fraction']:.2f} ({e['low']:.2f} to {e['high']:.2f}), ", end="")
+    print(f"in truth {e['truth']:.2f}")
 
 # %% [markdown]
 # ## Two passes, two orders
