@@ -41,8 +41,8 @@ test: $(READY)
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
-	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up.
-	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile
+	@# Three at a time: much of a test is waiting for processes. A file's tests share what they set up.
+	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 3 --dist loadfile
 	$(BIN)/python -m pytest --quiet -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
 
 test-servers: $(READY)
