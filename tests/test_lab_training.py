@@ -54,6 +54,20 @@ def as_before():
 
 
 @pytest.fixture
+def seen(monkeypatch):
+    """The targets of every step, as they are trained on."""
+    targets_of_steps = []
+    whole = torch.nn.functional.cross_entropy
+
+    def watched(logits, targets, *rest, **options):
+        targets_of_steps.append(targets.detach().clone())
+        return whole(logits, targets, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    return targets_of_steps
+
+
+@pytest.fixture
 def corpus(tmp_path):
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(WORDS, k=60)) for _ in range(700))
@@ -81,15 +95,7 @@ def weights(folder):
 
 
 class TestOneModel:
-    def test_sees_the_transcript_in_exactly_its_order(self, corpus, monkeypatch):
-        seen = []
-        whole = torch.nn.functional.cross_entropy
-
-        def watched(logits, targets, *rest, **options):
-            seen.append(targets.detach().clone())
-            return whole(logits, targets, *rest, **options)
-
-        monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    def test_sees_the_transcript_in_exactly_its_order(self, corpus, seen):
         folder = run_job(pretrain(TINY, corpus))
         transcript = Transcript.read(folder / "transcript.parquet")
         tokens = np.array(transcript.tokens())
@@ -98,15 +104,7 @@ class TestOneModel:
         assert np.array_equal(torch.cat(seen).numpy(), in_order[:, 1:].ravel())
         assert sorted(transcript.positions) == list(range(TINY.examples))
 
-    def test_passes_over_the_examples_once_in_each_order(self, corpus, monkeypatch):
-        seen = []
-        whole = torch.nn.functional.cross_entropy
-
-        def watched(logits, targets, *rest, **options):
-            seen.append(targets.detach().clone())
-            return whole(logits, targets, *rest, **options)
-
-        monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    def test_passes_over_the_examples_once_in_each_order(self, corpus, seen):
         job = pretrain(TINY, corpus, order=3, earlier=[5, 0])
         folder = run_job(job)
         orders = [
