@@ -19,6 +19,7 @@ BENCH ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+LONGEST := tests/test_ray.py tests/test_faults.py tests/browser tests/test_notebooks.py
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .PHONY: report test test-servers lab bench notebooks clean
@@ -41,8 +42,10 @@ test: $(READY)
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
-	@# Three at a time: much of a test is waiting for processes. A file's tests share what they set up.
-	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 3 --dist loadfile
+	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up,
+	@# and the longest files come first, so that none is left to the end.
+	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) workbench tests
 	$(BIN)/python -m pytest --quiet -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
 
 test-servers: $(READY)

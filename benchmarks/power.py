@@ -104,6 +104,8 @@ def ranked(run: Run, suspect: str, references: tuple[str, ...], statistic: str) 
     [scored], others = run.scores(suspect), run.scores(*references)
 
     def log10(n: int, seed: int) -> tuple[float, int]:
+        if statistic == "residual" and n < FEWEST_TO_FIT:
+            return 0.0, n  # the fit is refused
         examples = run.transcript.subsample(n, seed, stratify=False)
         rows = examples.rows
         contrast = query_contrast(
