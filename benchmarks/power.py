@@ -62,7 +62,7 @@ LEARNED = {
 # Of a run that was left at three quarters: what came later was never seen.
 LEFT, END = "left-at-0.75", 0.75
 GRID = np.unique(np.geomspace(20, 8000, 80).astype(int) // 2 * 2)
-FEWEST_TO_FIT = 46  # three examples per coefficient of a quadratic form of four references
+FEWEST_TO_FIT = 60  # three examples per coefficient, fifteen of them, and a fifth held out
 PUBLISHED = "spearman − 1 reference (published)"
 
 # log10 p of a draw of n queries at most, by its seed; and how many it asked.

@@ -665,7 +665,7 @@ def _reads_others(path: Path) -> bool:
 
 
 def _evidence_times(folder: Path) -> dict[Path, int]:
-    found = sorted((folder / EVIDENCE_FOLDER).glob("*.json"))
+    found = sorted((folder / EVIDENCE_FOLDER).glob("[!.]*.json"))
     return {path: path.stat().st_mtime_ns for path in found}
 
 
@@ -1068,7 +1068,7 @@ def write_index(
         An evidence file that is not one, or a folder that cannot be written.
     """
     folder = _writable(Path(out_dir))
-    files = sorted((folder / EVIDENCE_FOLDER).glob("*.json")) if evidence is None else evidence
+    files = sorted((folder / EVIDENCE_FOLDER).glob("[!.]*.json")) if evidence is None else evidence
     tests = []
     for path in sorted(Path(file).resolve() for file in files):
         try:

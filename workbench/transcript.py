@@ -975,7 +975,7 @@ def open_table(source: str | Path, split: str) -> "pa.Table | pads.Dataset":
         if path.is_dir():
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return _saved_dataset(path, split)
-            files = sorted(path.glob("**/*.parquet"))
+            files = sorted(path.glob("**/[!.]*.parquet"))
             if files:
                 return pads.dataset([str(f) for f in files], format="parquet")
             raise InputError(f"folder {source} holds no Parquet files and no saved data set")

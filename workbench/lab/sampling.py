@@ -302,7 +302,7 @@ def _all_parts(
 ) -> list[Ints]:
     """Completions of all documents; those that were made before are read."""
     completions: list[Ints | None] = [None] * n_texts
-    for part in sorted(folder.glob("*.parquet")):
+    for part in sorted(folder.glob("[!.]*.parquet")):  # a killed run leaves hidden halves
         stored = Texts.read(part)
         for number, ids in zip(stored.provenance["documents"], stored.completions, strict=True):
             completions[number] = ids

@@ -279,7 +279,7 @@ class _Run:
         provenance = json.loads((self.parts / "study.json").read_text(encoding="utf-8"))
         provenance["models"] = [
             json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((self.parts / "models").glob("*.json"))
+            for path in sorted((self.parts / "models").glob("[!.]*.json"))
         ]
         provenance["grid"] = content_key({"cells": [cell.as_dict() for cell in self.study.cells]})
         consolidate(self.folder, provenance, cells, self.positions, columns)
