@@ -180,7 +180,6 @@ def until_decided(
     suspect: str,
     references: tuple[str, ...],
     design: str | LearnedDesign,
-    kept: str | None,
     draws: int,
     most: int,
 ) -> Needed:
@@ -188,9 +187,7 @@ def until_decided(
     [scored], others = run.scores(suspect), run.scores(*references)
     found = []
     for seed in range(draws):
-        made = design_queries(
-            run.transcript, most, design, filter=kept, references=others, seed=seed
-        )
+        made = design_queries(run.transcript, most, design, references=others, seed=seed)
         test = sequential_test(
             run.transcript,
             scored,
@@ -270,16 +267,16 @@ def measure(run: Run, learned: dict[str, LearnedDesign], draws: int, most: int) 
     """Queries needed, by method and suspect."""
     table: dict[str, dict[str, Needed]] = {}
     suspects = (*SUSPECTS, NULL)
-    sequential = {"late-vs-early, 1 reference": (ONE, "late-vs-early", None)} | {
-        f"{name}, mean of 4": (FOUR, design, None) for name, design in learned.items()
+    sequential = {"late-vs-early, 1 reference": (ONE, "late-vs-early")} | {
+        f"{name}, mean of 4": (FOUR, design) for name, design in learned.items()
     }
     for suspect in suspects:
         known = methods(run, suspect, learned)
         for method, log10 in tqdm(known.items(), desc=f"{run.order}: {suspect}", mininterval=5):
             table.setdefault(method, {})[suspect] = queries_needed(log10, draws, most)
-        for name, (references, design, kept) in sequential.items():
+        for name, (references, design) in sequential.items():
             table.setdefault(f"{name}: sequential, median", {})[suspect] = until_decided(
-                run, suspect, references, design, kept, max(3, draws // 4), min(most, 2000)
+                run, suspect, references, design, max(3, draws // 4), min(most, 2000)
             )
     return table
 

@@ -243,21 +243,26 @@ def _robustness(recipe: Recipe, small: bool) -> Iterable[Cell]:
         )
 
 
-def _checkpoint_cells(recipe: Recipe, small: bool) -> Iterable[Cell]:
-    schedules = {"alice": f"decays to {recipe.final_fraction:g}", "alice-constant": "constant"}
-    if not small:
-        schedules |= {"alice-decayed": "decays to 0.05", "alice-large-batch": "batch x 4"}
-    for parent, schedule in schedules.items():
+def _curves(study: str, axis: str, runs: dict[str, str], recipe: Recipe) -> Iterable[Cell]:
+    """The curve of each run at its checkpoints and its end; runs by what sets them apart."""
+    for parent, label in runs.items():
         for fraction in (*recipe.checkpoints, 1.0):
             suspect = parent if fraction == 1.0 else f"{parent}@{fraction:g}"
             yield Cell(
-                "checkpoints",
+                study,
                 f"{suspect}: curve",
                 "curve",
                 suspect,
                 (SAME,),
-                axes={"schedule": schedule, "fraction": fraction},
+                axes={axis: label, "fraction": fraction},
             )
+
+
+def _checkpoint_cells(recipe: Recipe, small: bool) -> Iterable[Cell]:
+    schedules = {"alice": f"decays to {recipe.final_fraction:g}", "alice-constant": "constant"}
+    if not small:
+        schedules |= {"alice-decayed": "decays to 0.05", "alice-large-batch": "batch x 4"}
+    return _curves("checkpoints", "schedule", schedules, recipe)
 
 
 def _epochs(recipe: Recipe, small: bool) -> Iterable[Cell]:
@@ -266,17 +271,7 @@ def _epochs(recipe: Recipe, small: bool) -> Iterable[Cell]:
         "alice-then-another": "the first of two passes",
         "another-then-alice": "the second of two passes",
     }
-    for parent, this_order in runs.items():
-        for fraction in (*recipe.checkpoints, 1.0):
-            suspect = parent if fraction == 1.0 else f"{parent}@{fraction:g}"
-            yield Cell(
-                "epochs",
-                f"{suspect}: curve",
-                "curve",
-                suspect,
-                (SAME,),
-                axes={"this order": this_order, "fraction": fraction},
-            )
+    return _curves("epochs", "this order", runs, recipe)
 
 
 def _evidence_against(recipe: Recipe, small: bool) -> Iterable[Cell]:
