@@ -246,7 +246,7 @@ def test_owners_word_habitual_seed_and_published_shuffler_are_said(data):
 def test_placebos_guard_the_order(data):
     sound = _test(data, placebos=[data["independent"]])
     assert sound.verdict == "evidence"
-    assert "1 placebo model(s) show nothing" in sound.gates[0].detail
+    assert "1 placebo model(s), smallest corrected p 0." in sound.gates[0].detail
     evidence = _test(data, placebos=[data["leaky"]])
     assert evidence.verdict == "could not be decided"
     assert "placebo" in evidence.verdict_reason

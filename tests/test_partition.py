@@ -126,7 +126,7 @@ def test_units_and_blocks_are_permuted_as_declared(data):
 def test_placebos_are_tested_the_same_way(data):
     cleared = run(data, placebos=[data["other"], data["other2"]])
     assert cleared.verdict == "evidence"
-    assert "2 placebo model(s) show nothing" in cleared.gates[0].detail
+    assert "2 placebo model(s), smallest corrected p " in cleared.gates[0].detail
     caught = run(data, "other", placebos=[data["bob"]])
     assert caught.verdict == "could not be decided"
     assert "the independent model bob, tested as a placebo" in caught.verdict_reason

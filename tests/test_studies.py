@@ -56,6 +56,12 @@ def few(n_resamples=199):
     return Study("few", "a few cells", MODELS, tuple(cells))
 
 
+def test_an_order_beside_a_study_of_one_s_own_is_refused(tmp_path):
+    with pytest.raises(InputError, match="order=3 beside a study of your own"):
+        run_study(few(), TINY, tmp_path / "out", order=3)
+    assert not (tmp_path / "out").exists()
+
+
 def corpus_of(folder):
     from workbench.lab.corpus import text_corpus
 

@@ -646,17 +646,17 @@ def _one_occurrence(rng: Generator, last: bool) -> tuple[float, float]:
     return _p(rng, design, values, side), _p(rng, design, matches.counts().values, side)
 
 
-def _one_occurrence_caught(rng: Generator) -> Gate:
+def _one_occurrence_caught(rng: Generator, last: bool) -> Gate:
     matches = _matches(rng)
     faulty = NgramMatches(
         matches.longest,
         matches.ngram,
         matches.occurrences,
-        _OneOccurrence(matches, last=True),
+        _OneOccurrence(matches, last),
         matches.max_ngram,
         matches.texts,
         matches.transcript,
-        "that keeps the last hit",
+        f"that keeps the {'last' if last else 'first'} hit",
     )
     try:
         found = partition_test(matches.transcript, faulty, 5, n_resamples=99)
@@ -717,12 +717,12 @@ FAULTS: dict[str, Fault] = {
     "last occurrence": Fault(
         "each n-gram credited where it was seen last",
         lambda rng: _one_occurrence(rng, True),
-        _one_occurrence_caught,
+        lambda rng: _one_occurrence_caught(rng, True),
     ),
     "first occurrence": Fault(
         "each n-gram credited where it was seen first (tested towards early)",
         lambda rng: _one_occurrence(rng, False),
-        _one_occurrence_caught,
+        lambda rng: _one_occurrence_caught(rng, False),
     ),
     "tilted order": Fault(
         "the owner put easy examples late, and uses no reference",

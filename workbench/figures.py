@@ -58,7 +58,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 STYLE = Path(__file__).with_name("workbench.mplstyle")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
 
 
@@ -763,8 +763,12 @@ def _squares(
     labels: tuple[str, str],
     *,
     dark_is_low: bool,
+    open_end: bool = False,
 ) -> Figure:
-    """A square per row and column: colour by value, words inside, a frame where it is strong."""
+    """A square per row and column: colour by value, words inside, a frame where it is strong.
+
+    `open_end` says that the highest colour stands for all values beyond, too.
+    """
     (rows, columns), (values, words, strong) = names, content
     figure, axes = _axes(2.4 + 1.35 * len(columns), 1.9 + 0.62 * len(rows))
     with matplotlib.style.context(STYLE):
@@ -797,7 +801,7 @@ def _squares(
         axes.tick_params(which="both", length=0)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
-        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if open_end else "neither")
         bar.set_label(title, fontsize=11)
     return figure
 
@@ -855,12 +859,14 @@ def survival_matrix(
         words[place] = f"{round(float(cell['z']), 1) + 0.0:.1f}"
         strong[place] = cell["verdict"] == "evidence"
         described.append(f"{row}, {column}: {words[place]} ({cell['verdict']})")
+    capped = any(float(cell["z"]) > brightest for cell in found.values())
     figure = _squares(
         (rows, [column.replace(" ", "\n") for column in columns]),
         (values, words, strong),
-        "z (null standard deviations)",
+        "z (null standard deviations" + (f"; one colour from {brightest:g})" if capped else ")"),
         (xlabel, "derivative or control"),
         dark_is_low=False,
+        open_end=capped,
     )
     marked = ""
     if chosen is not None:
@@ -1451,7 +1457,8 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
                 colour = palette[kind % len(palette)]
                 axes.plot(
                     (share - level) / (limit - level),
-                    line,
+                    # side by side, so that none hides another
+                    line + 0.09 * (kind - (len(nulls) - 1) / 2),
                     marker=MARKERS[kind % len(MARKERS)],
                     markersize=5,
                     color=colour,

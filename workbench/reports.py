@@ -876,6 +876,12 @@ def _markdown(source: str) -> str:
     )
 
 
+def _page_links(fragment: str, with_index: bool) -> str:
+    """Links between notebooks: to the pages beside this one, or, for a page alone, no links."""
+    link = r'<a href="([\w.-]+)\.ipynb">(.*?)</a>'
+    return re.sub(link, r'<a href="\1.html">\2</a>' if with_index else r"\2", fragment, flags=re.S)
+
+
 @dataclass
 class _Contents:
     """Headings met so far: gives each an anchor and lists them."""
@@ -1004,7 +1010,7 @@ def page_html(
     parameters : mapping, optional
         Shown at the head of the page.
     with_index : bool
-        Link to an ``index.html`` beside the page.
+        Link to an ``index.html`` beside the page, and to other notebooks' pages.
     """
     highlight = Highlight2HTML(pygments_lexer="ipython3")
     contents = _Contents()
@@ -1012,7 +1018,7 @@ def page_html(
     title, _ = _title_and_summary(nb, name)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            rendered = contents.anchor(_markdown(cell.source))
+            rendered = contents.anchor(_page_links(_markdown(cell.source), with_index))
             cells.append({"kind": "prose", "html": rendered})
         elif cell.cell_type == "code" and cell.source.strip():
             section = contents.entries[-1][2] if contents.entries else title

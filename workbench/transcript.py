@@ -884,6 +884,14 @@ class Transcript:
             unit_sizes = np.unique(
                 np.column_stack([self.strata, self.units]), axis=0, return_counts=True
             )[1]
+            order = np.lexsort((self.units, self.positions, self.strata))
+            unit, stratum = self.units[order], self.strata[order]
+            pieces = 1 + np.count_nonzero((np.diff(stratum) != 0) | (np.diff(unit) != 0))
+            if pieces > len(unit_sizes):
+                notes.append(
+                    "examples of one unit do not lie side by side in training: a unit is what was "
+                    "shuffled as one piece, so check the column"
+                )
         lengths = self.lengths
         return TranscriptDescription(
             n=self.n,

@@ -55,7 +55,8 @@ print(run.transcript.describe())
 #
 # Every example gets two scores: its log-likelihood per token under the suspect, and under a
 # **reference model** that is independent of Alice's order. The difference removes what makes an
-# example easy or hard for any model. Then we average by position in Alice's training.
+# example easy or hard for any model. Then we average by position in Alice's training. Likelihoods
+# are in nats (natural logarithms); bars are 95 % intervals.
 #
 # **Before you look:** the derivative was fine-tuned on fresh text after leaving Alice. The
 # independent model saw the *same examples* as Alice, in another order. Which curve do you expect to
@@ -75,7 +76,8 @@ figures.show(figures.memorisation_curve(run.transcript.positions, curves))
 #
 # The correlation of position with score is compared with what it would be had Alice shuffled
 # otherwise. Under the hypothesis that Bob's model is independent of her order, every order was
-# equally likely, so the p-value from permuted orders is **exact**, whatever the data are.
+# equally likely, so the p-value from permuted orders is **exact**, whatever the data are. z counts
+# standard deviations of the permuted statistic.
 #
 # How small an effect would matter is fixed beforehand: here, a quarter of what the same queries
 # show on Alice's own model. Without such a number a large p-value could not be told from too few
@@ -119,11 +121,19 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 # %% [markdown]
 # ## Where to go next
 #
-# - **01 Memorisation and order**: what the curves are made of, checkpoint by checkpoint.
-# - **02 The query test**: why the p-value is exact, why references help, what a small p does not
-#   show.
-# - **06 Bring your own**: your transcript, your models, your scores.
-# - **90 Report**: the exhibit, with gates and caveats.
+# - [01 Memorisation and order](01_memorisation_and_order.ipynb): what the curves are made of,
+#   checkpoint by checkpoint.
+# - [02 The query test](02_query_test.ipynb): why the p-value is exact, why references help, how to
+#   ask less, what a small p does not show.
+# - [03 The partition test](03_partition_test.ipynb) and
+#   [04 The reshuffle test](04_reshuffle_test.ipynb): when all you have is text that Bob published.
+# - [05 Calibration and power](05_calibration_and_power.ipynb): are the p-values right, how many
+#   queries does it take, and what can go wrong?
+# - [06 Bring your own](06_bring_your_own.ipynb): your transcript, your models, your scores.
+# - [07 Black box](07_black_box.ipynb): Bob behind an endpoint, and what it costs.
+# - [08 Many suspects](08_many_suspects.ipynb): many models, owners and tests, corrected.
+# - [09 Robustness](09_robustness.ipynb): what survives fine-tuning, merging, distillation.
+# - [90 Report](90_report.ipynb): the exhibit, with gates and caveats.
 #
 # **What this does not show.** A small p-value rejects independence of the training order. It does
 # not say who derived from whom, that a licence was broken, which checkpoint was used, or which

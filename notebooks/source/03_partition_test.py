@@ -161,6 +161,7 @@ figures.show(figures.evidence_lines(lines, "tokens of text", axis, log_x=True, *
 #
 # Reshuffle the order many times, count against each fresh order, and look at all p-values. The
 # text is Bob's, so it is full of matches: they just cannot know a shuffle that was drawn after it.
+# (Of 200 draws, .05 ± .03, .1 ± .04 and .5 ± .07 hold 95 %.)
 
 # %%
 rng = np.random.default_rng(seed)
@@ -180,8 +181,8 @@ figures.show(figures.pvalue_uniformity({"reshuffled orders": pvalues}, columns=1
 # ## The general form: blocks
 #
 # Cut the transcript into equal blocks in training order, fit a small n-gram model to each, and ask
-# whether later blocks make the text likelier. Whole blocks are permuted, so the smallest p depends
-# on their number. With a text it is `partition_test(…, statistic="block-likelihood")`.
+# whether later blocks make the text likelier. Whole blocks are permuted; with few of them their
+# orders, and not the number of permutations, would limit the smallest p. With a text it is `partition_test(…, statistic="block-likelihood")`.
 
 # %%
 logliks = observations.block_logliks(text)

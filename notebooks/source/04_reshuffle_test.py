@@ -49,6 +49,10 @@ print(f"{text}: {scores.rerun.n} documents, {int(scores.rerun.n_tokens.sum()):,}
 # from a sibling: each of the T + 1 models is as likely to come first. So the **rank p-value**,
 # rank / (T + 1), is exact, whatever the text and however much of it there is.
 #
+# **Level.** With 19 siblings nothing below .05 can be shown, so this notebook tests at alpha = .05
+# instead of the default .001, which would take 999 siblings. *Evidence* below is at .05: one
+# innocent text in twenty would get it.
+#
 # **Prediction.** Three texts: Alice's own, a light fine-tune's, and an independent model's, trained
 # on the same examples in another order. In which does the rerun stand apart?
 
@@ -112,8 +116,8 @@ valid = [name for name in rates if name.startswith(("rank", "Student's t, Gaussi
 figures.show(figures.rejection_rates(rates, 0.01, valid))
 
 # %% [markdown]
-# Filled: valid at that level. The normal z rejects several times too often, and the smaller the
-# level the worse. Student's law is right for Gaussian scatter, and rejects about twice too often
+# Filled: valid at that level. With nine siblings the normal z rejects about four times too often at
+# .01, and the smaller the level the worse. Student's law is right for Gaussian scatter, and rejects about twice too often
 # at .01 under these heavy tails: that is what "model-based" means. The rank is never wrong (with
 # nine siblings it cannot reach .01 at all, so it never rejects there).
 #
@@ -205,7 +209,8 @@ print("fine-tuned siblings:", "at hand" if observations.fine_tuned else "with fu
 #
 # Alice's released weights came from her *first* run, perhaps on other machines. Only the rerun
 # went through the siblings' own code path, so only the rerun is exchangeable with them. The
-# released weights get a line of their own, model-based.
+# released weights get a line of their own, model-based. (On one machine the lab's rerun repeats her
+# run exactly, so that here the two agree.)
 
 # %%
 line = results[text].details["released"]
@@ -224,7 +229,8 @@ panels.reshuffle_panel(observations)
 # reshuffle_test(score_texts(texts, rerun_folder), siblings, procedure="how they were made")
 # ```
 #
-# or `palimpsest test reshuffle --texts bob.jsonl --alice RERUN --sibling S1 --sibling S2 …`. The
+# or `palimpsest test reshuffle --texts bob.jsonl --alice RERUN --sibling S1 --sibling S2 …
+# --procedure "how they were made" --alpha 0.05`. T siblings give no p below 1 / (T + 1). The
 # `procedure` is a declaration: without it the outcome is "could not be decided". `palimpsest lab
 # siblings` makes a set on this machine and prints these options.
 #

@@ -45,7 +45,7 @@ print("a temporary folder holds what this notebook writes")
 # %%
 rng = np.random.default_rng(7)
 n = 1200
-order = rng.permutation(n)
+order = np.repeat(3 * rng.permutation(n // 3), 3) + np.tile(np.arange(3), n // 3)
 words = ["wax", "stylus", "parchment", "vellum", "ink", "margin", "gloss", "folio", "quire", "<b>"]
 rows = [
     {"position": int(p), "text": " ".join(rng.choice(words, 12)), "unit": i // 3}
@@ -60,8 +60,8 @@ transcript = Transcript.read(path)
 transcript.describe()
 
 # %% [markdown]
-# The column `unit` says that three examples moved as one (a packed chunk, a document). The test
-# will permute 400 units, not 1,200 rows.
+# The column `unit` says that three examples moved as one (a packed chunk, a document): they lie side
+# by side in training, wherever that was. The test will permute 400 units, not 1,200 rows.
 #
 # If you have arrays already, no file is needed. Say also how the order came about: the evidence
 # rests on it.
@@ -230,8 +230,8 @@ else:
 # palimpsest report notebooks/90_report.ipynb -p source=tiny
 # ```
 #
-# Exit status: 0 the test ran, whatever the verdict; 2 bad input; 3 could not be decided; 130
-# interrupted.
+# Exit status: 0 the test ran, whatever the verdict; 1 a notebook failed, or a bundle does not match;
+# 2 bad input; 3 could not be decided; 130 interrupted.
 
 # %% [markdown]
 # ## From a laptop to a cluster
@@ -257,7 +257,7 @@ chips = {"A100, 312 TFLOP/s": 312e12, "H100, 989 TFLOP/s": 989e12}
 for chip, per_second in chips.items():
     hours = [operations / (per_second * share) / 3600 for share in (published, 0.5)]
     print(f"{chip}: {hours[0]:4.0f} GPU-hours at {published:.1%} of it, {hours[1]:3.0f} at 50 %")
-print("rarely needed: a derivative is often found with 1,000 to 5,000 examples (notebook 02)")
+print("rarely needed: with references, some 430 examples found the lab's derivative (notebook 02)")
 
 # %% [markdown]
 # Which precision to score in, and what it does to a verdict, is measured in `docs/scaling.md`.

@@ -81,7 +81,9 @@ for (form, model), e in evidence.items():
 #
 # ## What it cost
 #
-# Requests carry up to 64 prompts where the endpoint takes several; a chat takes one.
+# Requests carry up to 64 prompts where the endpoint takes several; a chat takes one. Prompts count
+# every question that a form poses; one that was answered before is not sent again, so the columns
+# do not divide evenly.
 
 # %%
 print(f"{'access':<16}{'queries':>8}{'prompts':>10}{'requests':>10}{'tokens':>12}")
@@ -103,7 +105,13 @@ transcript = access.transcript(form)
 suspect, reference = (access.scores(form, m) for m in ("derivative", "reference-same"))
 options = {"pilot": 300, "cost": access.cost(form, "derivative"), "seed": seed, "label": form}
 plan = plan_query(
-    transcript, suspect, [reference], pvalue=pvalue, power=power, prices=(0.5, 1.5), **options
+    transcript,
+    suspect,
+    [reference],
+    pvalue=pvalue,
+    power=power,
+    prices=(0.5, 1.5),  # per million prompt and completion tokens
+    **options,
 )
 print(plan)
 
@@ -196,9 +204,9 @@ for form in ("sampled once", "sampled, T = 1", "sampled, T = 0"):
 # ```
 #
 # ```
-# palimpsest plan  --transcript alice.parquet --model bob --endpoint https://api.example.org/v1
+# palimpsest plan  --transcript alice.parquet --model bob --endpoint https://api.example.org/v1 \
 #                  --api-key-env BOB_KEY --reference my-reference --out plan.json
-# palimpsest score --transcript alice.parquet --model bob --endpoint https://api.example.org/v1
+# palimpsest score --transcript alice.parquet --model bob --endpoint https://api.example.org/v1 \
 #                  --api-key-env BOB_KEY --plan plan.json --out bob.parquet
 # ```
 #

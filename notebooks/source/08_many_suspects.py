@@ -89,7 +89,7 @@ for (suspect, owner), e in family.evidence.items():
     print(f"{suspect:<16}{owner:<15}{e.z:>5.1f}{e.pvalue:>7.1g}{corrected:>8.1g}  {e.verdict}")
 
 # %% [markdown]
-# A model that is tested against its *own* order is the loudest of all: it derives from itself. The
+# A model that is tested against its *own* order is loud: it derives from itself. The
 # fine-tunes follow Alice's order and nobody else's; that the other two owners used the very same
 # examples changes nothing. What was tested is the *order*.
 #

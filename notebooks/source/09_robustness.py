@@ -39,7 +39,7 @@ from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import Transcript
 
 # %%
-# A study takes an hour, so this notebook opens one and never runs it.
+# A study takes most of an hour, so this notebook opens one and never runs it.
 ran = home() / "studies" / f"{study}-{source}"
 record = open_study(ran if source != "recorded" and ran.is_dir() else study)
 print("run on this machine" if record.folder == ran else "recorded")
@@ -49,15 +49,15 @@ print(f"{record.name}: {done} of {len(record.cells)} cells, {len(record.position
 # %% [markdown]
 # ## Derivatives and controls
 #
-# Each is a named operation on a saved model. The controls are the ones to watch: a model that never
-# saw Alice's order must not be found, and one *must* be found though it shares no weight with hers,
-# because it was trained on the same examples in the same order. The null hypothesis is about the
-# order and nothing else.
+# Each is a named operation on a saved model, and either depends on Alice's order or does not. The
+# controls are the ones to watch: a model that never saw her order must not be found, and one depends
+# on it though it shares no weight with hers, because it was trained on the same examples in the same
+# order. The null hypothesis is about the order and nothing else.
 
 # %%
 for name, kind in DERIVATIVES.items():
-    flagged = "must be found" if kind.depends else "must not be found"
-    print(f"{name:<24} {kind.family:<11} {flagged:<18} {kind.meaning[:70]}")
+    flagged = "depends on it" if kind.depends else "does not"
+    print(f"{name:<24} {kind.family:<11} {flagged:<14} {kind.meaning}")
 
 # %% [markdown]
 # ## What survives, and in which test it shows
@@ -80,16 +80,20 @@ for (name, test), e in matrix.items():
         print(f"{name:<24}{test:<22}{e['z']:>7.1f}  {e['pvalue']:>8.2g}  {e['verdict']}")
 
 # %% [markdown]
-# Evidence here means what it means everywhere: all gates pass, and the exact p is at most .001.
+# Evidence here means what it means everywhere: no gate failed, and the exact p is at most .001. The
+# controls are *could not be decided* because this study fixed no smallest effect of interest.
 # Whatever lies beyond is measured in z. One row of the matrix tests one suspect several times; a
 # report would close the family and correct (notebook 08).
 #
 # Two rows are worth a pause. The merge with an unrelated model hides its parent here: an average of
 # two models that share no start is hardly a model at all. And `early-checkpoint` is missed with a z
 # far *below* zero: it left half way and remembers the middle, where the test looked for a rise
-# to the end. "When did Bob leave?" below finds it.
+# to the end. "When did Bob leave?" below finds it, under the name `left-at-0.5`. (`fine-tune-2000` is
+# trained at a quarter of the learning rate here, and the derivative of notebook 05 at an eighth, so
+# their z differ.)
 #
-# From a few hundred thousand tokens of text alone, and from a few thousand with retrained siblings:
+# The reshuffle test, on some 25,000 tokens of text. At the default alpha of .001 nineteen siblings
+# can decide nothing (notebook 04 uses .05):
 
 # %%
 for cell in record.find("robustness", test="reshuffle"):
@@ -112,10 +116,8 @@ for schedule in dict.fromkeys(c["axes"]["schedule"] for c in record.find("checkp
         f"after {cell['axes']['fraction']:.0%}": (tenths, cell["evidence"]["tenths"])
         for cell in record.find("checkpoints", schedule=schedule)
     }
-    print("learning rate:", schedule)
-    figures.show(
-        figures.evidence_lines(curves, "tenth of the training order", "contrast (nats per token)")
-    )
+    xlabel = f"tenth of the training order (learning rate {schedule})"
+    figures.show(figures.evidence_lines(curves, xlabel, "contrast (nats per token)"))
 
 # %% [markdown]
 # ## Evidence against what it costs, and what Bob does
@@ -133,14 +135,19 @@ figures.show(
 )
 
 # %% [markdown]
-# **Prediction.** A closer reference takes away more of what makes texts easy or hard. Which of
-# these is the best reference for a heavy fine-tune, and which is none at all, so that the test
-# refuses it?
+# **Prediction.** Which of these is the best reference for a heavy fine-tune, and which is none at
+# all, so that the test refuses it?
 
 # %%
 for cell in record.find("evidence-against", axis="reference"):
     e = cell["evidence"]
     print(f"{cell['axes']['reference']:<28} z {e['z']:5.1f}   {e['verdict']}")
+
+# %% [markdown]
+# Other examples of the same corpus do as well as the same ones; several references help more.
+#
+# The last axes: the size of the models, how much text Bob published and at which temperature it was
+# sampled (both the partition test), and Alice's weight in a merge with an independent model.
 
 # %%
 for axis in ("size", "text", "temperature", "weight"):
@@ -153,7 +160,8 @@ for axis in ("size", "text", "temperature", "weight"):
 #
 # A suspect that left after half of the run never saw the second half: its curve rises to the
 # branch and is flat from there on. The bound (it saw at least so much) inverts an exact
-# permutation test; the estimate and its interval rest on a fitted curve and are an approximation.
+# permutation test, at 95 %, in hundredths; the estimate and its interval rest on a fitted curve and
+# are an approximation.
 
 # %%
 branches = {cell["suspect"]: cell["evidence"] for cell in record.find("branch-point")}
@@ -201,10 +209,8 @@ for this_order in dict.fromkeys(c["axes"]["this order"] for c in passes.find("ep
         f"after {cell['axes']['fraction']:.0%}": (tenths, cell["evidence"]["tenths"])
         for cell in cells
     }
-    print("Alice's order is", this_order)
-    figures.show(
-        figures.evidence_lines(curves, "tenth of Alice's order", "contrast (nats per token)")
-    )
+    xlabel = f"tenth of Alice's order, {this_order}"
+    figures.show(figures.evidence_lines(curves, xlabel, "contrast (nats per token)"))
 
 # %%
 for cell in passes.find("epochs", fraction=1.0):
@@ -243,8 +249,8 @@ print(e.verdict_reason)
 
 # %% [markdown]
 # A stranger with a z of 8, and nothing but a gate between it and a false accusation. The checkpoint
-# of the middle is the dangerous one: its raw scores hardly rank with the order (p about .01), so a
-# check of ranks lets it pass. The gate looks for waves over training too.
+# of the middle is the dangerous one: its raw scores hardly rank with the order (correlation −0.025),
+# so a check of ranks gives no more than a caveat. The gate looks for waves over training too.
 #
 # Mended: with a reference that is independent of the order, the stranger is a stranger again.
 

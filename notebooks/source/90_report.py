@@ -106,12 +106,14 @@ print(f"                    asymptotic p {alone.asymptotic_text}")
 # ## Controls: independent models
 #
 # Trained without knowledge of the owner's order, tested the same way. A control is measured without
-# itself among the references.
+# itself among the references, and with the other independent models in its place. So the contrasts of
+# three models add up to zero: three controls are two independent comparisons.
 
 # %%
 controls = {}
+pool = dict.fromkeys([*reference_names, *placebos])
 for name in ("independent", "reference-same", "reference-other"):
-    refs = [run.scores(r) for r in reference_names if r != name]
+    refs = [run.scores(r) for r in pool if r != name]
     controls[name] = query_test(
         run.transcript, run.scores(name), refs, statistic, seed=seed, smallest_effect=smallest
     )
@@ -121,7 +123,9 @@ for name in ("independent", "reference-same", "reference-other"):
 # %% [markdown]
 # ## Validity gates
 #
-# What the software checked. A failed gate means *could not be decided*, whatever the p-value.
+# What the software checked. A failed gate means *could not be decided*, whatever the p-value; a
+# caveat is said and left to the reader. Gate 5 (choices) appears only where something was chosen
+# from data.
 
 # %%
 for gate in evidence.gates:

@@ -49,11 +49,11 @@ class BranchPoint:
         Best fit, in [0, 1]; 1: it saw the whole run.
     low, high : float
         Approximate interval; it reaches to the exact bound where that is higher, and to 0 where
-        the bound is 0.
+        nothing shows that any of the run was seen.
     confidence : float
         Of the interval, and of `seen_at_least`.
     seen_at_least : float
-        Exact lower bound of the fraction, one-sided; 0 if nothing was found.
+        Exact lower bound of the fraction, one-sided, rounded down to a bin; 0 if nothing was found.
     drop : float
         Fitted contrast just before the branch less that after it, in the contrast's units; NaN
         where the fit has nothing after the branch.
@@ -81,7 +81,7 @@ class BranchPoint:
     fit_pvalue: float
 
     def __str__(self) -> str:
-        if self.seen_at_least == 0:
+        if self.seen_at_least == 0 and self.low == 0:
             return "no sign that any of the run was seen"
         return (
             f"left after {self.fraction:.0%} of the run (about {self.low:.0%} to {self.high:.0%}; "
@@ -148,11 +148,12 @@ def branch_point(
             accepted.append(k)
     share, drop = fits.place(best, means)
     permutations = min(n_resamples, max(BOUND_RESAMPLES, _fewest(confidence)))
-    seen = _bound(values, bins, confidence, permutations, streams[1])
+    rejected = _rejected(values, bins, confidence, permutations, streams[1])
+    seen = max(0, rejected - 1) / bins
     return BranchPoint(
         fraction=share,
         # a fit always has a branch; where no example shows that it was seen, there may be none
-        low=fits.cuts[min(accepted)] / bins if seen > 0 else 0.0,
+        low=fits.cuts[min(accepted)] / bins if rejected else 0.0,
         high=min(1.0, max(seen, (fits.cuts[max(accepted)] + 1) / bins)),
         confidence=confidence,
         seen_at_least=seen,
@@ -186,7 +187,7 @@ def seen_until(
     Returns
     -------
     float
-        With probability `confidence` or more, at most the true share rounded up to a step.
+        With probability `confidence` or more, at most the true share.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def seen_until(
             f"{len(values) // SMALLEST_BIN}"
         )
     stream = np.random.SeedSequence([seed, 0xB4A2C4]).spawn(2)[1]
-    return _bound(values, steps, confidence, n_resamples, stream)
+    return max(0, _rejected(values, steps, confidence, n_resamples, stream) - 1) / steps
 
 
 def _in_order(positions: ArrayLike, contrast: ArrayLike) -> Floats:
@@ -247,19 +248,21 @@ def _fewest(confidence: float) -> int:
     return int(np.ceil(1 / (1 - confidence) - 1e-9)) - 1
 
 
-def _bound(
+def _rejected(
     values: Floats, steps: int, confidence: float, n_resamples: int, stream: np.random.SeedSequence
-) -> float:
-    """First candidate whose later examples look exchangeable: all before it were rejected.
+) -> int:
+    """How many candidate shares 0, 1/steps, … are rejected before the first that is not.
 
-    It exceeds the true share only if the test at the first candidate past that share rejects, which
-    happens with probability 1 − confidence at most: so no correction for many candidates is due.
+    A candidate is rejected if the examples after it do not look exchangeable; the suspect has then
+    seen more than that share. So the last rejected one exceeds the true share only if the test at
+    the first candidate from that share on rejects, which happens with probability 1 − confidence
+    at most: no correction for many candidates is due.
     """
     n = len(values)
     for step, child in enumerate(stream.spawn(steps)):
         later = values[int(np.ceil(step * n / steps)) :]
         if len(later) < 4 * SMALLEST_SIDE:
-            return step / steps
+            return step
         ranks = rankdata(later) - (len(later) + 1) / 2
         rng = np.random.default_rng(child)
         observed = _largest_step(ranks[None, :])[0]
@@ -271,8 +274,8 @@ def _bound(
         )
         beyond = int((drawn >= observed * (1 - 1e-12)).sum())
         if (1 + beyond) / (n_resamples + 1) > 1 - confidence + 1e-12:
-            return step / steps
-    return 1.0
+            return step
+    return steps
 
 
 def _chunks(total: int, width: int) -> list[int]:

@@ -56,7 +56,7 @@ def run_study(
     chosen: Recipe | str = "tiny",
     out: str | Path | None = None,
     *,
-    order: int = 0,
+    order: int | None = None,
     corpus: "Corpus | None" = None,
     command: str | None = None,
     progress: bool = False,
@@ -71,8 +71,9 @@ def run_study(
         Recipe of the lab.
     out : str or Path, optional
         Folder; in the cache by default.
-    order : int
-        Number of the shuffle that the owner's run follows, of a study given by name.
+    order : int, optional
+        Number of the shuffle that the owner's run follows, of a study given by name; 0 by default.
+        A study of your own says its order itself.
     corpus : Corpus, optional
         Your own text, as for `workbench.lab.train_walkthrough`.
     command : str, optional
@@ -88,11 +89,17 @@ def run_study(
     Raises
     ------
     InputError
-        Unknown study, recipe or order; the folder holds another study, recipe or corpus, or is in
-        use.
+        Unknown study, recipe or order, or an order beside a study that has its own; the folder
+        holds another study, recipe or corpus, or is in use.
     """
     chosen = recipe(chosen) if isinstance(chosen, str) else chosen
-    study = declare(study, chosen, order) if isinstance(study, str) else study
+    if isinstance(study, str):
+        study = declare(study, chosen, 0 if order is None else order)
+    elif order is not None:
+        raise InputError(
+            f"order={order} beside a study of your own: its models say that it is of order "
+            f"{study.order}; leave out order="
+        )
     folder = (
         study_folder(study.name, chosen, study.order) if out is None else Path(out).expanduser()
     )
