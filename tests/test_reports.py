@@ -296,6 +296,16 @@ def test_tex_that_cannot_be_read_is_shown_as_it_is() -> None:
     assert "\\frac{a}" in text
 
 
+def test_links_to_notebooks_lead_to_their_pages_or_nowhere() -> None:
+    cell = new_markdown_cell("# T\n\n[The *next*](02_next.ipynb), [home](https://a.b/x.ipynb)")
+    whole = page_html(new_notebook(cells=[cell]), "a", with_index=True)
+    assert '<a href="02_next.html">The <em>next</em></a>' in whole
+    alone = page(cell)
+    assert "The <em>next</em>," in alone
+    assert "02_next" not in alone
+    assert "https://a.b/x.ipynb" in alone, "an address elsewhere stays"
+
+
 def test_contents_link_to_headings_of_the_same_name() -> None:
     text = page(new_markdown_cell("# T\n\n## Order & *time*\n\n## Order & *time*\n\n### Über"))
     anchors = re.findall(r'<li class="level-\d"><a href="#([^"]+)">', text)

@@ -267,6 +267,16 @@ def test_subsample_is_seeded_and_covers(stratify):
         assert np.histogram(one.positions, bins=50, range=(0, 5000))[0].tolist() == [10] * 50
 
 
+def test_units_that_are_scattered_are_noted():
+    units = np.repeat(np.arange(40), 3)
+    starts = 3 * np.random.default_rng(1).permutation(40)
+    together = np.repeat(starts, 3) + np.tile(np.arange(3), 40)
+    said = "do not lie side by side"
+    assert said not in str(Transcript.from_arrays(together, units=units).describe())
+    scattered = np.random.default_rng(1).permutation(120)
+    assert said in str(Transcript.from_arrays(scattered, units=units).describe())
+
+
 def test_subsample_keeps_units_whole():
     units = np.repeat(np.arange(100), 5)
     made = Transcript.from_arrays(np.arange(500), texts=["t"] * 500, units=units)

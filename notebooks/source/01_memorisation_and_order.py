@@ -60,8 +60,8 @@ figures.show(figures.loss_curves(curves))
 # ## Likelihood by position, raw
 #
 # Now score all examples under the *finished* model. Examples differ much more from each other than
-# memory changes any of them, so the raw curve is noisy: its intervals are four times as wide as those
-# of the next figure.
+# memory changes any of them, so the raw curve is noisy: its intervals are four times as wide as
+# those of the next figure.
 #
 # **Prediction.** Alice's model, her derivative and the independent model have nearly the same text
 # to read. Which of the three curves can rise with *Alice's* positions?

@@ -148,8 +148,8 @@ print(mistake.verdict_reason)
 # %% [markdown]
 # ## Three independent models
 #
-# The control and both references never saw Alice's order. Each is put on trial, measured against the
-# other two, so their contrasts add up to zero: three curves, two independent comparisons. The
+# The control and both references never saw Alice's order. Each is put on trial, measured against
+# the other two, so their contrasts add up to zero: three curves, two independent comparisons. The
 # smallest effect of interest is a quarter of what the same queries show on Alice's own model.
 
 # %%
@@ -223,8 +223,8 @@ print(f"independent, same design: certified p {cleared_pairs.pvalue:.2g}")
 # Looking at a p-value after every query, and stopping once it is small, rejects true nulls far too
 # often. A gambler may stop at any time: starting from 1, she bets on the sign of each pair before
 # she sees it. Under the null the game is fair, so her wealth reaches 1/α with a chance of at most α
-# (Ville's inequality), however long and however often she looks. In a case, choose one beforehand: a
-# fixed number of queries or a watched test. Here one design shows both.
+# (Ville's inequality), however long and however often she looks. In a case, choose one beforehand:
+# a fixed number of queries or a watched test. Here one design shows both.
 
 # %%
 watched = {}

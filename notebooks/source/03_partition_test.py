@@ -182,7 +182,8 @@ figures.show(figures.pvalue_uniformity({"reshuffled orders": pvalues}, columns=1
 #
 # Cut the transcript into equal blocks in training order, fit a small n-gram model to each, and ask
 # whether later blocks make the text likelier. Whole blocks are permuted; with few of them their
-# orders, and not the number of permutations, would limit the smallest p. With a text it is `partition_test(…, statistic="block-likelihood")`.
+# orders, and not the number of permutations, would limit the smallest p. With a text it is
+# `partition_test(…, statistic="block-likelihood")`.
 
 # %%
 logliks = observations.block_logliks(text)

@@ -117,9 +117,9 @@ figures.show(figures.rejection_rates(rates, 0.01, valid))
 
 # %% [markdown]
 # Filled: valid at that level. With nine siblings the normal z rejects about four times too often at
-# .01, and the smaller the level the worse. Student's law is right for Gaussian scatter, and rejects about twice too often
-# at .01 under these heavy tails: that is what "model-based" means. The rank is never wrong (with
-# nine siblings it cannot reach .01 at all, so it never rejects there).
+# .01, and the smaller the level the worse. Student's law is right for Gaussian scatter, and rejects
+# about twice too often at .01 under these heavy tails: that is what "model-based" means. The rank
+# is never wrong (with nine siblings it cannot reach .01 at all, so it never rejects there).
 #
 # ## How much text is needed
 #

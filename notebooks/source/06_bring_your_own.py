@@ -60,8 +60,8 @@ transcript = Transcript.read(path)
 transcript.describe()
 
 # %% [markdown]
-# The column `unit` says that three examples moved as one (a packed chunk, a document): they lie side
-# by side in training, wherever that was. The test will permute 400 units, not 1,200 rows.
+# The column `unit` says that three examples moved as one (a packed chunk, a document): they lie
+# side by side in training, wherever that was. The test will permute 400 units, not 1,200 rows.
 #
 # If you have arrays already, no file is needed. Say also how the order came about: the evidence
 # rests on it.
@@ -230,8 +230,8 @@ else:
 # palimpsest report notebooks/90_report.ipynb -p source=tiny
 # ```
 #
-# Exit status: 0 the test ran, whatever the verdict; 1 a notebook failed, or a bundle does not match;
-# 2 bad input; 3 could not be decided; 130 interrupted.
+# Exit status: 0 the test ran, whatever the verdict; 1 a notebook failed, or a bundle does not
+# match; 2 bad input; 3 could not be decided; 130 interrupted.
 
 # %% [markdown]
 # ## From a laptop to a cluster

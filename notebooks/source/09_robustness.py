@@ -50,9 +50,9 @@ print(f"{record.name}: {done} of {len(record.cells)} cells, {len(record.position
 # ## Derivatives and controls
 #
 # Each is a named operation on a saved model, and either depends on Alice's order or does not. The
-# controls are the ones to watch: a model that never saw her order must not be found, and one depends
-# on it though it shares no weight with hers, because it was trained on the same examples in the same
-# order. The null hypothesis is about the order and nothing else.
+# controls are the ones to watch: a model that never saw her order must not be found, and one
+# depends on it though it shares no weight with hers, because it was trained on the same examples in
+# the same order. The null hypothesis is about the order and nothing else.
 
 # %%
 for name, kind in DERIVATIVES.items():
@@ -87,8 +87,8 @@ for (name, test), e in matrix.items():
 #
 # Two rows are worth a pause. The merge with an unrelated model hides its parent here: an average of
 # two models that share no start is hardly a model at all. And `early-checkpoint` is missed with a z
-# far *below* zero: it left half way and remembers the middle, where the test looked for a rise
-# to the end. "When did Bob leave?" below finds it, under the name `left-at-0.5`. (`fine-tune-2000` is
+# far *below* zero: it left half way and remembers the middle, where the test looked for a rise to
+# the end. "When did Bob leave?" below finds it, under the name `left-at-0.5`. (`fine-tune-2000` is
 # trained at a quarter of the learning rate here, and the derivative of notebook 05 at an eighth, so
 # their z differ.)
 #
@@ -249,8 +249,9 @@ print(e.verdict_reason)
 
 # %% [markdown]
 # A stranger with a z of 8, and nothing but a gate between it and a false accusation. The checkpoint
-# of the middle is the dangerous one: its raw scores hardly rank with the order (correlation −0.025),
-# so a check of ranks gives no more than a caveat. The gate looks for waves over training too.
+# of the middle is the dangerous one: its raw scores hardly rank with the order (correlation
+# −0.025), so a check of ranks gives no more than a caveat. The gate looks for waves over training
+# too.
 #
 # Mended: with a reference that is independent of the order, the stranger is a stranger again.
 

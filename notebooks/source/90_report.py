@@ -106,8 +106,8 @@ print(f"                    asymptotic p {alone.asymptotic_text}")
 # ## Controls: independent models
 #
 # Trained without knowledge of the owner's order, tested the same way. A control is measured without
-# itself among the references, and with the other independent models in its place. So the contrasts of
-# three models add up to zero: three controls are two independent comparisons.
+# itself among the references, and with the other independent models in its place. So the contrasts
+# of three models add up to zero: three controls are two independent comparisons.
 
 # %%
 controls = {}
