@@ -381,10 +381,153 @@ def test_a_variable_length_kernel_is_called_for_many_lengths(llama, monkeypatch)
     rows = mixed_rows(30)
     whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
     monkeypatch.setattr(attention, "_VARLEN", kernel)
-    monkeypatch.setattr(attention, "_wants_kernel", lambda query, layout: len(layout.runs) > 3)
+    monkeypatch.setattr(attention, "_wants_kernel", lambda query, value, layout: True)
     got = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
     assert calls[:2] == [5, 5]  # the two layers of the comparison at loading
     assert len(calls) > 2
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(whole), atol=TOLERANCE)
+
+
+def test_a_kernel_that_refuses_is_left_out_and_rows_stay_packed(llama, monkeypatch):
+    def refuses(*_):
+        raise RuntimeError("head size 4 is not supported")
+
+    def asked(query, value, layout):
+        return attention._current.kernel
+
+    rows = mixed_rows(30)
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    monkeypatch.setattr(attention, "_VARLEN", refuses)
+    monkeypatch.setattr(attention, "_wants_kernel", asked)
+    scorer = CausalLMScorer(llama, device="cpu")
+    got = score_all(scorer, transcript_of(rows))
+    assert scorer._network.packs
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(whole), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_variable_length_function_of_older_and_newer_torch(grouped, monkeypatch):
+    """In place of a GPU's: rows by their offsets, keys and values repeated where it must be."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+
+    def rows_of(q, k, v, begins, scale, window):
+        assert window == (3, 0)
+        found = []
+        for a, b in zip(begins.tolist(), begins.tolist()[1:], strict=False):
+            row = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
+            found.append(attention._attend(*row, scale, window[0] + 1, None)[0].transpose(0, 1))
+        return torch.cat(found)
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+        assert query.shape == key.shape == value.shape
+        assert max_q == max_k == 5
+        return rows_of(query, key, value, cu_seq_q, scale, window_size)
+
+    def newer(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size,
+              enable_gqa, num_splits=None):  # fmt: skip
+        assert enable_gqa
+        assert num_splits is None  # some versions refuse any number
+        return rows_of(query, key, value, cu_seq_q, scale, window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", newer if grouped else older)
+    attend = attention._variable_length()
+    layout = attention.Layout.of([5, 4, 4, 2])
+    query = torch.randn(1, 4, 15, 8, generator=torch.Generator().manual_seed(0))
+    key, value = (query[:, :2].cos(), query[:, :2].sin())
+    with attention.laid_out(layout):
+        want, _ = attention.packed_attention(
+            torch.nn.Identity(), query, key, value, None, sliding_window=4
+        )
+    torch.testing.assert_close(attend(query, key, value, layout, None, 4), want)
+
+
+def test_a_budget_is_found_within_one_call(llama, monkeypatch):
+    """As on a GPU: batches are timed, and what is left is planned anew with the budget found."""
+    rows = [np.random.default_rng(i).integers(0, 61, 8) for i in range(200)]
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    scorer = CausalLMScorer(llama, device="cpu")
+    scorer._budget = TokenBudget(32, search=True, most=128)
+    sizes, true_values, clock = [], network.Network._values, iter(range(10**6))
+
+    def values(self, batch):
+        sizes.append(sum(row.ids.size for row in batch))
+        return true_values(self, batch)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        scorer._network  # noqa: B018  the comparisons at loading are not counted
+        monkeypatch.setattr(network.Network, "_values", values)
+        # every batch takes one second, so twice the tokens are twice as fast
+        monkeypatch.setattr(network.time, "perf_counter", lambda: float(next(clock)))
+        got = score_all(scorer, transcript_of(rows))
+    finally:
+        torch.set_num_threads(before)
+    assert sizes[:9] == [32] * 3 + [64] * 3 + [128] * 3
+    assert (scorer._budget.tokens, scorer._budget.searching) == (128, False)
+    assert sum(sizes) == 1600
+    for one, other in zip(got, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
+
+
+def test_a_gpu_s_budget_keeps_activations_within_three_gibibytes(llama, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    scorer = CausalLMScorer(llama, dtype="bfloat16")
+    scorer._device = torch.device("cuda")
+    wide = type(scorer._config)(hidden_size=4096, intermediate_size=14336)
+    scorer._config = wide
+    assert scorer._budget.searching
+    assert scorer._budget.most == 3 * 2**30 // (3 * (4096 + 14336) * 2)
+
+
+def test_one_kernel_for_a_norm_only_where_it_does_the_same(models):
+    for kind, fused in (("llama", True), ("gemma2", False)):
+        model = AutoModelForCausalLM.from_pretrained(models(kind), dtype=torch.bfloat16).eval()
+        norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+        with torch.no_grad():
+            for norm in norms:
+                norm.weight.copy_(torch.linspace(0.5, 1.5, norm.weight.numel()))
+        ids = torch.arange(24)[None]
+        with torch.inference_mode():
+            before = model(ids).logits.float()
+            network.use_fused_norms(model)
+            made = ["forward" in vars(norm) for norm in norms]
+            after = model(ids).logits.float()
+            for norm in norms:
+                vars(norm).pop("forward", None)
+            exact = model.float()(ids).logits
+        assert made == [fused] * len(norms)
+        assert (after - exact).abs().mean() <= 1.1 * (before - exact).abs().mean()
+
+
+def test_logits_that_overflow_are_named_as_such(own_llama):
+    model = AutoModelForCausalLM.from_pretrained(own_llama)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(60_000.0)
+    model.save_pretrained(own_llama)
+    scorer = CausalLMScorer(own_llama, dtype="float16", device="cpu")
+    with pytest.raises(InputError, match="not finite numbers in float16") as caught:
+        score_all(scorer, transcript_of(mixed_rows()))
+    assert "causal model" not in str(caught.value)
+
+
+def test_compiled_layers_give_the_same(llama):
+    rows = mixed_rows(30)
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    scorer = CausalLMScorer(llama, device="cpu")
+    assert scorer._network.compile("eager")  # traced as always, and not translated
+    got = score_all(scorer, transcript_of(rows))
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(whole), atol=TOLERANCE)
+
+
+def test_what_cannot_be_compiled_is_scored_without(llama, monkeypatch):
+    rows = mixed_rows()
+    whole = score_all(CausalLMScorer(llama, device="cpu"), transcript_of(rows))
+    true_compile = network.Network.compile
+    monkeypatch.setattr(network.Network, "compile", lambda self: true_compile(self, "no such"))
+    scorer = CausalLMScorer(llama, device="cpu", compile=True)
+    with pytest.warns(UserWarning, match="cannot be compiled here"):
+        got = score_all(scorer, transcript_of(rows))
     np.testing.assert_allclose(np.concatenate(got), np.concatenate(whole), atol=TOLERANCE)
 
 
@@ -1075,3 +1218,36 @@ def test_on_a_gpu_the_checkpoint_has_its_own_precision(llama, tmp_path):
     scorer = CausalLMScorer(tmp_path / "half")
     assert scorer.identity().dtype == "bfloat16"
     assert np.isfinite(np.concatenate(score_all(scorer, transcript_of(mixed_rows())))).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_the_kernel_gives_what_the_way_without_it_gives(llama, monkeypatch):
+    rows = mixed_rows(30)
+    with_kernel = CausalLMScorer(llama, dtype="bfloat16")
+    got = score_all(with_kernel, transcript_of(rows))
+    assert with_kernel._network.packs
+    monkeypatch.setattr(attention, "_VARLEN", None)
+    want = score_all(CausalLMScorer(llama, dtype="bfloat16"), transcript_of(rows))
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_memory_that_ends_once_changes_nothing(llama, monkeypatch):
+    rows = mixed_rows(30)
+    want = score_all(CausalLMScorer(llama), transcript_of(rows))
+    scorer = CausalLMScorer(llama)
+    scorer._network  # noqa: B018
+    true_pass, failed = network.Network._pass, []
+
+    def once(self, batch):
+        if not failed:
+            failed.append(len(batch))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return true_pass(self, batch)
+
+    monkeypatch.setattr(network.Network, "_pass", once)
+    got = score_all(scorer, transcript_of(rows))
+    assert failed
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=1e-2)

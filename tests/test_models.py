@@ -89,9 +89,21 @@ def test_memory_that_ran_out_ends_the_search_and_is_remembered():
     budget = TokenBudget(64, "key", search=True)
     budget.halve(50)
     assert (budget.tokens, budget.searching) == (25, False)
-    assert TokenBudget(64, "key", search=True).tokens == 25
+    again = TokenBudget(64, "key", search=True)
+    assert (again.tokens, again.searching) == (25, True)  # memory may suffice another day
     budget.halve(1)
     assert budget.tokens == 1
+
+
+def test_a_search_is_settled_where_too_little_is_left_to_score():
+    budget = TokenBudget(64, "key", search=True)
+    feed(budget, {64: 10.0, 128: 18.0}, batches=3)
+    assert (budget.tokens, budget.searching) == (128, True)
+    budget.settle(10_000)
+    assert budget.searching
+    budget.settle(100)
+    assert (budget.tokens, budget.searching) == (64, False)
+    assert TokenBudget(64, "key", search=True).tokens == 64
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", json.dumps({"key": "many"})])

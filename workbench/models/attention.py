@@ -10,13 +10,14 @@ Registered with transformers as an attention implementation. Does not know model
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["PACKED", "Layout", "can_pack", "laid_out", "register_packed_attention"]
@@ -26,6 +27,8 @@ PACKED = "palimpsest_packed"
 # On a GPU many short calls cost more than the work in them: from so many runs of equal length on,
 # one call of a variable-length kernel is made instead, where there is one.
 FEWEST_RUNS = 4
+# What the kernel can do: head sizes, and the first generation of GPUs.
+WIDEST_HEAD, HEAD_STEP, FIRST_GENERATION = 256, 8, 8
 
 _current = threading.local()
 
@@ -70,9 +73,12 @@ class Layout:
 
 
 @contextmanager
-def laid_out(layout: Layout) -> Iterator[None]:
-    """Say how the batch lies that this thread's next forward pass takes."""
-    _current.layout = layout
+def laid_out(layout: Layout, kernel: bool = True) -> Iterator[None]:
+    """Say how the batch lies that this thread's next forward pass takes.
+
+    `kernel` says whether a variable-length kernel may be used.
+    """
+    _current.layout, _current.kernel = layout, kernel
     try:
         yield
     finally:
@@ -83,7 +89,9 @@ def register_packed_attention() -> None:
     """Make `PACKED` known to transformers; doing it twice does no harm."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(PACKED, packed_attention)
+    # what is compiled stops here: rows lie otherwise in every batch
+    disable: Callable[..., Any] = torch.compiler.disable
+    AttentionInterface.register(PACKED, disable(packed_attention))
 
 
 def can_pack(model: Any) -> bool:
@@ -151,20 +159,29 @@ def packed_attention(
     odd = [n for n in ("s_aux", "position_bias", "cache") if others.get(n) is not None]
     if layout is None or attention_mask is not None or odd or others.get("is_causal") is False:
         raise NotImplementedError(f"packed attention without layout, or with a mask or {odd}")
-    if _VARLEN is not None and softcap is None and _wants_kernel(query, layout):
+    if _VARLEN is not None and softcap is None and _wants_kernel(query, value, layout):
         return _VARLEN(query, key, value, layout, scaling, sliding_window), None
+    if not layout.prefix and len(layout.runs) == 1:  # nothing to put together
+        q, k, v = (_rows(t[0], *layout.runs[0]) for t in (query, key, value))
+        alone = _attend(q, k, v, scaling, sliding_window, softcap)
+        return alone.transpose(1, 2).flatten(0, 1)[None], None
+    with _no_plans(query):
+        return _by_runs(query, key, value, layout, (scaling, sliding_window, softcap)), None
+
+
+def _by_runs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    options: tuple[float | None, int | None, float | None],
+) -> torch.Tensor:
+    """One run of equal rows after another, all of them after the prefix."""
     result = query.new_empty((query.shape[2], query.shape[1], value.shape[3]))
     shared = layout.prefix
     if shared:
         first = slice(0, shared)
-        alone = _attend(
-            query[:, :, first],
-            key[:, :, first],
-            value[:, :, first],
-            scaling,
-            sliding_window,
-            softcap,
-        )
+        alone = _attend(query[:, :, first], key[:, :, first], value[:, :, first], *options)
         result[first] = alone[0].transpose(0, 1)
     begin = shared
     for count, length in layout.runs:
@@ -175,15 +192,38 @@ def packed_attention(
                 torch.cat([t[:, :, :shared].expand(count, -1, -1, -1), own], dim=2)
                 for t, own in ((key, k), (value, v))
             )
-        attended = _attend(q, k, v, scaling, sliding_window, softcap)
+        attended = _attend(q, k, v, *options)
         result[part] = attended.transpose(1, 2).flatten(0, 1)
         begin = part.stop
-    return result[None], None
+    return result[None]
 
 
-def _wants_kernel(query: torch.Tensor, layout: Layout) -> bool:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and layout.prefix == 0 and len(layout.runs) >= FEWEST_RUNS
+def _no_plans(query: torch.Tensor) -> Any:
+    """On a GPU, only kernels that need no plan per shape: of shapes there are hundreds here."""
+    if not query.is_cuda:
+        return nullcontext()
+    kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kinds)
+
+
+def _wants_kernel(query: torch.Tensor, value: torch.Tensor, layout: Layout) -> bool:
+    width = query.shape[3]
+    return (
+        bool(getattr(_current, "kernel", True))
+        and query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and layout.prefix == 0
+        and len(layout.runs) >= FEWEST_RUNS
+        and width == value.shape[3]
+        and width % HEAD_STEP == 0
+        and width <= WIDEST_HEAD
+        and _generation(query.device) >= FIRST_GENERATION
+    )
+
+
+@lru_cache(maxsize=8)
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _rows(packed: torch.Tensor, count: int, length: int) -> torch.Tensor:
@@ -202,11 +242,16 @@ def _attend(
 ) -> torch.Tensor:
     """Causal attention of a batch of equal rows; keys may begin earlier than queries."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     own, seen = query.shape[2], key.shape[2]
     narrow = window is not None and window < seen
-    if softcap is None and own == seen and not narrow:
+    plain = softcap is None and own == seen and not narrow
+    if groups > 1 and plain and query.is_cuda and query.dtype != torch.float32:
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    if plain:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     ahead = torch.arange(seen, device=query.device) - torch.arange(
         seen - own, seen, device=query.device
@@ -224,8 +269,11 @@ def _attend(
 
 @lru_cache(maxsize=4)
 def _offsets_on(layout: Layout, device: torch.device) -> torch.Tensor:
-    """Copied once per batch, not once per layer."""
-    return torch.tensor(layout.offsets(), dtype=torch.int32, device=device)
+    """Copied once per batch, not once per layer, and without waiting for what a GPU has in hand."""
+    offsets = torch.tensor(layout.offsets(), dtype=torch.int32)
+    if device.type != "cuda":
+        return offsets.to(device)
+    return offsets.pin_memory().to(device, non_blocking=True)
 
 
 def _variable_length() -> Callable[..., torch.Tensor] | None:
@@ -235,10 +283,9 @@ def _variable_length() -> Callable[..., torch.Tensor] | None:
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    if not {"window_size", "scale", "enable_gqa"} <= set(known):
+    if not {"window_size", "scale"} <= set(known):
         return None
-    # one split: a row's values do not depend on what else is in the batch
-    fixed: dict[str, Any] = {"num_splits": 1} if "num_splits" in known else {}
+    grouped = "enable_gqa" in known  # not everywhere: heads are repeated then
 
     def attend(
         query: torch.Tensor,
@@ -248,6 +295,10 @@ def _variable_length() -> Callable[..., torch.Tensor] | None:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and not grouped:
+            key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        options: dict[str, Any] = {"enable_gqa": groups > 1} if grouped else {}
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         offsets = _offsets_on(layout, query.device)
         longest = max(length for _, length in layout.runs)
@@ -262,8 +313,7 @@ def _variable_length() -> Callable[..., torch.Tensor] | None:
             scale=scaling,
             # so many tokens to the left, none to the right
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=q.shape[1] != k.shape[1],
-            **fixed,
+            **options,
         )
         assert isinstance(result, torch.Tensor)
         return result[None]

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from workbench.home import atomic_write, home
 
-__all__ = ["TokenBudget", "plan_batches", "shared_prefix"]
+__all__ = ["FILLED", "TIMED", "TokenBudget", "plan_batches", "shared_prefix"]
 
 Ints = NDArray[np.int64]
 
 # While a budget is searched for, the next doubling must gain this much to be kept.
 WORTH = 1.05
+# Batches that fill less of the budget than this say nothing about it.
+FILLED = 0.8
+# Batches that are timed at each budget; the first carries the costs of a first time.
+TIMED = 3
 MEMORY = "budgets.json"
 
 
@@ -113,7 +117,8 @@ class TokenBudget:
         self.key = key
         self.most = most
         self.tokens = tokens if known is None else known
-        self.searching = search and known is None
+        # less than one begins with is what memory allowed once: it may allow more today
+        self.searching = search and (known is None or known < tokens)
         self._before: tuple[int, float] | None = None  # the last budget and its tokens per second
         self._timed: list[float] = []
 
@@ -125,10 +130,10 @@ class TokenBudget:
 
     def record(self, tokens: int, seconds: float) -> None:
         """A batch of so many tokens took so long; batches that fill less than most do not count."""
-        if not self.searching or tokens < 0.8 * self.tokens:
+        if not self.searching or tokens < FILLED * self.tokens:
             return
         self._timed.append(tokens / max(seconds, 1e-9))
-        if len(self._timed) < 3:  # the first carries the costs of a first time
+        if len(self._timed) < TIMED:
             return
         rate, self._timed = max(self._timed), []
         if self._before is not None and rate < WORTH * self._before[1]:
@@ -139,6 +144,12 @@ class TokenBudget:
             self._before = (self.tokens, rate)
             self.tokens *= 2
         if not self.searching:
+            self._remember()
+
+    def settle(self, there: int) -> None:
+        """So many tokens are there to score: if they fill no batch, keep what was found so far."""
+        if self.searching and self._before is not None and there < FILLED * self.tokens:
+            self.tokens, self.searching = self._before[0], False
             self._remember()
 
     def _remember(self) -> None:

@@ -10,8 +10,11 @@ On a CPU each core takes batches of its own: matrix products of one batch spread
 for the slowest of them a hundred times per batch. Does not know transcripts or scores.
 """
 
+import gc
 import logging
 import math
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ from workbench.models.attention import (
     laid_out,
     register_packed_attention,
 )
-from workbench.models.batches import TokenBudget, shared_prefix
+from workbench.models.batches import FILLED, TokenBudget, shared_prefix
 from workbench.models.checkpoint import Checkpoint, first_line, quiet_transformers
 
 __all__ = ["PRECISIONS", "Network", "Precision", "Row"]
@@ -51,6 +54,10 @@ CPU_FULL_LOGITS = 2**24
 CUDA_FULL_LOGITS = 2**28
 # A prefix shared by all rows of a batch is worth the longer way from so many tokens on.
 SHORTEST_SHARED_PREFIX = 16
+# On a GPU sharing means many short calls: it must spare this part of a batch.
+CUDA_LEAST_SPARED = 0.25
+# Rows of a GPU's matrix products come in tiles of so many.
+CUDA_TILE = 128
 
 
 @dataclass(frozen=True)
@@ -140,12 +147,14 @@ class _Batch:
         return cls(fed, None, np.concatenate(places), targets)
 
     @classmethod
-    def packed(cls, rows: Sequence[Row]) -> "_Batch":
+    def packed(cls, rows: Sequence[Row], least_spared: float = 0.0) -> "_Batch":
         shared = 0
         if len(rows) > 1:
             # at least one token of each row's own is fed
             shared = min(shared_prefix([r.ids for r in rows]), min(r.ids.size for r in rows) - 2)
-            shared = shared if shared >= SHORTEST_SHARED_PREFIX else 0
+            spared = shared * (len(rows) - 1) / sum(r.ids.size for r in rows)
+            if shared < SHORTEST_SHARED_PREFIX or spared < least_spared:
+                shared = 0
         pieces, places, begin = [rows[0].ids[:shared]], [], shared
         for row in rows:
             pieces.append(row.ids[shared:-1])
@@ -185,11 +194,13 @@ class Network:
     def __init__(self, model: Any, precision: Precision = PRECISIONS["float32"]) -> None:
         self.model = model
         self.precision = precision
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device = _device_of(model)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self.body, self.head = _body_and_head(model)
         self.passes = 0
         self.packs = False
+        self._kernel = True  # whether attention may use a variable-length kernel
+        self._sum_exp: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._attention: str | None = None  # the model's own, while another is in its place
         self.cap: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.in_two_steps = self._probe_head()
@@ -241,6 +252,7 @@ class Network:
             options["device_map"] = device_map
         if "device_map" in options:
             _need("accelerate", f"device_map and {precision.name} weights", checkpoint.name)
+        model = None
         try:
             with quiet_transformers():
                 model, report = AutoModelForCausalLM.from_pretrained(
@@ -256,7 +268,9 @@ class Network:
                 model = model.eval() if "device_map" in options else model.to(device).eval()
         except Exception as error:
             if out_of_memory(error):
-                raise _does_not_fit(checkpoint.name, device) from error
+                model = None
+                _let_go(error)
+                raise _does_not_fit(checkpoint.name, device) from None
             raise InputError(
                 f"{checkpoint.name} cannot be loaded as a causal language model "
                 f"({first_line(error)}): check that its weights belong to its config.json"
@@ -268,25 +282,65 @@ class Network:
                 f"{checkpoint.name}: its files lack {len(missing)} of the model's weights, such as "
                 f"{missing[0]}: it is no whole causal language model; save it again"
             )
+        if precision.mixed and any(p.device.type == "meta" for p in model.parameters()):
+            raise InputError(
+                f"{checkpoint.name}: a part of its weights lies in main memory, which "
+                "dtype='mixed' cannot round: use dtype='bfloat16' or '4bit'"
+            )
         if precision.mixed:
             _use_mixed(model)
         elif device.type == "cpu" and precision.dtype == torch.float32:
             _use_onednn(model)
+        elif device.type == "cuda" and precision.dtype != torch.float32:
+            use_fused_norms(model)
         try:
             return cls(model, precision)
         except InputError as error:
-            raise InputError(
-                f"{checkpoint.name} cannot be scored: {error}; give a causal model"
-            ) from error
+            raise InputError(f"{checkpoint.name} cannot be scored: {error}") from error
         except Exception as error:
             if out_of_memory(error):
-                raise _does_not_fit(checkpoint.name, device) from error
+                model = None
+                _let_go(error)
+                raise _does_not_fit(checkpoint.name, device) from None
             if precision.bits is None:
                 raise
             raise InputError(
                 f"{checkpoint.name}: bitsandbytes cannot multiply {precision.name} weights of this "
                 f"model on {device} ({first_line(error)}): choose another dtype or device"
             ) from error
+
+    def compile(self, backend: str = "inductor") -> bool:
+        """Compile the layers, and the sum of exponentials, for batches of any length.
+
+        Parameters
+        ----------
+        backend : str
+            Of `torch.compile`.
+
+        Returns
+        -------
+        bool
+            False if this cannot be done here, or changes likelihoods: then nothing is compiled.
+        """
+        kinds = set(getattr(self.model, "_no_split_modules", None) or ())
+        layers = [m for m in self.model.modules() if type(m).__name__ in kinds]
+        rows = _probe_rows(self.vocabulary)
+        before = self._values(rows)
+        try:
+            summed = torch.compile(_log_sum_exp, dynamic=True, backend=backend)
+            for layer in layers:
+                layer.compile(dynamic=True, backend=backend)
+            if self.device.type == "cuda" and self._sliced and self.cap is None:
+                self._sum_exp = summed if self.head.bias is None else None
+            if layers and self._same(before, self._values(rows)):
+                return True
+        except Exception as error:  # no compiler, or a form that it does not know
+            if out_of_memory(error):
+                raise
+        for layer in layers:
+            layer._compiled_call_impl = None
+        self._sum_exp = None
+        return False
 
     # ------------------------------------------------------------------ many batches
 
@@ -346,17 +400,20 @@ class Network:
         """One batch after another; on a GPU the next is prepared while the last is computed."""
         found: list[torch.Tensor | None] = [None] * len(batches)
         for number, batch in enumerate(batches):
-            timed = budget is not None and budget.searching and self.device.type == "cuda"
-            watch = _Stopwatch(self.device) if timed else None
+            size = sum(row.ids.size for row in batch)
+            timed = budget is not None and budget.searching and size >= FILLED * budget.tokens
+            begin = time.perf_counter()
             try:
-                found[number] = self._values(batch)
+                values = self._values(batch)
+                # copied where timed: that waits for what was queued, on all devices
+                found[number] = values.cpu() if timed else values
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 break
             self.passes += 1
-            if watch is not None and budget is not None:
-                budget.record(sum(row.ids.size for row in batch), watch.seconds())
+            if timed and budget is not None:
+                budget.record(size, time.perf_counter() - begin)
         if self.device.type == "cuda" and any(values is None for values in found):
             torch.cuda.empty_cache()
         return [
@@ -383,7 +440,8 @@ class Network:
         )
 
     def _pass(self, rows: Sequence[Row]) -> torch.Tensor:
-        batch = _Batch.packed(rows) if self.packs else _Batch.padded(rows)
+        spare = CUDA_LEAST_SPARED if self.device.type == "cuda" else 0.0
+        batch = _Batch.packed(rows, spare) if self.packs else _Batch.padded(rows)
         with torch.inference_mode():
             states = self._states(batch, logits=not self.in_two_steps)
             places, targets = (_to(states.device, a) for a in (batch.places, batch.targets))
@@ -402,7 +460,7 @@ class Network:
             output = module(input_ids=fed, use_cache=False)
         else:
             positions = _to(self.device, batch.layout.positions()[None])
-            with laid_out(batch.layout):
+            with laid_out(batch.layout, self._kernel):
                 output = module(input_ids=fed, position_ids=positions, use_cache=False)
         name = "logits" if logits else "last_hidden_state"
         found = getattr(output, name, None)
@@ -419,11 +477,15 @@ class Network:
         error of a half-precision product, which the sum averages out.
         """
         weight, bias = self.head.weight, self.head.bias
+        if states.device != weight.device:  # sharded, and tied to the embedding on another device
+            states = states.index_select(0, places).to(weight.device)
+            places = torch.arange(places.numel(), device=weight.device)
+            targets = targets.to(weight.device)
         narrow = getattr(self.head, "weight_of_products", weight)
         cpu = states.device.type == "cpu"
         # rows of a GPU's part take the whole vocabulary at once
         columns = CPU_HEAD_COLUMNS if cpu else self.vocabulary
-        height = CPU_HEAD_ROWS if cpu else max(FEWEST_HEAD_ROWS, CUDA_LOGITS // self.vocabulary)
+        height = CPU_HEAD_ROWS if cpu else _tiles(CUDA_LOGITS // self.vocabulary)
         values = torch.empty(places.numel(), dtype=torch.float32, device=states.device)
         for start in range(0, places.numel(), height):
             part = slice(start, start + height)
@@ -432,6 +494,9 @@ class Network:
             own = own if bias is None else own + bias.index_select(0, wanted).float()
             own = own if self.cap is None else self.cap(own)
             chosen = chosen.to(narrow.dtype)
+            if self._sum_exp is not None:
+                values[part] = own - self._sum_exp(self._multiply(chosen, narrow))
+                continue
             top = total = None
             for first in range(0, self.vocabulary, columns):
                 some = slice(first, min(first + columns, self.vocabulary))
@@ -455,7 +520,7 @@ class Network:
         return values
 
     def _whole_rows(self, chosen: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(chosen).float()
+        logits: torch.Tensor = self.head(chosen).float().to(chosen.device)
         return logits if self.cap is None else self.cap(logits)
 
     @staticmethod
@@ -471,11 +536,16 @@ class Network:
         batch = _Batch(ids, None, np.zeros(0, np.int64), np.zeros(0, np.int64))
         with torch.inference_mode():
             own = self._states(batch, logits=True).float()
+            if not bool(torch.isfinite(own).all()):
+                raise InputError(
+                    f"its logits are not finite numbers in {self.precision.name}: use "
+                    "dtype='bfloat16' or 'float32', or save the model again"
+                )
             rows = own.view(3, 7, -1)[:, :5]
             if not self._equal(rows, rows[:1].expand_as(rows)):
                 raise InputError(
                     "its likelihoods depend on later tokens or on padding, so it is no causal "
-                    "language model"
+                    "language model; give a causal model"
                 )
             if self.body is None or self.head is None:
                 return False
@@ -519,22 +589,20 @@ class Network:
         """Replace the attention, if likelihoods of packed rows then equal those of single rows."""
         if not can_pack(self.model):
             return False
-        ids = np.arange(36, dtype=np.int64) * 7919 % self.vocabulary
-        # two of one length, and enough lengths for a variable-length kernel to be tried
-        ends = ((0, 10), (10, 17), (17, 24), (24, 29), (29, 33), (33, 36))
-        rows = [Row(ids[a:b], 1) for a, b in ends]
+        rows = _probe_rows(self.vocabulary)
         alone = torch.cat([self._values([row]) for row in rows])
         self._attention = self.model.config._attn_implementation
         register_packed_attention()
-        try:
-            with quiet_transformers():
-                self.model.set_attn_implementation(PACKED)
-            self.packs = True
-            together = self._values(rows)
-            if self._equal(alone, together):
-                return True
-        except Exception:  # a model of another form is padded: slower, never wrong
-            pass
+        for kernel in (True, False):  # a kernel may refuse what the way without it can do
+            self._kernel = kernel
+            try:
+                with quiet_transformers():
+                    self.model.set_attn_implementation(PACKED)
+                self.packs = True
+                if self._same(alone, self._values(rows)):
+                    return True
+            except Exception:  # a model of another form is padded: slower, never wrong
+                pass
         self.plain_model()
         return False
 
@@ -550,24 +618,48 @@ class Network:
     def _equal(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         return bool((one - other).abs().max() <= self._tolerance(one))
 
+    def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Equal; in a coarse precision on average, where one token may be routed otherwise."""
+        if self.precision.dtype == torch.float32 and not self.precision.mixed:
+            return self._equal(one, other)
+        # a wrong layout moves the mean by nats
+        return bool((one - other).abs().mean() <= self._tolerance(one) / 3)
+
     def _tolerance(self, values: torch.Tensor) -> float:
         exact = self.precision.dtype == torch.float32 and not self.precision.mixed
         return (1e-3 if exact else 3e-2) * max(1.0, float(values.abs().max()))
 
 
-class _Stopwatch:
-    """Seconds of what is queued on a GPU."""
+def _probe_rows(vocabulary: int) -> list[Row]:
+    """Two of one length, and enough lengths for a variable-length kernel to be tried."""
+    ids = np.arange(36, dtype=np.int64) * 7919 % vocabulary
+    ends = ((0, 10), (10, 17), (17, 24), (24, 29), (29, 33), (33, 36))
+    return [Row(ids[a:b], 1) for a, b in ends]
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        event = partial(torch.cuda.Event, enable_timing=True)
-        self.begin, self.end = event(), event()
-        self.begin.record(torch.cuda.current_stream(device))
 
-    def seconds(self) -> float:
-        self.end.record(torch.cuda.current_stream(self.device))
-        self.end.synchronize()
-        return self.begin.elapsed_time(self.end) / 1000
+def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(logits.float(), dim=1)
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where its inputs go: the embedding's device, or the first one if that is brought in anew."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    if device.type != "meta":
+        return device
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what a failed load holds: a notebook keeps the traceback, and so its variables."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _tiles(height: int) -> int:
+    """Rows of a GPU's part: whole tiles, because broken ones cost as much."""
+    return max(FEWEST_HEAD_ROWS, height // CUDA_TILE * CUDA_TILE)
 
 
 def _does_not_fit(name: str, device: torch.device) -> InputError:
@@ -594,8 +686,10 @@ def _in_parts(
 ) -> torch.Tensor:
     """Log-likelihoods where logits come for the whole vocabulary, some positions at a time."""
     cpu = states.device.type == "cpu"
-    limit = CPU_HEAD_ROWS * CPU_HEAD_COLUMNS if cpu else CUDA_LOGITS
-    height = max(FEWEST_HEAD_ROWS, limit // vocabulary)
+    if cpu:
+        height = max(FEWEST_HEAD_ROWS, CPU_HEAD_ROWS * CPU_HEAD_COLUMNS // vocabulary)
+    else:
+        height = _tiles(CUDA_LOGITS // vocabulary)
     values = torch.empty(places.numel(), dtype=torch.float32, device=states.device)
     for start in range(0, places.numel(), height):
         part = slice(start, start + height)
@@ -648,7 +742,21 @@ def _product(
         found = _onednn()
         if found is not None:
             return lambda x, weight: found(x, weight, None, "none", [], "")
+    half = torch.bfloat16 if precision.mixed else precision.dtype
+    if device.type == "cuda" and half != torch.float32 and _gives_float32(device, half):
+        return lambda x, weight: torch.mm(x, weight.T, out_dtype=torch.float32)
     return linear
+
+
+def _gives_float32(device: torch.device, half: torch.dtype) -> bool:
+    """Whether a product of half-precision matrices can leave its sums unrounded, in one pass."""
+    try:
+        x = torch.arange(96, device=device).reshape(4, 24).sin().to(half)
+        weight = torch.arange(192, device=device).reshape(8, 24).cos().to(half)
+        given = torch.mm(x, weight.T, out_dtype=torch.float32)
+        return torch.allclose(given, x.float() @ weight.float().T, rtol=1e-3, atol=1e-3)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _onednn() -> Any:
@@ -685,6 +793,26 @@ def _onednn_linear(multiply: Any, module: torch.nn.Linear, x: torch.Tensor) -> t
     return result
 
 
+def use_fused_norms(model: Any) -> None:
+    """Let one kernel of torch's do what root-mean-square norms do in six, where it does the same.
+
+    A norm of another form (Gemma multiplies by one plus the weight) differs and keeps its own.
+    """
+    for module in model.modules():
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+        if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None:
+            continue
+        if weight.ndim != 1 or weight.is_meta or hasattr(module, "_hf_hook"):
+            continue
+        fused = partial(
+            torch.nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps
+        )
+        with torch.inference_mode():
+            x = torch.linspace(-3, 3, weight.numel(), device=weight.device).to(weight.dtype)[None]
+            if torch.allclose(fused(x), module(x), rtol=2e-2, atol=1e-2):
+                module.forward = fused
+
+
 def _use_mixed(model: Any) -> None:
     """Linear layers multiply in bfloat16; what lies between them stays float32.
 
@@ -698,8 +826,8 @@ def _use_mixed(model: Any) -> None:
         for p in module.parameters()
     }
     for module in model.modules():
-        if type(module) is not torch.nn.Linear:
-            continue
+        if type(module) is not torch.nn.Linear or hasattr(module, "_hf_hook"):
+            continue  # what accelerate moves between devices stays as it is
         rounded = module.weight.detach().to(torch.bfloat16)
         if module.weight.data_ptr() not in looked_up:
             module.weight = torch.nn.Parameter(rounded, requires_grad=False)

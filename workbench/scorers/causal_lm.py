@@ -6,6 +6,8 @@ safetensors files only and no code from a model's repository is ever run. Does n
 transcripts' order, or where scores are kept.
 """
 
+import gc
+import warnings
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.home import content_key
-from workbench.models.batches import TokenBudget, plan_batches
+from workbench.models.batches import TIMED, TokenBudget, plan_batches
 from workbench.models.checkpoint import (
     Checkpoint,
     context_length,
@@ -43,6 +45,8 @@ DTYPES = tuple(PRECISIONS)
 # ones are fastest, because activations stay in its cache; a GPU wants many tokens.
 CPU_BATCH_TOKENS = 1024
 CUDA_BATCH_TOKENS = 8192
+# Bytes that activations of one batch may take on a GPU; logits have a limit of their own.
+CUDA_ACTIVATIONS = 3 * 2**30
 # Batches are not cut smaller than this to give every core one.
 FEWEST_TOKENS = 256
 
@@ -66,8 +70,10 @@ class CausalLMScorer:
     dtype : {"auto", "float32", "bfloat16", "float16", "mixed", "8bit", "4bit"}
         Of weights and activations; ``auto`` is float32 on a CPU and the checkpoint's own on a
         GPU. ``mixed`` multiplies matrices in bfloat16 and keeps what lies between them in
-        float32. ``8bit`` and ``4bit`` round the weights by bitsandbytes. The softmax is float32
-        in any case. `benchmarks/precision.py` measures what each does to a verdict.
+        float32. ``8bit`` and ``4bit`` round the weights by bitsandbytes, which in ``8bit`` on a GPU
+        chooses the columns that it leaves unrounded batch by batch: there alone a row's scores
+        depend a little on the rows beside it. The softmax is float32 in any case.
+        `benchmarks/precision.py` measures what each does to a verdict.
     device : str
         ``auto`` takes the GPU if there is one; or ``cpu``, ``cuda``, ``cuda:1``.
     bos : bool
@@ -85,6 +91,10 @@ class CausalLMScorer:
     batch_tokens : int, optional
         Tokens per forward pass, and per core on a CPU. By default 1,024 on a CPU; on a GPU found
         by timing the first batches, and remembered. Halved when memory runs out.
+    compile : bool
+        Compile the layers by `torch.compile` when the weights are loaded: minutes of warm-up for a
+        few per cent on a CPU; on a GPU not measured yet. Where it cannot be done, or would change
+        likelihoods, nothing is compiled and a warning says so.
     label : str, optional
         Name of the model in scores and reports; the folder's name or hub id by default.
 
@@ -113,6 +123,7 @@ class CausalLMScorer:
         prefix: int = 0,
         length: int | None = None,
         batch_tokens: int | None = None,
+        compile: bool = False,
         label: str | None = None,
     ) -> None:
         check_window(prefix, length)
@@ -139,6 +150,7 @@ class CausalLMScorer:
         self.prefix = prefix
         self.length = length
         self.batch_tokens = batch_tokens
+        self.compile = compile
         self.label = label
 
     def __repr__(self) -> str:
@@ -175,7 +187,7 @@ class CausalLMScorer:
             revision=checkpoint.revision,
             weights_sha256=checkpoint.weights_sha256,
             tokenizer_sha256=tokenizer_sha256_of(self._tokenizer_folder),
-            dtype=self._dtype_name,
+            dtype=self._dtype_name + self._rounded_products,
             device=name,
             bos="prepended" if self.bos else "none",
             prefix=self.prefix,
@@ -183,6 +195,14 @@ class CausalLMScorer:
             library_versions={package: _version(package) for package in self._libraries},
             architecture=checkpoint.architecture,
         )
+
+    @property
+    def _rounded_products(self) -> str:
+        """Says so where somebody lets this process round the factors of float32 products."""
+        exact = torch.get_float32_matmul_precision() == "highest"
+        if exact or self._device.type != "cuda" or self._dtype_name != "float32":
+            return ""
+        return " (tf32)"
 
     @property
     def _libraries(self) -> tuple[str, ...]:
@@ -419,12 +439,15 @@ class CausalLMScorer:
         twin = [first.setdefault((r.start, r.ids.tobytes()), i) for i, r in enumerate(asked)]
         results: list[Floats | None] = [None] * rows.size
         pending = np.array(sorted(first.values()), dtype=np.int64)
+        budget.settle(sum(asked[i].ids.size for i in pending))
         while pending.size:
             lengths = np.array([asked[i].ids.size for i in pending], dtype=np.int64)
             # enough batches for every core, if there are few tokens
             cores = torch.get_num_threads() if self._device.type == "cpu" else 1
             tokens = min(budget.tokens, max(FEWEST_TOKENS, -(-int(lengths.sum()) // cores)))
-            batches = [pending[b] for b in plan_batches(lengths, tokens, network.packs)]
+            planned = [pending[b] for b in plan_batches(lengths, tokens, network.packs)]
+            # while a budget is searched for, only as many as it takes to judge this one
+            batches = planned[:TIMED] if budget.searching else planned
             alone = network.alone or len(batches) == 1
             values = network.run([[asked[i] for i in b] for b in batches], budget)
             left: list[Ints] = []
@@ -434,7 +457,8 @@ class CausalLMScorer:
                     continue
                 for place, value in zip(batch, found, strict=True):
                     results[int(place)] = value
-            pending = np.concatenate(left) if left else pending[:0]
+            rest = [*left, *planned[len(batches) :]]
+            pending = np.concatenate(rest) if rest else pending[:0]
             if left:
                 self._shrink(budget, [asked[i] for i in left[0]], alone)
         return [v for v in (results[i] for i in twin) if v is not None]
@@ -462,22 +486,45 @@ class CausalLMScorer:
         if self.batch_tokens is not None:
             return TokenBudget(self.batch_tokens)
         identity = self.identity()
-        key = content_key(
-            {"weights": identity.weights_sha256, "dtype": identity.dtype, "device": identity.device}
-        )
+        made = {
+            "weights": identity.weights_sha256,
+            "dtype": identity.dtype,
+            "device": identity.device,
+        }
+        if self.device_map is not None:
+            made["device_map"] = self.device_map
+        key = content_key(made)
         if self._device.type == "cpu":
             return TokenBudget(CPU_BATCH_TOKENS, key)
-        return TokenBudget(CUDA_BATCH_TOKENS, key, search=True)
+        most = max(CUDA_BATCH_TOKENS, CUDA_ACTIVATIONS // self._bytes_per_token)
+        return TokenBudget(CUDA_BATCH_TOKENS, key, search=True, most=most)
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """About what a token takes in the widest layer: three of the wide, three of the narrow."""
+        config = self._config
+        hidden = int(getattr(config, "hidden_size", 0) or 1024)
+        wide = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+        return 3 * (wide + hidden) * PRECISIONS[self._dtype_name].dtype.itemsize
 
     @cached_property
     def _network(self) -> Network:
-        return Network.load(
+        network = Network.load(
             self._checkpoint, PRECISIONS[self._dtype_name], self._device, self.device_map
         )
+        if self.compile and not network.compile():
+            warnings.warn(
+                f"{self._checkpoint.name} cannot be compiled here and is scored without",
+                stacklevel=2,
+            )
+        return network
 
     def release(self) -> None:
         """Let go of the weights; the next `score` loads them again."""
-        vars(self).pop("_network", None)
+        if vars(self).pop("_network", None) is not None:
+            gc.collect()  # replaced methods and hooks point in circles, which hold the weights
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _version(package: str) -> str:
