@@ -48,7 +48,7 @@ class BranchPoint:
     fraction : float
         Best fit, in [0, 1]; 1: it saw the whole run.
     low, high : float
-        Approximate interval; it reaches to the exact bound where that is higher, and to 0 where
+        Approximate interval; it reaches beyond the exact bound where that is higher, and to 0 where
         nothing shows that any of the run was seen.
     confidence : float
         Of the interval, and of `seen_at_least`.
@@ -154,7 +154,8 @@ def branch_point(
         fraction=share,
         # a fit always has a branch; where no example shows that it was seen, there may be none
         low=fits.cuts[min(accepted)] / bins if rejected else 0.0,
-        high=min(1.0, max(seen, (fits.cuts[max(accepted)] + 1) / bins)),
+        # more than the bound was seen: up to the next candidate, at least
+        high=min(1.0, max(rejected, fits.cuts[max(accepted)] + 1) / bins),
         confidence=confidence,
         seen_at_least=seen,
         drop=drop,
