@@ -8,9 +8,11 @@ tokenizer that maps ids to words one to one, so that all score the same tokens; 
 that differs from the reference by more than rounding ends the run with status 1.
 
 Every measurement is a process of its own with a limit of time: load, score a few short rows to
-warm up, then one timed pass over all sequences. Rounds are interleaved, A B C A B C; the figure is
-the median. lm-evaluation-harness's search for a batch size is part of its time, as for its user,
-and also given apart; fixed batch sizes are chosen beforehand, outside the time.
+warm up, then one timed pass over all sequences. On a GPU the warm-up is the first 300 sequences, so
+that kernels are loaded, planned and compiled, and memory is taken from the driver, before the time
+counts. Rounds are interleaved, A B C A B C; the figure is the median. lm-evaluation-harness's
+search for a batch size is part of its time, as for its user, and also given apart; fixed batch
+sizes are chosen beforehand, outside the time.
 
 - tokens/s: scored tokens, padding not counted.
 - MiB: highest memory in the pass beyond that of the process with the weights loaded and warm
@@ -34,11 +36,20 @@ deviation of 3). Peers: ``pip install -c constraints.txt -r benchmarks/requireme
 metric's script is fetched from a hub by ``evaluate.load``; without network pass a local copy of
 ``measurements/perplexity/perplexity.py`` by ``--evaluate-script``.
 
+From a plain checkout, with torch, transformers, scipy, pyarrow, filelock, tqdm and platformdirs
+installed (where the project is installed, leave ``PYTHONPATH=.`` out):
+
+    export PYTHONPATH=.
     python benchmarks/scoring.py                      # CPU: Pythia-70M, 512 sequences
     python benchmarks/scoring.py --device cuda        # Pythia-1B, Pythia-6.9B, 7B with 128,256 ids
     python benchmarks/scoring.py --smoke              # every code path, tiny shapes, seconds
 
-Prints a table and writes ``benchmarks/results/scoring-<device>.json``.
+A mode such as ``"bfloat16 compiled"`` compiles the workbench's model; on a GPU it is among those
+that run by default. ``--skip`` leaves out competitors, or the reference, which is the slowest on a
+large model: then nothing is said about deviations.
+
+Prints a table and writes ``benchmarks/results/scoring-<device>.json``, both after each case. A case
+is not begun when less than half a minute of ``--total`` is left.
 """
 
 import argparse
@@ -56,7 +67,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -74,6 +85,9 @@ FIXED_BATCHES = (1, 4, 16, 64)
 TUNING_ROWS = 32
 SMALL = 20_000_000  # weights up to which the reference is float64
 LOGIT_SD = 3.0
+GPU_WARM_UP_ROWS = 300
+COMPILED = " compiled"  # ends the name of a mode
+SECONDS_FOR_A_CASE = 30  # with fewer left, its model would be made for nothing
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,11 @@ class Case:
     shortest: int
     longest: int
     sequences: int
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Case":
+        """The case that `asdict` took apart."""
+        return cls(**{**content, "shape": Shape(**content["shape"])})
 
 
 CASES = {
@@ -297,6 +316,10 @@ def evaluate_metric(task: dict[str, Any]) -> Score:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     evaluate.utils.logging.disable_progress_bar()
+    if ":" in task["device"]:  # the metric takes no number: its GPU is the current one
+        import torch
+
+        torch.cuda.set_device(task["device"])
     metric = evaluate.load(
         task["script"],
         module_type="measurement",
@@ -392,7 +415,8 @@ def workbench(task: dict[str, Any]) -> Score:
     from workbench.scorers import CausalLMScorer
     from workbench.transcript import Transcript
 
-    scorer = CausalLMScorer(task["model"], dtype=task["dtype"], device=task["device"])
+    options = {"compile": True} if task.get("compiled") else {}
+    scorer = CausalLMScorer(task["model"], dtype=task["dtype"], device=task["device"], **options)
 
     def score(rows: list[np.ndarray]) -> list[np.ndarray]:
         encoded = scorer.encode(Transcript.from_arrays(np.arange(len(rows)), tokens=rows))
@@ -413,7 +437,7 @@ PACKAGES = {"evaluate": "evaluate", "lm_eval": "lm_eval", "minicons": "minicons"
 
 
 def worker(task: dict[str, Any]) -> dict[str, Any]:
-    """Load, warm up, score; or try several batch sizes on a few rows."""
+    """Load, warm up, score; or make what is scored, or try several batch sizes on a few rows."""
     import torch
 
     quiet()
@@ -421,6 +445,9 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
     if task["name"] == "ceiling":
         return ceiling(task)
     folder = Path(task["folder"])
+    if task["name"] == "make":
+        make(folder, Case.of(task["case"]), task["device"])
+        return {}
     rows = rows_of(folder)
     os.environ["PALIMPSEST_HOME"] = str(folder / "home")
     before = resident()
@@ -429,7 +456,8 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
         longest_first = sorted(rows, key=len)[:: -max(1, len(rows) // TUNING_ROWS)]
         some = longest_first if task["name"] == "lm_eval" else rows[:TUNING_ROWS]
         return {"seconds_of_batch": tuned(task, score, some)}
-    score(sorted(rows, key=len)[:2])
+    on_gpu = "cuda" in task["device"] and task["name"] != "reference"  # which is not timed
+    score(rows[:GPU_WARM_UP_ROWS] if on_gpu else sorted(rows, key=len)[:2])
     gc.collect()
     loaded = resident() - before
     values: list[np.ndarray] = []
@@ -457,7 +485,7 @@ def tuned(task: dict[str, Any], score: Score, rows: list[np.ndarray]) -> dict[in
         task["batch"] = batch
         attempt = COMPETITORS[task["name"]](task) if task["name"] == "lm_eval" else score
         try:
-            attempt(rows[:2])
+            attempt(rows if "cuda" in task["device"] else rows[:2])
             found[batch] = seconds_of(lambda attempt=attempt: attempt(rows), task)
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error):
@@ -497,10 +525,10 @@ def peak_memory(device: str) -> Iterator[dict[str, float]]:
 
     result = {"mib": float("nan")}
     if "cuda" in device:
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
         yield result
-        result["mib"] = (torch.cuda.max_memory_allocated() - start) / MIB
+        result["mib"] = (torch.cuda.max_memory_allocated(device) - start) / MIB
         return
     start, highest, done = resident(), [0.0], threading.Event()
 
@@ -525,11 +553,11 @@ def seconds_of(call: Callable[[], Any], task: dict[str, Any]) -> float:
     if cuda:
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(task["device"])
     start = clock()
     call()
     if cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(task["device"])
     return (clock() - start) / (task["threads"] if cpu else 1)
 
 
@@ -576,12 +604,19 @@ class Run:
         self.asked = asked
         self.until = time.monotonic() + asked.total
 
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.monotonic()
+
     def task(self, **task: Any) -> dict[str, Any]:
         """What one process measured, or why it did not run."""
         name = task["name"]
+        if name in self.asked.skip:
+            return {"not_run": "left out by --skip"}
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
             return {"not_run": f"{name} is not installed"}
-        limit = min(self.asked.limit, self.until - time.monotonic())
+        limit = min(self.asked.limit, self.left)
         if limit < 5:
             return {"not_run": "no time left"}
         given = {
@@ -646,7 +681,11 @@ def entrants(run: Run, folder: Path, modes: list[str]) -> list[dict[str, Any]]:
             else:
                 entry["not_run"] = "memory ran out at every batch size"
             entries.append(entry)
-    entries += [{"label": "workbench", "name": "workbench", "dtype": mode} for mode in modes]
+    for mode in modes:
+        entry = {"label": "workbench", "name": "workbench", "dtype": mode.removesuffix(COMPILED)}
+        if mode.endswith(COMPILED):
+            entry |= {"label": "workbench" + COMPILED, "compiled": True}
+        entries.append(entry)
     for number, entry in enumerate(entries):
         entry.update(common, key=f"scores-{number}", results=[])
         if entry["name"] == "evaluate" and asked.evaluate_script is None:
@@ -661,6 +700,12 @@ def entrants(run: Run, folder: Path, modes: list[str]) -> list[dict[str, Any]]:
 def compare(name: str, case: Case, run: Run, modes: list[str], folder: Path) -> dict[str, Any]:
     """All competitors on one case: rounds, medians, deviations, ratios."""
     asked = run.asked
+    if run.left < SECONDS_FOR_A_CASE:
+        return {"case": name, "rows": [], "not_run": "no time left"}
+    # in a process of its own, as all that takes memory of a GPU: it gives back what it took
+    made = run.task(name="make", case=asdict(case), folder=str(folder))
+    if "not_run" in made:
+        return {"case": name, "rows": [], "not_run": f"no model: {made['not_run']}"}
     rows = rows_of(folder)
     fed = np.array([len(row) - 1 for row in rows])
     wide = case.shape.linear_weights + 2 * case.shape.hidden * case.shape.vocabulary <= SMALL
@@ -694,7 +739,7 @@ def compare(name: str, case: Case, run: Run, modes: list[str], folder: Path) -> 
     add_ratios(table)
     return {
         "case": name,
-        "shape": case.shape.__dict__,
+        "shape": asdict(case.shape),
         "sequences": len(rows),
         "scored_tokens": int(fed.sum()),
         "fed_per_row": [int(fed.min()), int(fed.max())],
@@ -721,7 +766,7 @@ def summary(
     no_reference: str | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {k: entry[k] for k in ("label", "name", "dtype")}
-    for key in ("batch", "seconds_of_batch", "rounds_lost"):
+    for key in ("compiled", "batch", "seconds_of_batch", "rounds_lost"):
         if key in entry:
             row[key] = entry[key]
     if "not_run" in entry:
@@ -800,21 +845,25 @@ def add_ratios(table: list[dict[str, Any]]) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
+    if "not_run" in result:
+        print(f"\n{result['case']}: not run: {result['not_run']}", flush=True)
+        return
+    truth = result["reference"]
     print(
         f"\n{result['case']}: {result['sequences']} sequences, {result['scored_tokens']:,} scored "
         f"tokens, {result['flops_per_token'] / 1e9:.3g} GFLOP a token, reference "
-        f"{result['reference']['dtype']}"
+        f"{'not run: ' + truth['not_run'] if 'not_run' in truth else truth['dtype']}"
     )
     for dtype, found in result["matrix_product_flops_per_second"].items():
         if found:
             way = max(found, key=lambda w: found[w])
             print(f"  ceiling {dtype}: {found[way] / 1e9:,.0f} GFLOP/s ({way})")
     print(
-        f"{'':16} {'dtype':>9} {'tokens/s':>10} {'× recipe':>8} {'× peer':>7} {'same dtype':>10} "
+        f"{'':18} {'dtype':>9} {'tokens/s':>10} {'× recipe':>8} {'× peer':>7} {'same dtype':>10} "
         f"{'utilis.':>7} {'MiB':>7} {'max |Δ|':>8} {'mean |Δ|':>8} {'of means':>8} {'rank ρ':>9}"
     )
     for row in result["rows"]:
-        start = f"{row['label']:16} {row['dtype']:>9}"
+        start = f"{row['label']:18} {row['dtype']:>9}"
         if "not_run" in row:
             print(f"{start} not run: {row['not_run']}")
             continue
@@ -830,7 +879,7 @@ def show(result: dict[str, Any]) -> None:
         )
         if "search_seconds" in row:
             print(
-                f"{'':16} batches of {row['found_batch']} found in {row['search_seconds']:.1f} s; "
+                f"{'':18} batches of {row['found_batch']} found in {row['search_seconds']:.1f} s; "
                 f"without the search {row['tokens_per_second_without_search']:,.0f} tokens/s"
             )
 
@@ -881,6 +930,19 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def own_modes(device: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The workbench's, which must be there to be measured."""
+    try:
+        from workbench.scorers.causal_lm import DTYPES
+    except ModuleNotFoundError as error:
+        missing = str(error.name).split(".")[0]
+        remedy = f"pip install {missing}"
+        if missing == "workbench":
+            remedy = "run it in the checkout with PYTHONPATH=., or pip install -e ."
+        parser.error(f"the workbench cannot be imported, {missing} is not there: {remedy}")
+    return [*DTYPES, *(["bfloat16" + COMPILED] if "cuda" in device else [])]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -889,6 +951,9 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", help="parts of names of cases; all by default")
     parser.add_argument("--sequences", type=int, help="instead of each case's own number")
     parser.add_argument("--modes", nargs="+", help="of the workbench; all that it has by default")
+    parser.add_argument(
+        "--skip", nargs="+", default=[], choices=COMPETITORS, help="competitors, or the reference"
+    )
     parser.add_argument(
         "--peer-dtypes", nargs="+", default=["float32", "bfloat16"], help="of lm-eval and minicons"
     )
@@ -907,9 +972,10 @@ def main() -> int:
     if asked.task:
         print(json.dumps(worker(json.loads(asked.task))))
         return 0
-    from workbench.scorers import causal_lm
+    own = own_modes(asked.device, parser)
+    from workbench.home import atomic_write
 
-    modes = asked.modes or list(causal_lm.DTYPES)
+    modes = asked.modes or own
     kind = asked.device.split(":")[0]
     cases = {**CASES["cpu"], **CASES["cuda"]} if asked.smoke else dict(CASES[kind])
     if asked.cases:
@@ -924,17 +990,15 @@ def main() -> int:
         cases = {n: replace(c, sequences=asked.sequences) for n, c in cases.items()}
     if asked.clock == "cpu" and kind != "cpu":
         parser.error("--clock cpu measures nothing of a GPU: leave it out")
+    out = asked.out or Path(__file__).parent / f"results/scoring-{kind}.json"
     run, results = Run(asked), []
     for name, case in cases.items():
         with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
-            quiet()
-            make(Path(folder), case, asked.device)
             results.append(compare(name, case, run, modes, Path(folder)))
         show(results[-1])
-    out = asked.out or Path(__file__).parent / f"results/scoring-{kind}.json"
-    if asked.out or not asked.smoke:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({**machine(asked), "cases": results}, indent=1) + "\n")
+        if asked.out or not asked.smoke:  # after each case: whoever stops it keeps what there is
+            text = json.dumps({**machine(asked), "cases": results}, indent=1) + "\n"
+            atomic_write(out, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     faults = wrong(results)
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -25,6 +25,18 @@ def own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path_factory.mktemp("home")))
 
 
+@pytest.fixture
+def on_gpu():
+    """Makes a tensor say that it lies on a GPU; what is computed from it does not say so."""
+    torch = pytest.importorskip("torch")
+
+    class Pretended(torch.Tensor):
+        is_cuda = True
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+    return lambda tensor: tensor.as_subclass(Pretended)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Models of a test's size are fastest on one thread, above all on a busy machine."""

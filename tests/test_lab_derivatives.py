@@ -1,6 +1,7 @@
 """Derivatives start from the parent and see fresh text only; independent models share no order."""
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -481,6 +482,13 @@ class TestLora:
             sizes = torch.linalg.svdvals((after[name] - before[name]).double())
             assert sizes[2] < 1e-4 * sizes[0] < sizes[0]
 
+    def test_no_gpu_is_seeded(self, lab, monkeypatch):
+        def refuse(seed):
+            raise AssertionError("seeded every GPU")
+
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+        lab.derive("lora", rank=2, n_examples=8)
+
     def test_without_peft(self, lab, monkeypatch):
         import sys
 
@@ -576,6 +584,12 @@ class TestDistillation:
         lab.derive("instruction", n_examples=8, seed=8)
         assert torch.get_num_threads() == 2
         assert not torch.are_deterministic_algorithms_enabled()
+
+    def test_matrix_products_have_memory_of_a_fixed_size(self, lab, monkeypatch):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        lab.derive("noise", level=0.0777)  # no other test makes it
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_listed_and_cleaned_like_every_model(lab):

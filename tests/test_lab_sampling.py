@@ -1,5 +1,6 @@
 """Sampling: the model's own distribution, one document independent of the next, resumable."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -105,6 +106,97 @@ def test_batch_size_and_company_change_nothing(folder):
     assert base.take(np.arange(5)).fingerprint == fewer.fingerprint
     other = sample_texts(folder, 9, max_new_tokens=6, prompts=PROMPTS, seed=4)
     assert other.fingerprint != base.fingerprint
+
+
+def test_of_a_prompt_only_the_last_tokens_logits_are_made(folder, monkeypatch):
+    """And the tokens are those that are drawn from the logits of all."""
+    model_class, widths = transformers.LlamaForCausalLM, []
+    forward = model_class.forward
+
+    @functools.wraps(forward)
+    def watched(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        widths.append(output.logits.shape[1])
+        return output
+
+    def without_the_option(self, *args, **kwargs):
+        return watched(self, *args, **kwargs)
+
+    settings = {"max_new_tokens": 6, "prompts": PROMPTS, "seed": 5}
+    monkeypatch.setattr(model_class, "forward", watched)
+    sampling.CausalLMScorer(folder).loaded_model()  # looks at logits of its own
+    loading = len(widths)
+    widths.clear()
+    last = sample_texts(folder, 40, **settings)
+    assert set(widths[loading:]) == {1}
+    monkeypatch.setattr(model_class, "forward", without_the_option)
+    widths.clear()
+    whole = sample_texts(folder, 40, **settings, overwrite=True)
+    assert {1, 2, 3} <= set(widths[loading:])
+    assert last.fingerprint == whole.fingerprint
+
+
+def _short_of_memory(monkeypatch, room: int) -> list[int]:
+    """Sizes of the batches that are tried; memory runs out on more than `room` documents."""
+    tried: list[int] = []
+    complete = sampling._Sampler.complete
+
+    def limited(self, prompts, uniforms):
+        tried.append(len(prompts))
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return complete(self, prompts, uniforms)
+
+    monkeypatch.setattr(sampling._Sampler, "complete", limited)
+    return tried
+
+
+def test_smaller_batches_where_memory_runs_out(folder, monkeypatch):
+    settings = {"max_new_tokens": 6, "prompts": [[3, 4]], "seed": 2}
+    base = sample_texts(folder, 9, **settings)
+    tried = _short_of_memory(monkeypatch, room=2)
+    fewer = sample_texts(folder, 9, **settings, overwrite=True)
+    assert tried == [9, 5, 3, 2, 1, 2, 2, 2]
+    assert fewer.fingerprint == base.fingerprint
+
+
+def test_no_memory_for_one_document_is_one_sentence(folder, monkeypatch):
+    _short_of_memory(monkeypatch, room=0)
+    with pytest.raises(InputError, match=r"out of memory on a single document of 2 \+ 6 tokens"):
+        sample_texts(folder, 3, max_new_tokens=6, prompts=[[3, 4]])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(folder, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(sampling._Sampler, "complete", broken)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        sample_texts(folder, 3, max_new_tokens=2, prompts=[[3, 4]])
+
+
+def test_random_numbers_are_handed_to_the_device_once(folder, monkeypatch):
+    handed = []
+    from_numpy = torch.from_numpy
+
+    def counted(array):
+        handed.append(array.shape)
+        return from_numpy(array)
+
+    sampler = sampling._Sampler(sampling.CausalLMScorer(folder), 1.0, 1.0, None)
+    monkeypatch.setattr(torch, "from_numpy", counted)
+    uniforms = np.random.default_rng(0).random((3, 7))
+    sampler.complete(np.full((3, 2), 5), uniforms)
+    assert handed == [(3, 2), (3, 7)]
+
+
+def test_sums_on_a_gpu_do_not_depend_on_the_order_of_adding(on_gpu):
+    row = torch.softmax(torch.linspace(-20, 3, 5000).sin() * 9, dim=0)[None]
+    sums = sampling._sums(on_gpu(row))
+    assert (sums - row.double().cumsum(dim=1)).abs().max() < 1e-11
+    totals = {float(sampling._sums(on_gpu(r))[0, -1]) for r in (row, row.flip(1), row.sort()[0])}
+    assert len(totals) == 1
+    assert (sums.diff() >= 0).all()
 
 
 def test_prompts_from_anywhere(folder):

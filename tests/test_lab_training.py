@@ -1,5 +1,6 @@
 """Training: exactly the transcript's order, bitwise the same after a kill, once for all who ask."""
 
+import contextlib
 import json
 import os
 import random
@@ -19,10 +20,15 @@ from workbench.errors import InputError
 from workbench.lab import fine_tune, independent, pretrain, recipe, text_corpus, train, train_all
 from workbench.lab.training import (
     TrainingJob,
+    _device_and_precision,
     _new_model,
     learning_rate_at,
+    new_llama,
+    new_optimiser,
+    next_token_loss,
     run_job,
     training_rows,
+    training_step,
     training_transcript,
 )
 from workbench.scorers import CausalLMScorer, score_transcript
@@ -92,6 +98,56 @@ def files_of(folder):
 
 def weights(folder):
     return load_file(Path(folder) / "model.safetensors")
+
+
+def nodes_of(loss):
+    """What a loss was computed by, and its gradient will be."""
+    found, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        found.add(node.name())
+        waiting += [into for into, _ in node.next_functions if into is not None]
+    return found
+
+
+class TestOnAGpu:
+    """What decides whether two runs on a GPU give the same weights; checked on a CPU."""
+
+    def test_attention_is_not_one_of_the_fused_kernels(self, on_gpu):
+        fused = "ScaledDotProductFlashAttentionForCpuBackward0"
+        nodes = []
+
+        def loss_of(logits, batch):
+            nodes.append(nodes_of(next_token_loss(logits, batch)))
+            nodes[-1] |= {"teacher's"} if torch.backends.cuda.flash_sdp_enabled() else set()
+            return next_token_loss(logits, batch)
+
+        batch = torch.arange(32).reshape(2, 16)
+        for given in (batch, on_gpu(batch)):
+            model = new_llama(TINY, 0)
+            optimiser = new_optimiser(model, TINY, 1e-3)
+            training_step(model, optimiser, given, 1e-3, 1.0, contextlib.nullcontext(), loss_of)
+        assert {fused, "teacher's"} <= nodes[0]
+        assert not {fused, "teacher's"} & nodes[1]
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+    @pytest.mark.parametrize("own", [None, ":16:8"])
+    def test_matrix_products_have_memory_of_a_fixed_size(self, corpus, monkeypatch, own):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own or "")
+        if own is None:
+            monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        run_job(pretrain(TINY, corpus))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
+
+    @pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
+    def test_bfloat16_only_where_it_is_not_emulated(self, monkeypatch, native, precision):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: native or including_emulation,
+        )
+        assert _device_and_precision() == ("cuda", precision)
 
 
 class TestOneModel:
@@ -441,6 +497,21 @@ class TestJobs:
         np.random.seed(5)  # noqa: NPY002
         _new_model(pretrain(TINY, corpus), TINY)
         assert torch.equal(torch.rand(1), expected)
+
+    def test_no_gpu_is_seeded_and_the_weights_are_those_of_the_seed(self, monkeypatch):
+        from transformers import LlamaForCausalLM
+
+        model = new_llama(TINY, 7)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            same = LlamaForCausalLM(model.config).state_dict()
+        assert all(torch.equal(value, same[name]) for name, value in model.state_dict().items())
+
+        def refuse(seed):
+            raise AssertionError("seeded every GPU")
+
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+        new_llama(TINY, 7)
 
     def test_learning_rate(self):
         rates = [learning_rate_at(s, 1000, 2.0, TINY) for s in range(1000)]

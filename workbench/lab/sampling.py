@@ -4,6 +4,7 @@ Every document draws from a random stream of its own, so that it does not depend
 are made beside it: batch size and order change nothing but the rounding of the model's numbers.
 """
 
+import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from workbench.errors import InputError
 from workbench.home import content_key, home
+from workbench.models.network import out_of_memory
 from workbench.scorers import CausalLMScorer
 from workbench.texts import Texts
 from workbench.transcript import Transcript
@@ -71,6 +73,7 @@ def sample_texts(
         With the document's number it decides the document.
     batch_size : int
         Documents at a time; all have prompts of one length, so that nothing is ever padded.
+        Halved when memory runs out.
     dtype, device : str
         As for `CausalLMScorer`.
     out : str or Path, optional
@@ -89,7 +92,8 @@ def sample_texts(
     ------
     InputError
         Numbers out of range, no beginning-of-sequence token and no prompts, prompts that are
-        strings, empty, too long or outside the vocabulary, no such model, `out` taken.
+        strings, empty, too long or outside the vocabulary, no such model, `out` taken, too little
+        memory for a single document.
     """
     _check_numbers(n_texts, max_new_tokens, temperature, top_p, batch_size, prompt_tokens)
     scorer = CausalLMScorer(model, dtype=dtype, device=device)
@@ -242,6 +246,9 @@ class _Sampler:
         self.model = scorer.loaded_model()
         self.device = next(self.model.parameters()).device
         self.temperature, self.top_p, self.end = temperature, top_p, end
+        # Of a prompt only the last token's logits are looked at; all of them may take gigabytes.
+        known = inspect.signature(self.model.forward).parameters
+        self.asked: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def complete(self, prompts: Ints, uniforms: NDArray[np.float64]) -> list[Ints]:
         """Completions of prompts of one length; ``uniforms[i]`` decides document i."""
@@ -251,13 +258,14 @@ class _Sampler:
         ended = np.full(len(prompts), uniforms.shape[1])
         with torch.inference_mode():
             fed = torch.from_numpy(prompts).to(self.device)
+            drawn = torch.from_numpy(uniforms).to(self.device)
             whole, past = fed, None
             for step in range(uniforms.shape[1]):
                 # Models without a cache of keys and values are given the whole document again.
-                options: dict[str, Any] = {} if past is None else {"past_key_values": past}
+                options = self.asked if past is None else {"past_key_values": past}
                 output = self.model(input_ids=fed, use_cache=True, **options)
                 past = getattr(output, "past_key_values", None)
-                token = self._draw(output.logits[:, -1].float(), uniforms[:, step])
+                token = self._draw(output.logits[:, -1].float(), drawn[:, step])
                 made[:, step] = token.cpu().numpy()
                 if self.end is not None:
                     ended = np.minimum(ended, np.where(made[:, step] == self.end, step + 1, ended))
@@ -270,7 +278,7 @@ class _Sampler:
                     fed = token[:, None]
         return [row[:stop] for row, stop in zip(made, ended, strict=True)]
 
-    def _draw(self, logits: Any, uniforms: NDArray[np.float64]) -> Any:
+    def _draw(self, logits: Any, uniforms: Any) -> Any:
         """One token per row: the inverse of the cumulative distribution at the row's uniform."""
         import torch
 
@@ -280,13 +288,24 @@ class _Sampler:
         order = None
         if self.top_p < 1:
             probability, order = probability.sort(dim=-1, descending=True, stable=True)
-            before = probability.cumsum(dim=-1) - probability
+            before = _sums(probability) - probability
             probability = probability.where(before < self.top_p, 0.0)
-        total = probability.double().cumsum(dim=-1)
-        u = torch.from_numpy(uniforms).to(total)[:, None] * total[:, -1:]
+        total = _sums(probability.double())
+        u = uniforms.to(total)[:, None] * total[:, -1:]
         # right=True: a token of probability 0 is never drawn, not even at u = 0.
         token = torch.searchsorted(total, u, right=True).clamp_(max=total.shape[1] - 1)
         return (token if order is None else order.gather(1, token))[:, 0]
+
+
+def _sums(probability: Any) -> Any:
+    """Running sums of probabilities along each row.
+
+    A GPU may add in another order each time, so there they are added as whole multiples of 2**-52,
+    whose sums are exact in any order.
+    """
+    if not probability.is_cuda:
+        return probability.cumsum(dim=-1)
+    return (probability.double() * 2.0**52).long().cumsum(dim=-1).double() * 2.0**-52
 
 
 def _all_parts(
@@ -316,13 +335,28 @@ def _all_parts(
         disable=not progress,
     ) as bar:
         loaded: _Sampler | None = None
-        for batch in _batches(given, completions, batch_size):
+        waiting = list(_batches(given, completions, batch_size))[::-1]
+        while waiting:
+            batch = waiting.pop()
+            if len(batch) > batch_size:  # memory ran out on so many
+                waiting += [batch[batch_size:], batch[:batch_size]]
+                continue
             loaded = loaded or _Sampler(scorer, **sampler)
             prompts = np.stack([given[i % len(given)] for i in batch])
             uniforms = np.stack(
                 [np.random.default_rng([seed, int(i)]).random(max_new_tokens) for i in batch]
             )
-            made = loaded.complete(prompts, uniforms)
+            made = _if_it_fits(loaded, prompts, uniforms)
+            if made is None:
+                if len(batch) == 1:
+                    raise InputError(
+                        f"{scorer.identity().label} runs out of memory on a single document of "
+                        f"{prompts.shape[1]} + {max_new_tokens} tokens: use shorter prompts "
+                        "(prompt_tokens=), fewer max_new_tokens, dtype='bfloat16' or device='cpu'"
+                    )
+                batch_size = -(-len(batch) // 2)
+                waiting.append(batch)
+                continue
             for number, ids in zip(batch, made, strict=True):
                 completions[number] = ids
             Texts.from_tokens(made, provenance={"documents": batch.tolist()}).write(
@@ -330,6 +364,22 @@ def _all_parts(
             )
             bar.update(len(batch) * max_new_tokens)
     return [ids for ids in completions if ids is not None]
+
+
+def _if_it_fits(
+    sampler: _Sampler, prompts: Ints, uniforms: NDArray[np.float64]
+) -> list[Ints] | None:
+    """Completions of a batch; None if memory ran out, which is then free again."""
+    import torch
+
+    try:
+        return sampler.complete(prompts, uniforms)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    if sampler.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def _batches(

@@ -244,7 +244,9 @@ def _device_and_precision() -> tuple[str, str]:
     import torch
 
     if torch.cuda.is_available():
-        return "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        # torch also counts GPUs that only emulate it, several times slower
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "cuda", "bfloat16" if found else "float32"
     native = ("avx512_bf16", "amx_bf16")
     try:
         flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
@@ -742,10 +744,7 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
         return
     _check_inputs(job)
     torch.set_num_threads(job.threads)
-    # The same configuration must give the same weights, also after an interruption.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic mode also fills fresh memory with NaN, a fifth of a step; nothing here reads it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    use_deterministic_kernels()
     numbers: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in job.recipe.items()
@@ -791,6 +790,21 @@ def _train_locked(job: TrainingJob, after_step: Callable[[int], object] | None) 
                 if stop():
                     raise KeyboardInterrupt
         _finish(job, recipe, model, optimiser, losses, transcript, resumed_at)
+
+
+def use_deterministic_kernels() -> None:
+    """The same configuration must give the same weights, also after an interruption.
+
+    Attention on a GPU is the one exception that this leaves: `training_step` sees to it.
+    """
+    import torch
+
+    # Read at the first matrix product on a GPU. The memory that cuBLAS takes otherwise may differ
+    # from run to run, and its sums with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic mode also fills fresh memory with NaN, a fifth of a step; nothing here reads it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _clear_leftovers(job: TrainingJob) -> None:
@@ -883,12 +897,17 @@ def training_step(
         The loss before the step, nats per token.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for group in optimiser.param_groups:
         group["lr"] = rate
-    with autocast:
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-    loss = next_token_loss(logits, batch) if loss_of is None else loss_of(logits, batch)
+    # A GPU's fused kernels of attention add gradients up in any order, in deterministic mode too
+    # as long as that only warns. The backward pass goes through what the forward pass was made of.
+    exact = sdpa_kernel(SDPBackend.MATH) if batch.is_cuda else contextlib.nullcontext()
+    with exact:
+        with autocast:
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        loss = next_token_loss(logits, batch) if loss_of is None else loss_of(logits, batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimiser.step()
@@ -954,7 +973,7 @@ def new_llama(recipe: Recipe, seed: int) -> Any:
         eos_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
         return LlamaForCausalLM(config).float()
 
 

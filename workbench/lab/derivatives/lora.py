@@ -53,7 +53,7 @@ def _lora(request: Request) -> Path:
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]):  # the adapters' initial weights
-            torch.manual_seed(request.seed)
+            torch.default_generator.manual_seed(request.seed)  # and no GPU's, as new_llama
             adapted = get_peft_model(model, config)
         adapted.to(job.device)
         rows = examples_in_order(job, request.corpus.tokens)

@@ -22,6 +22,7 @@ from workbench.lab.training import (
     model_folder,
     no_bars,
     train,
+    use_deterministic_kernels,
     write_json,
 )
 
@@ -227,8 +228,7 @@ def _as_every_run() -> Iterator[None]:
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    use_deterministic_kernels()
     try:
         yield
     finally:
