@@ -44,9 +44,10 @@ test: $(READY)
 	$(BIN)/lint-imports --no-logo
 	@# Two at a time: much of a test is waiting for processes. A file's tests share what they set up,
 	@# and the longest files come first, so that none is left to the end.
-	MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile --no-loadscope-reorder \
+	@# One thread each: two that both take every core wait for one another.
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest --quiet -n 2 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST) workbench tests
-	$(BIN)/python -m pytest --quiet -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NOTEBOOKS),notebooks/no-notebooks.ipynb)
 
 test-servers: $(READY)
 	@echo "compiling llama.cpp if it is not there: some four minutes on two cores"
