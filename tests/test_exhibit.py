@@ -17,11 +17,13 @@ from workbench import InputError, Scores, Transcript, reshuffle_test
 from workbench.bundle import write_bundle
 from workbench.cli import app
 from workbench.commitment import Commitment, TimeStamp, committed_test
+from workbench.designed import commit_design, committed_pairs
 from workbench.evidence import Correction, Evidence
 from workbench.exhibit import ExhibitFile, exhibit_html, write_exhibit
 from workbench.independence import design_queries, pair_test
 from workbench.merkle import MasterSalt
 from workbench.pages import print_pdf
+from workbench.sequential import committed_sequential_test
 
 N = 120
 HOSTILE = "<script>alert('x')</script>$\\frac{$ \x1b[2J\" onload=\"x"
@@ -192,9 +194,107 @@ def test_files_that_do_not_belong_together_are_refused(made, tmp_path):
     content["pvalue"] = content["pvalue_exact"] = 1e-9
     with pytest.raises(InputError, match="holds other evidence"):
         exhibit_html([ExhibitFile("e.json", json.dumps(content).encode())], None, made["b"])
+    with pytest.raises(InputError, match="more work than allowed"):
+        exhibit_html(made["files"], None, made["b"], max_work=10**5)
     other = Commitment.make(made["transcript"], MasterSalt.fresh())
     with pytest.raises(InputError, match="belong together"):
         exhibit_html(made["files"], ExhibitFile("o.json", other.canonical), made["b"])
+
+
+def committed(made, test):
+    """A commitment of some kind, and evidence that keeps to it."""
+    transcript, salt = made["transcript"], made["salt"]
+    bob, reference = made["bob"], made["reference"]
+    if test in ("query", "held-out"):
+        placebo = Scores.from_arrays(
+            loglik=reference.loglik_mean[::-1], name="placebo", transcript=transcript
+        )
+        fixed = Commitment.make(
+            transcript, salt, references=[reference], placebos=[placebo], n_resamples=99, seed=2,
+            suspect=bob.label, smallest_effect=0.1,
+            statistic="spearman" if test == "query" else "held-out(spearman, spearman:capped)",
+        )  # fmt: skip
+        return fixed, committed_test(fixed, salt, transcript, bob, [reference], [placebo])
+    if test == "sequential":
+        design = design_queries(transcript, 60, "late-vs-early", seed=1)
+        fixed = commit_design(transcript, salt, design, test=test, references=[reference])
+        return fixed, fixed.bind(
+            committed_sequential_test(fixed, transcript, bob, [reference]).until_decided()
+        )
+    design = design_queries(transcript, 60, "late-vs-early", seed=1, compare=test)
+    fixed = commit_design(transcript, salt, design, references=[reference], n_resamples=99)
+    return fixed, committed_pairs(fixed, salt, transcript, bob, [reference])
+
+
+@pytest.mark.parametrize("test", ["query", "held-out", "pairs", "windows", "sequential"])
+def test_evidence_that_keeps_to_its_commitment_is_shown_as_fixed(made, test):
+    fixed, evidence = committed(made, test)
+    commitment = ExhibitFile("c.json", fixed.canonical)
+    assert "are those fixed" in exhibit_html([file_of(evidence)], commitment)
+    other, _ = committed(made, "windows" if test == "pairs" else "pairs")
+    content = json.loads(evidence.to_json())
+    content["commitment"]["sha256"] = other.sha256
+    with pytest.raises(InputError, match=r"^e\.json: the test deviates from the commitment"):
+        exhibit_html(
+            [ExhibitFile("e.json", json.dumps(content).encode())],
+            ExhibitFile("c.json", other.canonical),
+        )
+
+
+DEVIATIONS = {
+    "alpha is committed as 0.01 and given as 0.05": lambda c: c.update(alpha=0.05),
+    "seed is committed as 5 and given as 6": lambda c: c.update(seed=6),
+    "n-resamples is committed as 199": lambda c: c.update(n_resamples=9999),
+    "alternative is committed as greater": lambda c: c.update(alternative="less"),
+    "smallest-effect is committed as none": lambda c: c.update(smallest_effect=0.02),
+    "number of tested examples is committed as 120": lambda c: c.update(n=100),
+    "fingerprint is committed as": lambda c: c["transcript"].update(fingerprint="0" * 64),
+    "reference 1's label": lambda c: c["references"][0].update(label="a better one"),
+    "reference 1's scores_key": lambda c: c["references"][0].update(scores_key="0" * 64),
+    "the number of references": lambda c: c.update(references=[]),
+    "the number of placebos": lambda c: c.update(placebos=c["references"]),
+    "statistic is committed as spearman": lambda c: c["details"].update(
+        statistic={"name": "residual"}),
+    "the shuffle claim's kind": lambda c: c["transcript"]["shuffle"].update(
+        kind="public_randomness"),
+    "window": lambda c: c["suspect"].update(prefix=32),
+    "the test is committed as query": lambda c: c["details"].update(
+        anytime={"log10_pvalue": -9.0, "pairs": 9}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deviation", list(DEVIATIONS))
+def test_evidence_that_names_a_commitment_but_deviates_makes_no_page(made, deviation):
+    content = json.loads(made["files"][0].data)
+    DEVIATIONS[deviation](content)
+    changed = ExhibitFile("e.json", json.dumps(content).encode())
+    with pytest.raises(InputError, match=f"the test deviates.*{deviation}"):
+        exhibit_html([changed], made["c"])
+    with pytest.raises(InputError, match=f"the test deviates.*{deviation}"):
+        exhibit_html([*made["files"], changed], None, made["b"])
+
+
+def test_evidence_beside_a_bundle_is_marked_as_not_verified(made, page):
+    both = exhibit_html([*made["files"], file_of(made["pairs"], "pairs.json")], None, made["b"])
+    assert text_of(both).count("Not verified here:") == 1
+    assert "the bundle holds other evidence than pairs.json" in text_of(both)
+    assert "Not verified here" not in page
+    assert "nothing was compared with it" in text_of(exhibit_html(made["files"]))
+    assert "nothing was compared with it" not in text_of(page)
+
+
+def test_what_the_exact_p_rests_on_besides_is_said(made, page):
+    assert "apart from references that do not know the order and choices made beforehand" in page
+    alone = committed_test(
+        Commitment.make(made["transcript"], made["salt"], n_resamples=99), made["salt"],
+        made["transcript"], made["bob"],
+    )  # fmt: skip
+    assert "no other assumption, apart from choices made beforehand, and" in exhibit_html(
+        [file_of(alone)]
+    )
+    assert "flips of sign and needs no other assumption, apart from references" in exhibit_html(
+        [file_of(made["pairs"])]
+    )
 
 
 @pytest.mark.parametrize(

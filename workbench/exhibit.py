@@ -10,20 +10,28 @@ import json
 import shlex
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from workbench import figures
 from workbench.archive import Archive, printable, read_limited, strict_json
-from workbench.commitment import ATTACHED, SELF_DATED, Commitment
+from workbench.commitment import ATTACHED, SELF_DATED, Commitment, CommittedModel, deviation
+from workbench.designed import DesignParameters, design_settings
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
 from workbench.independence.account import software
 from workbench.pages import render
-from workbench.verification import MAX_EVIDENCE_BYTES, Verification, read_bundle, verify_archive
+from workbench.statistics import find_statistic
+from workbench.verification import (
+    MAX_EVIDENCE_BYTES,
+    MAX_WORK,
+    Verification,
+    read_bundle,
+    verify_archive,
+)
 
 __all__ = ["ExhibitFile", "exhibit_html", "write_exhibit"]
 
@@ -73,18 +81,18 @@ _EXACT = {
     "query": (
         "If the owner shuffled at random and could not choose the order, then under H0 every order "
         "of the same units within their blocks was equally likely. The exact p-value counts how "
-        "many of the orders drawn give a statistic at least as large; it needs no other assumption "
-        "and cannot fall below its floor."
+        "many of the orders drawn give a statistic at least as large; it needs no other "
+        "assumption, apart from {besides}, and cannot fall below its floor."
     ),
     "pairs": (
         "If the owner shuffled at random and could not choose the order, then under H0 the two "
         "sides of every pair were equally likely to change places. The p-value rests on these "
-        "flips of sign and needs no other assumption."
+        "flips of sign and needs no other assumption, apart from {besides}."
     ),
     "windows": (
         "If the owner shuffled at random and could not choose the order, then under H0 any of the "
         "pieces asked about were equally likely to be the late ones. The p-value rests on these "
-        "choices and needs no other assumption; ties count against the claim."
+        "choices and needs no other assumption, apart from {besides}; ties count against the claim."
     ),
     "fresh seeds": (
         "The owner's shuffler and seed give this very order, row by row. If the seed was a draw "
@@ -157,6 +165,7 @@ def exhibit_html(
     bundle: ExhibitFile | None = None,
     *,
     date: str | None = None,
+    max_work: int = MAX_WORK,
 ) -> str:
     """One self-contained page, in the order in which an expert is asked.
 
@@ -173,12 +182,15 @@ def exhibit_html(
         It is verified; its evidence must be among `files`.
     date : str, optional
         Shown as the day on which the page was made.
+    max_work : int
+        Of verifying the bundle, as for `workbench.verification.verify_bundle`.
 
     Raises
     ------
     InputError
-        No evidence; files that cannot be read; a commitment that no evidence names; a bundle that
-        does not match, or that holds other evidence; more than fits one page.
+        No evidence; files that cannot be read; a commitment that no evidence names, or from which
+        evidence that names it deviates; a bundle that does not match, or that holds other evidence;
+        more than fits one page.
 
     Examples
     --------
@@ -192,9 +204,10 @@ def exhibit_html(
         raise InputError("no evidence was given: name at least one file that a test wrote")
     tests = [_evidence(file) for file in files]
     found: Verification | None = None
+    held: Sequence[bool | None] = [None] * len(files)
     fixed = None if commitment is None else Commitment.from_bytes(commitment.data, commitment.shown)
     if bundle is not None:
-        fixed, found = _bundled(bundle, fixed, files, tests)
+        fixed, found, held = _bundled(bundle, fixed, files, max_work)
     if fixed is not None and not any(_committed(test) == fixed.sha256 for test in tests):
         raise InputError(
             f"no evidence here names the commitment {fixed.sha256[:12]}: give the evidence that "
@@ -206,7 +219,7 @@ def exhibit_html(
         "exhibit.html.j2",
         title=f"Exhibit: independence of a training order ({what} SHA-256 {digest})",
         date=date,
-        items=[_item(test, file, fixed) for test, file in zip(tests, files, strict=True)],
+        items=[_item(*given, fixed) for given in zip(tests, files, held, strict=True)],
         settings=[] if fixed is None else _settings(fixed),
         commitment=None if fixed is None else {"sha256": fixed.sha256, "date": fixed.date},
         uncorrected=sum(test.correction is None for test in tests),
@@ -232,13 +245,14 @@ def write_exhibit(
     bundle: ExhibitFile | None = None,
     *,
     date: str | None = None,
+    max_work: int = MAX_WORK,
 ) -> Path:
     """Write the page of `exhibit_html`.
 
     Parameters
     ----------
     path : str or Path
-    files, commitment, bundle, date :
+    files, commitment, bundle, date, max_work :
         As for `exhibit_html`.
 
     Raises
@@ -246,7 +260,7 @@ def write_exhibit(
     InputError
         As for `exhibit_html`; or the file cannot be written.
     """
-    content = exhibit_html(files, commitment, bundle, date=date)
+    content = exhibit_html(files, commitment, bundle, date=date, max_work=max_work)
     return atomic_write(path, lambda p: p.write_text(content, encoding="utf-8"))
 
 
@@ -275,33 +289,108 @@ def _bundled(
     bundle: ExhibitFile,
     fixed: Commitment | None,
     files: Sequence[ExhibitFile],
-    tests: Sequence[Evidence],
-) -> tuple[Commitment, Verification]:
+    max_work: int,
+) -> tuple[Commitment, Verification, list[bool]]:
+    """The bundle's commitment, what verifying it found, and which of the files it holds."""
     archive = Archive.from_bytes(bundle.data, bundle.shown)
-    inside = read_bundle(archive)
+    inside = read_bundle(archive, max_work)
     if fixed is not None and fixed.sha256 != inside.commitment.sha256:
         raise InputError(
             f"{bundle.shown} is of the commitment {inside.commitment.sha256[:12]} and "
             f"{fixed.sha256[:12]} was given: give those that belong together"
         )
-    held = json.dumps(inside.evidence, sort_keys=True)
-    if not any(json.dumps(json.loads(f.data), sort_keys=True) == held for f in files):
+    inner = json.dumps(inside.evidence, sort_keys=True)
+    held = [json.dumps(json.loads(file.data), sort_keys=True) == inner for file in files]
+    if not any(held):
         raise InputError(
             f"{bundle.shown} holds other evidence than the files given: give the file that went "
             "into it"
         )
-    found = verify_archive(archive)
+    found = verify_archive(archive, max_work=max_work)
     if not found.ok:
         first = found.mismatches[0]
         raise InputError(
             f"{bundle.shown} does not verify ({first.name}: {printable(first.detail, 200)}): no "
             "exhibit is made of it"
         )
-    return inside.commitment, found
+    return inside.commitment, found, held
 
 
 def _committed(test: Evidence) -> str | None:
     return None if test.commitment is None else str(test.commitment.get("sha256"))
+
+
+def _keep_to(fixed: Commitment, test: Evidence) -> None:
+    """Raise InputError where evidence that names this commitment says otherwise than it fixes."""
+    sequential = "anytime" in test.details
+    fixed.check_test("sequential" if sequential else "pairs" if test.compared else test.test)
+    names = ("n_resamples", "alternative", "seed", "alpha", "smallest_effect")
+    given = {name: getattr(test, name) for name in names}
+    statistic = test.details.get("statistic", {"name": "spearman"})["name"]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("statistic", find_statistic(fixed.statistic).name, statistic)
+    ]
+    pairs += [
+        (f"the shuffle claim's {name}", value, test.transcript["shuffle"][name])
+        for name, value in fixed.shuffle.model_dump().items()
+    ]
+    if fixed.suspect is not None:
+        pairs.append(("the suspect", fixed.suspect, test.suspect["label"]))
+    for role, committed, models in (
+        ("reference", fixed.references, test.references),
+        ("placebo", fixed.placebos, test.placebos),
+    ):
+        pairs.append((f"the number of {role}s", len(committed), len(models)))
+        for number, (model, found) in enumerate(zip(committed, models, strict=False), 1):
+            pairs += [
+                (f"{role} {number}'s {name}", value, found[name])
+                for name, value in _known(model, sequential).items()
+            ]
+    window = (fixed.window.prefix, fixed.window.length)
+    pairs += [
+        (f"the window (prefix, length) of {m['label']}", window, (m["prefix"], m["length"]))
+        for m in (test.suspect, *test.references, *test.placebos)
+    ]
+    pairs += _examples(fixed, test)
+    different = [deviation(*pair) for pair in pairs if pair[1] != pair[2]]
+    fixed.refuse([*fixed.deviations(given), *different])
+
+
+def _known(model: CommittedModel, sequential: bool) -> dict[str, Any]:
+    """What evidence says too of a committed model; asked one by one, its scores have other keys."""
+    known = model.model_dump(exclude_none=True, exclude={"values_sha256"})
+    if sequential:
+        known.pop("scores_key", None)
+    return known
+
+
+def _examples(fixed: Commitment, test: Evidence) -> list[tuple[str, Any, Any]]:
+    """Which examples were committed, and which ones evidence names."""
+    here = test.transcript
+    if fixed.test == "query":
+        # Of some statistics a part is held out first, and the rest is what evidence is of.
+        whole: Mapping[str, Any] = test.details.get("choice", {})
+        found = (
+            whole.get("examples_before", test.n),
+            whole.get("fingerprint_before", here["fingerprint"]),
+        )
+        return [
+            ("the number of tested examples", fixed.design.n, found[0]),
+            ("the tested examples' fingerprint", fixed.design.fingerprint, found[1]),
+        ]
+    design = test.details["design"]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("the transcript's fingerprint", fixed.transcript.fingerprint, here["fingerprint"]),
+        ("compare", design_settings(fixed).compare, test.compared),
+        (
+            "the digest of the pairs",
+            DesignParameters.of(fixed).pairs_sha256,
+            design["rows_sha256"],
+        ),
+    ]
+    if fixed.test == "pairs":
+        pairs.append(("the number of tested examples", fixed.design.n, test.n))
+    return pairs
 
 
 # ------------------------------------------------------------------------------- sections
@@ -315,11 +404,18 @@ def _label(test: Evidence) -> str:
     return printable(test.suspect.get("label", "unnamed"), 120)
 
 
-def _item(test: Evidence, file: ExhibitFile, fixed: Commitment | None) -> dict[str, Any]:
+def _item(
+    test: Evidence, file: ExhibitFile, held: bool | None, fixed: Commitment | None
+) -> dict[str, Any]:
     kind, suspect = _kind(test), _label(test)
     names = [printable(model.get("label", "unnamed"), 120) for model in test.references]
     beyond = f", beyond what {', '.join(names)} give" if names else ""
+    besides = "choices made beforehand"
+    if names:
+        besides = f"references that do not know the order and {besides}"
     try:
+        if fixed is not None and _committed(test) == fixed.sha256:
+            _keep_to(fixed, test)
         return {
             "file": file.shown,
             "sha256": file.sha256,
@@ -333,7 +429,10 @@ def _item(test: Evidence, file: ExhibitFile, fixed: Commitment | None) -> dict[s
                 beyond=beyond,
             ),
             "null": _NULLS.get(kind, _NULLS["query"]).format(suspect=suspect),
-            "exact": _EXACT["fresh seeds" if "null_draws" in test.details else kind],
+            "exact": _EXACT["fresh seeds" if "null_draws" in test.details else kind].format(
+                besides=besides
+            ),
+            "unverified": held is False,
             "order": _order(test),
             "gates": [
                 {

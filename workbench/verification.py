@@ -20,11 +20,12 @@ import json
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,6 @@ from workbench.commitment import (
     Sha256,
     Strict,
     TimeStamp,
-    check_statistic,
     keyed,
     parse_model,
     rows_sha256,
@@ -57,29 +57,45 @@ from workbench.independence import QueryDesign, pair_test, query_test
 from workbench.independence.account import software
 from workbench.independence.design import block_part, block_within
 from workbench.independence.ledger import as_entered
+from workbench.independence.noise import FOLLOWS_POSITION, against_position
+from workbench.independence.query import query_contrast
+from workbench.independence.references import (
+    WAVES,
+    detectable_correlation,
+    enough_resamples,
+    most_quantities,
+    told_apart,
+)
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
+from workbench.statistics import find_statistic
 from workbench.transcript import OrderCheck, Transcript
 
 __all__ = ["Finding", "Reveal", "RevealedRow", "Verification", "verify_bundle"]
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 MANIFEST_FORMAT = "palimpsest bundle 1"
 ACCOUNT_FORMAT = "palimpsest account 1"
 REVEAL_FORMAT = "palimpsest reveal 1"
 MAX_EVIDENCE_BYTES = 16 * 1024**2
 MAX_REVEAL_BYTES = 64 * 1024**2
-MAX_WORK = 10**11  # examples × permutations: some minutes
+MAX_WORK = 10**11  # products of a score and a weight: some minutes
 MATCHES: Final = "matches"
 DIFFERS: Final = "does not match"
 UNCHECKED: Final = "cannot be checked"
 
-# Recomputed on another machine, sums differ in the last bits; p-values are counts and do not.
+# Recomputed on another machine, sums differ in the last bits.
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
-# Mean nats per token that a model may give otherwise on another machine.
+# p-values, and levels, of whatever size: in powers of ten, for any of them is small beside 1e-12.
+_PVALUE = re.compile(r"(.*\.)?(pvalue\w*|(smallest_)?corrected|floor|alpha)")
+_POWERS_OF_TEN = 1e-6
+# Mean nats per token that a model may give otherwise on another machine, whatever the place of the
+# example: so much in one direction, by position, would be evidence all by itself.
 _RESCORE_TOLERANCE = {"float32": 2e-3}
 _RESCORE_TOLERANCE_ELSE = 0.05
+_RESCORE_DIGITS = 6  # what is smaller comes from sums in another order and moves no rank
 
 Status = Literal["matches", "does not match", "cannot be checked"]
 Signed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -496,7 +512,8 @@ def verify_bundle(
     tokenizer, device :
         As for `workbench.CausalLMScorer`.
     max_work : int
-        Examples × permutations that are recomputed at most.
+        Examples × permutations × scores × weights of position that are recomputed at most, those
+        of the references' check among them.
 
     Returns
     -------
@@ -626,14 +643,17 @@ def check_commitment(contents: Contents) -> list[Finding]:
         for stamp in contents.time_stamps
     ]
     claimed = [] if not isinstance(bound, Mapping) else bound.get("time_stamps") or []
-    if claimed and not contents.time_stamps:
-        findings.append(
-            Finding(
-                "date of the commitment",
-                DIFFERS,
-                "the evidence says that a time-stamp is attached, and the bundle has none",
-            )
+    held = [stamp.account for stamp in contents.time_stamps]
+    findings += [
+        Finding(
+            "date of the commitment",
+            DIFFERS,
+            f"the evidence says that this time-stamp is attached, and the bundle has none such: "
+            f"{printable(stamp, 400)}",
         )
+        for stamp in (claimed if isinstance(claimed, list) else [claimed])
+        if stamp not in held
+    ]
     return findings
 
 
@@ -811,10 +831,14 @@ def compare_evidence(
             for difference in _differences(name, claimed.get(name), found.get(name))
         ]
         if differences:
-            detail = "; ".join(differences[:3])
+            detail = "; ".join(map(str, differences[:3]))
             if len(differences) > 3:
                 detail += f"; and {len(differences) - 3} more"
-            findings.append(Finding(line, DIFFERS, detail + _other_software(there, here)))
+            detail += _other_software(there, here)
+            if all(difference.in_words for difference in differences):
+                line = f"wording of the {line}"
+                detail = f"its words alone, no status and no number: {detail}"
+            findings.append(Finding(line, DIFFERS, detail))
             continue
         shown = ", ".join(f"{n} {_shown(found[n])}" for n in names if n in _SHOWN)
         findings.append(Finding(line, MATCHES, f"recomputed: {shown}" if shown else "recomputed"))
@@ -864,7 +888,7 @@ def _rescored(
         return [Finding(name, UNCHECKED, detail)]
     place = {int(row): i for i, row in enumerate(tested)}
     shown = {row.row: row for reveal in reveals for row in reveal.rows if row.row in place}
-    wanted = [int(row) for row in rows] or sorted(shown)
+    wanted = list(dict.fromkeys(int(row) for row in rows)) or sorted(shown)
     hidden = [row for row in wanted if row not in shown]
     findings = []
     if hidden or not wanted:
@@ -916,7 +940,7 @@ def _rescored(
             )
         )
         values = scorer.score(scorer.encode(asked), np.arange(len(wanted)))
-        findings.append(_compare_scores(chosen, recorded, [place[r] for r in wanted], values))
+        findings.append(_compare_scores(contents, chosen, [place[r] for r in wanted], values))
         return findings
     raise InputError(
         f"no scores in the bundle are of the model {printable(model)} (by the hash of its "
@@ -925,20 +949,75 @@ def _rescored(
 
 
 def _compare_scores(
-    role: str, recorded: Scores, places: Sequence[int], values: Sequence[NDArray[np.float32]]
+    contents: BundleContents,
+    role: str,
+    places: Sequence[int],
+    values: Sequence[NDArray[np.float32]],
 ) -> Finding:
+    """Each row within what another machine may give, and no row the better for its place."""
+    recorded = contents.scores[role]
     means = np.array([float(v.sum(dtype=np.float64)) / v.size for v in values])
     counts = np.array([v.size for v in values])
-    apart = float(np.abs(means - recorded.loglik_mean[places]).max())
+    differences = recorded.loglik_mean[places] - means
+    apart = float(np.abs(differences).max())
     limit = _RESCORE_TOLERANCE.get(recorded.identity.dtype or "", _RESCORE_TOLERANCE_ELSE)
     name = f"scores of {role}"
+    sd = _contrast_sd(contents, role)
     detail = (
         f"{len(places)} row(s) rescored, largest difference {apart:.2g} nats per token (allowed "
-        f"{limit:g})"
+        f"{limit:g}, {limit / sd:.2g} sd of what is tested)"
     )
     if not np.array_equal(counts, recorded.n_tokens[places]):
         return Finding(name, DIFFERS, f"another number of tokens was scored; {detail}")
-    return Finding(name, MATCHES if apart <= limit else DIFFERS, detail)
+    follow, said = _follow_position(contents, places, differences, sd)
+    same = apart <= limit and not follow
+    return Finding(name, MATCHES if same else DIFFERS, f"{detail}; {said}")
+
+
+def _contrast_sd(contents: BundleContents, role: str) -> float:
+    """Standard deviation of what is tested, in which these scores have a part."""
+    commitment = contents.commitment
+    contrast = query_contrast(
+        contents.scores[role if role.startswith("placebo-") else "suspect"],
+        contents.of_kind("reference"),
+        commitment.statistic,
+        contents.tested,
+        commitment.seed,
+    )
+    return float(contrast.std())
+
+
+def _follow_position(
+    contents: BundleContents, places: Sequence[int], differences: Floats, sd: float
+) -> tuple[bool, str]:
+    """Do differences of rescored rows follow position, as such or as the statistic weighs it?"""
+    rounded = differences.round(_RESCORE_DIGITS)
+    members = find_statistic(contents.commitment.statistic).members
+    weights = {id(one): one for one in (None, *(member.weights for member in members))}
+    few = f"{len(places)} row(s) are too few to see whether the differences follow position"
+    try:
+        design = contents.tested.take(places).design
+    except InputError:  # one row, or rows of one place
+        return False, few
+    designs = told_apart(design, weights.values())
+    pvalue, null_sd = against_position(designs, rounded, np.random.SeedSequence(0x5C02E))
+    if null_sd == 0:
+        return False, "the differences are alike in all rows"
+    if pvalue < FOLLOWS_POSITION:
+        return True, (
+            f"the differences follow position (correlation {design.correlation(rounded):+.2f}, p "
+            f"{pvalue:.2g} over {len(places)} rows), and what another machine does to scores "
+            "knows no position"
+        )
+    smallest = detectable_correlation(null_sd, FOLLOWS_POSITION / len(designs))
+    if smallest >= 1:
+        return False, few
+    slope = smallest * float(rounded.std())
+    return False, (
+        f"the differences do not follow position (p {pvalue:.2g}): over {len(places)} rows a "
+        f"correlation of {smallest:.2f}, here {slope:.2g} nats or {slope / sd:.2g} sd of what is "
+        "tested per sd of position, would have been found nine times in ten"
+    )
 
 
 def _claims(contents: BundleContents) -> list[Finding]:
@@ -1030,9 +1109,31 @@ def _design_claims(contents: BundleContents) -> list[Finding]:
 # ------------------------------------------------------------------------------- comparing
 
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+# Sentences about numbers and a status that stand beside them.
+_SENTENCE = re.compile(r"verdict_reason|gates\[\d+\]\.detail|caveats\[\d+\]")
 
 
-def _differences(name: str, claimed: object, found: object) -> list[str]:
+class _Difference(NamedTuple):
+    """A field of the evidence as stated and as recomputed."""
+
+    name: str
+    claimed: object
+    found: object
+
+    @property
+    def in_words(self) -> bool:
+        """Whether a sentence is worded otherwise, and says no number but those recomputed."""
+        if not (isinstance(self.claimed, str) and isinstance(self.found, str)):
+            return False
+        numbers = [Counter(_NUMBER.findall(text)) for text in (self.claimed, self.found)]
+        return _SENTENCE.fullmatch(self.name) is not None and numbers[0] <= numbers[1]
+
+    def __str__(self) -> str:
+        claimed, found = (_shown(v, 400 if self.in_words else 120) for v in self[1:])
+        return f"{self.name} is {claimed} in the evidence and {found} recomputed"
+
+
+def _differences(name: str, claimed: object, found: object) -> list[_Difference]:
     """Where two JSON values differ by more than rounding."""
     if isinstance(claimed, Mapping) and isinstance(found, Mapping):
         return [
@@ -1055,9 +1156,20 @@ def _differences(name: str, claimed: object, found: object) -> list[str]:
                 name if name == "null.counts" else f"{name}[{number}]", a, b
             )
         ]
-    if _same(claimed, found, 2e-6 if name.startswith("null.") else _ABSOLUTE):
-        return []
-    return [f"{name} is {_shown(claimed)} in the evidence and {_shown(found)} recomputed"]
+    same = (
+        _same_pvalue(claimed, found)
+        if _PVALUE.fullmatch(name)
+        else _same(claimed, found, 2e-6 if name.startswith("null.") else _ABSOLUTE)
+    )
+    return [] if same else [_Difference(name, claimed, found)]
+
+
+def _same_pvalue(claimed: object, found: object) -> bool:
+    """Equal as powers of ten, however small."""
+    numbers = [v for v in (claimed, found) if isinstance(v, int | float) and v > 0]
+    if len(numbers) < 2 or isinstance(claimed, bool) or isinstance(found, bool):
+        return type(claimed) is type(found) and claimed == found
+    return abs(math.log10(numbers[0]) - math.log10(numbers[1])) <= _POWERS_OF_TEN
 
 
 def _same(claimed: object, found: object, absolute: float) -> bool:
@@ -1086,16 +1198,18 @@ def _same_words(claimed: str, found: str) -> bool:
             return False
         x, y = float(a.replace(",", "")), float(b.replace(",", ""))
         digits = max(len(text.partition("e")[0].partition(".")[2]) for text in (a, b))
-        exponent = int(a.partition("e")[2] or 0)
-        if abs(exponent) > 300 or abs(x - y) > 1.5 * 10.0 ** (exponent - digits):
+        powers = [int(text.partition("e")[2] or 0) for text in (a, b)]
+        if max(map(abs, powers)) > 300 or abs(powers[0] - powers[1]) > 1:
+            return False
+        if abs(x - y) > 1.5 * 10.0 ** (min(powers) - digits):
             return False
     return True
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, most: int = 120) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return printable(value, 120)
+    return printable(value, most)
 
 
 def _listed(numbers: Sequence[int], most: int = 8) -> str:
@@ -1128,12 +1242,12 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         Account, member("account.json"), named("account.json"), MAX_COMMITMENT_BYTES
     )
     evidence = read_evidence(member("evidence.json"), named("evidence.json"), "query")
-    check_statistic(commitment.statistic)
-    n = commitment.design.n
-    if n * commitment.n_resamples > max_work:
+    n, work = commitment.design.n, _work(commitment)
+    if work > max_work:
         raise InputError(
-            f"{label}: {n:,} examples × {commitment.n_resamples:,} permutations are more work than "
-            f"allowed ({max_work:,}): raise the limit (--max-work) if that is meant"
+            f"{label}: {commitment.n_resamples:,} permutations of {n:,} examples, and the check of "
+            f"{len(commitment.references)} reference(s), take {work:,} products, which is more "
+            f"work than allowed ({max_work:,}): raise the limit (--max-work) if that is meant"
         )
     if commitment.test == "sequential":
         raise InputError(f"{label} is of a sequential test, which no bundle holds: it is refused")
@@ -1196,6 +1310,17 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
         reveal,
         design,
     )
+
+
+def _work(commitment: Commitment) -> int:
+    """Products of a score and a weight of position that are summed to recompute the test."""
+    statistic = find_statistic(commitment.statistic)
+    weights = len(statistic.members)
+    test = commitment.n_resamples * (1 + len(commitment.placebos)) * weights
+    quantities = most_quantities(statistic, len(commitment.references))
+    waves = len(WAVES) if commitment.test == "query" else 0
+    check = enough_resamples(quantities) * quantities * (weights + waves)
+    return commitment.design.n * (test + check)
 
 
 def member_of(archive: Archive, name: str) -> bytes:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.options import MaxWorkOption
+
 __all__ = ["exhibit"]
 
 
@@ -26,6 +28,7 @@ def exhibit(
             help="File that 'palimpsest bundle' wrote; it is verified, which takes seconds."
         ),
     ] = None,
+    max_work: MaxWorkOption = 10**11,
 ) -> None:
     """Write the expert's exhibit: one page, from the question to how to verify."""
     from workbench.commitment import MAX_COMMITMENT_BYTES
@@ -40,6 +43,7 @@ def exhibit(
         fixed,
         None if bundle is None else ExhibitFile.read(bundle),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        max_work=max_work,
     )
     typer.echo(f"wrote {page}")
     if pdf is not None:

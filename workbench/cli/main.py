@@ -48,6 +48,7 @@ from workbench.cli.options import (
     MaxMoneyOption,
     MaxRequestsOption,
     MaxTokensOption,
+    MaxWorkOption,
     OnChangeOption,
     PlaceboOption,
     PlacesOption,
@@ -1710,9 +1711,7 @@ def verify(
     ] = None,
     tokenizer: TokenizerOption = None,
     device: DeviceOption = "auto",
-    max_work: Annotated[
-        int, typer.Option(help="Examples times permutations that are recomputed at most.")
-    ] = 10**11,
+    max_work: MaxWorkOption = 10**11,
 ) -> None:
     """Recompute a bundle without any model: what matches, what doesn't, what can't be checked."""
     from workbench.reshuffle_bundle import holds_reshuffle, verify_reshuffle_bundle

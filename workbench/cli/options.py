@@ -111,6 +111,13 @@ PlanOption = Annotated[
         "--plan", help="File of 'palimpsest plan': only the examples that it gives to the test."
     ),
 ]
+MaxWorkOption = Annotated[
+    int,
+    typer.Option(
+        help="Examples times permutations, scores and weights of position that are recomputed at "
+        "most, the references' check included."
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

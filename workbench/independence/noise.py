@@ -14,15 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.independence.query import query_contrast
-from workbench.null import Alternative, is_approximable, log10_normal_tail, permutation_null
+from workbench.independence.references import two_sided
+from workbench.null import Alternative, is_approximable, log10_normal_tail
 from workbench.scores import Scores
 from workbench.statistics import find_statistic
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 
-__all__ = ["NoiseFloor", "RescoredNoise", "noise_floor"]
+__all__ = ["FOLLOWS_POSITION", "NoiseFloor", "RescoredNoise", "against_position", "noise_floor"]
 
 Floats = NDArray[np.float64]
+
+# Differences whose p against position is below this are said to follow it.
+FOLLOWS_POSITION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class NoiseFloor:
             f"Scored again as {found.name}, examples differ in a way that follows their position "
             f"(p {found.pvalue_position:.2g}): the way of scoring knows the order, or drifted."
             for found in self.settings
-            if found.pvalue_position < 1e-3
+            if found.pvalue_position < FOLLOWS_POSITION
         )
         return replace(
             evidence,
@@ -237,7 +241,7 @@ def noise_floor(
                 high,
                 min(tails) if tails else None,
                 max(tails) if tails else None,
-                _against_position(sample.design, noise, stream),
+                against_position([sample.design], noise, stream)[0],
             )
         )
     return NoiseFloor(
@@ -294,8 +298,27 @@ def _with_noise(scores: Scores, noise: Floats) -> Scores:
     )
 
 
-def _against_position(design: RankDesign, noise: Floats, stream: np.random.SeedSequence) -> float:
-    if design.is_constant(noise):
-        return 1.0  # scored again to the last bit
-    null = permutation_null(design, [noise], 1999, stream.spawn(1)[0], threads=1)[0]
-    return null.pvalue("two-sided")
+def against_position(
+    designs: Sequence[RankDesign], noise: Floats, stream: np.random.SeedSequence
+) -> tuple[float, float]:
+    """Do differences between two ways of scoring follow the position of the examples?
+
+    Parameters
+    ----------
+    designs : sequence of RankDesign
+        One design under the weights of position that are looked at.
+    noise : ndarray of float64, shape (n,)
+    stream : numpy.random.SeedSequence
+
+    Returns
+    -------
+    tuple of float
+        Exact two-sided p of the largest of the standardised statistics, and the null standard
+        deviation as a correlation: 1 and 0 where differences are alike, as of examples scored again
+        to the last bit.
+    """
+    varying = [design for design in designs if not design.is_constant(noise)]
+    if not varying:
+        return 1.0, 0.0
+    pvalues, sd = two_sided(varying, [noise], 1999, stream.spawn(1)[0])
+    return float(pvalues[0]), float(sd)

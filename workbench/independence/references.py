@@ -5,7 +5,7 @@ owner's, subtracted from a stranger, leaves a rise. Its raw score may hardly ran
 since what it remembers best lies in the middle. So waves over training are looked for too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from workbench.independence.corrections import holm
 from workbench.independence.sample import Gatherer
 from workbench.null import NullDistribution, maximum_null, permutation_null
 from workbench.scores import Scores
-from workbench.statistics import Contrasted
+from workbench.statistics import Contrasted, QueryStatistic
 from workbench.statistics.rank import RankDesign
 
 __all__ = [
@@ -26,8 +26,12 @@ __all__ = [
     "WAVES",
     "check_references",
     "corrected_check",
+    "detectable_correlation",
     "enough_resamples",
+    "most_quantities",
     "quantities_of",
+    "told_apart",
+    "two_sided",
 ]
 
 Floats = NDArray[np.float64]
@@ -47,7 +51,7 @@ def check_references(
     """
     if not references:
         return None
-    family = [*designs, *_waves(designs[0])]
+    family = [*designs, *told_apart(designs[0], WAVES)]
     quantities = quantities_of(gatherer, contrasted, references)
     tested = {
         name: value
@@ -57,7 +61,7 @@ def check_references(
     if not tested:
         raise InputError(CONSTANT)
     resamples = enough_resamples(len(tested))
-    pvalues, sd = _two_sided(family, list(tested.values()), resamples, stream)
+    pvalues, sd = two_sided(family, list(tested.values()), resamples, stream)
     correlations = [designs[0].correlation(value) for value in tested.values()]
     return corrected_check(
         list(tested), correlations, pvalues, sd, resamples, len(tested) * len(family)
@@ -73,12 +77,17 @@ def _wave(half_periods: int) -> Callable[[Floats], Floats]:
 WAVES = tuple(_wave(half_periods) for half_periods in range(2, 7))
 
 
-def _waves(design: RankDesign) -> list[RankDesign]:
-    """The design under each wave that its places can tell apart: few places show few waves."""
+def told_apart(
+    design: RankDesign, weights: Iterable[Callable[[Floats], Floats] | None]
+) -> list[RankDesign]:
+    """The design under each of these weights of position that do not weigh its places all alike.
+
+    Few places show few waves.
+    """
     found = []
-    for wave in WAVES:
+    for one in weights:
         try:
-            found.append(design.weighted(wave))
+            found.append(design.weighted(one))
         except InputError:
             continue
     return found
@@ -111,6 +120,14 @@ def quantities_of(
     return quantities
 
 
+def most_quantities(statistic: QueryStatistic, references: int) -> int:
+    """How many `quantities_of` gives for so many references, at most."""
+    if not references:
+        return 0
+    contrasts = len({id(member.contrast) for member in statistic.members})
+    return references + contrasts * ((references if references > 1 else 0) + 1)
+
+
 def enough_resamples(tests: int) -> int:
     """Enough draws for Holm's correction to reach a thousandth; more would decide nothing else."""
     return 2000 * tests
@@ -126,19 +143,23 @@ def corrected_check(
 ) -> ReferenceCheck:
     """Holm's correction over all, and the smallest correlation that would have been found."""
     corrected = holm(pvalues)
-    detectable = sd * (norm.isf(REFERENCE_FAILS / 2 / comparisons) + norm.ppf(0.9))
     return ReferenceCheck(
         tests=tuple(
             {"name": name, "correlation": float(r), "pvalue": float(p), "corrected": float(c)}
             for name, r, p, c in zip(names, correlations, pvalues, corrected, strict=True)
         ),
         smallest_corrected=float(corrected.min()),
-        detectable_correlation=float(detectable),
+        detectable_correlation=detectable_correlation(sd, REFERENCE_FAILS / comparisons),
         n_resamples=resamples,
     )
 
 
-def _two_sided(
+def detectable_correlation(sd: float, level: float) -> float:
+    """Correlation found two-sided at this level nine times in ten (normal approximation)."""
+    return float(sd * (norm.isf(level / 2) + norm.ppf(0.9)))
+
+
+def two_sided(
     designs: Sequence[RankDesign],
     values: Sequence[Floats],
     resamples: int,
