@@ -181,6 +181,51 @@ def test_kinds_of_transcripts(tmp_path, design):
         assert any("repeat an earlier one" in caveat for caveat in found.evidence.caveats)
 
 
+@pytest.mark.parametrize("how", ["by hand", "random sample", "as before it was remembered"])
+def test_how_examples_were_chosen_travels_along(tmp_path, how):
+    transcript, models = case()
+    part = transcript.take(np.arange(60)) if how == "by hand" else transcript.subsample(60, 5)
+    rows = part.rows
+    if how == "as before it was remembered":
+        part = replace(part, selection=None)
+    path = tmp_path / "b.zip"
+    bob, other, one = (scores.take(rows) for scores in models.values())
+    commitment = Commitment.make(transcript, SALT, rows=rows, design="some", references=[other],
+                                 placebos=[one], n_resamples=199)  # fmt: skip
+    evidence = committed_test(commitment, SALT, part, bob, [other], [one])
+    found = write_bundle(path, commitment, SALT, transcript, evidence, bob, [other], [one],
+                         rows=rows)  # fmt: skip
+    assert found.ok
+    assert found.evidence.transcript == evidence.transcript
+    stated = evidence.transcript.get("selection", {}).get("how", "as before it was remembered")
+    assert stated == how
+    assert any("by hand" in caveat for caveat in evidence.caveats) == (how == "by hand")
+    # The committed rows may themselves be a part of more: then that is the owner's claim.
+    models = dict(zip(models, (bob, other, one), strict=True))
+    _, evidence, found = bundled(path, part, models)
+    assert found.ok
+    assert found.evidence.transcript == evidence.transcript
+    claimed = [f for f in found.findings if f.name == "choice of the rows"]
+    assert len(claimed) == (how != "as before it was remembered")
+    assert all(f"({how})" in f.detail and f.status == "cannot be checked" for f in claimed)
+
+
+def test_a_caveat_cannot_be_left_out_of_rows_taken_by_hand(tmp_path):
+    transcript, models = case()
+    part = transcript.take(np.arange(60))
+    _, _, found = bundled(
+        tmp_path / "b.zip", part, {k: m.take(part.rows) for k, m in models.items()}
+    )
+    made = {"members": Archive.open(tmp_path / "b.zip").members}
+    assert found.ok
+
+    def quiet(evidence):
+        evidence["gates"] = [gate for gate in evidence["gates"] if gate["number"] != 5]
+
+    path = rebuilt(made, tmp_path, {"evidence.json": edited(made, "evidence.json", quiet)})
+    assert lines(verify_bundle(path))["gates"] == "does not match"
+
+
 def test_an_order_that_looks_unshuffled_stays_undecided(tmp_path):
     """The check needs the content: a verifier takes the owner's word, against the owner too."""
     transcript, models = case()
@@ -576,6 +621,11 @@ HOSTILE = {
     "another test": (
         {"evidence.json": lambda m: edited(m, "evidence.json", lambda e: e.update(test="luck"))},
         "another test",
+    ),
+    "chosen in no known way": (
+        {"evidence.json": lambda m: edited(m, "evidence.json", lambda e: e["transcript"].update(
+            selection={"how": "at will", "of": 400, "seed": None}))},
+        "how examples were chosen is not of the expected form",
     ),
     "evidence is a list": ({"evidence.json": lambda m: b"[]"}, "not evidence of the form"),
     "NaN": ({"evidence.json": lambda m: b'{"z": NaN}'}, "NaN"),

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from workbench import InputError
+from workbench import InputError, Scores, Transcript
 from workbench.cli import app
 from workbench.commitment import Commitment
 from workbench.independence import Ledger
 from workbench.independence.design import LearnedDesign
+from workbench.pilot import plan_query
 from workbench.shufflers import KnownShuffle
 from workbench.verification import verify_bundle
 
@@ -95,6 +96,24 @@ def test_the_null_of_a_known_shuffler(tables, tmp_path):
     assert "--shuffle-seed" in failed(*test, "--transcript", own)
     plain = ("test", "query", "--suspect", "loss:bob", "--transcript", own)
     assert "add --shuffler" in failed(*plain, "--seed-drawn")
+
+
+def test_evidence_says_how_its_rows_were_chosen(tables, tmp_path):
+    own, out, planned = tables[1], tmp_path / "e.json", tmp_path / "plan.json"
+    transcript, rng = Transcript.read(own), np.random.default_rng(4)
+    bob = Scores.from_arrays(loglik=transcript.positions + 900 * rng.normal(size=N))
+    plan_query(transcript, bob, pilot=100, seed=6).write(planned)
+    test = ("test", "query", "--transcript", own, "--suspect", "loss:bob", "--n-resamples", 99,
+            "--json", out)  # fmt: skip
+    for options, selection in (
+        ((), None),
+        (("--subsample", 300, "--seed", 8), {"how": "random sample", "of": N, "seed": 8}),
+        (("--plan", planned), {"how": "plan", "of": N, "seed": 6}),
+    ):
+        assert run(*test, *options).exit_code in (0, 3)
+        content = json.loads(out.read_text(encoding="utf-8"))
+        assert content["transcript"].get("selection") == selection
+        assert not [gate for gate in content["gates"] if gate["number"] == 5]
 
 
 def test_what_a_commitment_does_not_know_is_refused_with_it(tables, tmp_path):

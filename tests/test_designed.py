@@ -19,6 +19,7 @@ from workbench.bundle import reveal_rows, write_bundle
 from workbench.commitment import Commitment, committed_test
 from workbench.designed import (
     DesignParameters,
+    check_design,
     commit_design,
     committed_design,
     committed_pairs,
@@ -26,7 +27,15 @@ from workbench.designed import (
     design_settings,
     learned_sha256,
 )
-from workbench.independence import ContentFilter, Windows, design_queries, fit_design, pair_test
+from workbench.independence import (
+    ContentFilter,
+    QueryDesign,
+    Windows,
+    design_queries,
+    fit_design,
+    pair_test,
+)
+from workbench.independence.design import LearnedDesign
 from workbench.merkle import MasterSalt
 from workbench.sequential import committed_sequential_test, sequential_test
 from workbench.verification import verify_archive, verify_bundle
@@ -251,6 +260,32 @@ def test_a_learned_design_is_committed_by_its_hash_alone(tmp_path):
         commit_design(
             transcript, SALT, design, learned=replace(learned, windows=Windows((0.5, 1), (0, 0.5)))
         )
+
+
+def test_that_an_order_could_not_be_compared_is_committed_and_bundled(tmp_path):
+    transcript, models = case()
+    bob, other, _ = models.values()
+    unknown = LearnedDesign(Windows((0.9, 1), (0, 0.25)), None, "5" * 64)
+    design = design_queries(transcript, 40, unknown)
+    commitment = commit_design(transcript, SALT, design, references=[other], **FIXED)
+    again = committed_design(commitment, transcript)
+    assert again.settings == design.settings
+    check_design(commitment, design)
+    evidence = committed_pairs(commitment, SALT, transcript, bob, [other])
+    [gate] = [gate for gate in evidence.gates if gate.number == 5]
+    assert "could not be checked without digests" in gate.detail
+    found = write_bundle(tmp_path / "b.zip", commitment, SALT, transcript, evidence, bob, [other])
+    assert found.ok
+    assert found.evidence.to_dict() == evidence.to_dict()
+    for claim in (True, False):  # neither way of it stands in for the other
+        made = commit_design(
+            transcript,
+            SALT,
+            QueryDesign(replace(design.settings, order_unchecked=claim), transcript),
+        )
+        other_way = QueryDesign(replace(design.settings, order_unchecked=not claim), transcript)
+        with pytest.raises(InputError, match="the design's order_unchecked is committed as"):
+            check_design(made, other_way)
 
 
 # ------------------------------------------------------------------------------- sequential

@@ -21,6 +21,7 @@ from workbench.independence.design import DESIGNS, FILTERS, DesignSettings, Lear
 from workbench.lab import open_run
 from workbench.null import permutation_null, sign_flip_null
 from workbench.statistics import certified_log10
+from workbench.statistics.weighted import remember_order
 
 WITH_PAIRS = [name for name, windows in DESIGNS.items() if windows is not None]
 
@@ -278,6 +279,62 @@ def remembering(rng, n=4000, where=(0.6, 0.8), memory=0.6):
         scores_of(values, name, transcript)
         for values, name in ((suspect, "suspect"), (reference, "reference"))
     )
+
+
+def choices_gate(evidence):
+    return next((gate for gate in evidence.gates if gate.number == 5), None)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_learned_design_that_could_not_be_compared_is_a_caveat(known):
+    """Learned on half of the very order: known again by digests, and by nothing else."""
+    rng = np.random.default_rng(13)
+    n = 600
+    order = rng.permutation(n)
+    content = {"tokens": rng.integers(0, 500, (n, 6))} if known else {}
+    transcript = Transcript.from_arrays(order, **content)
+    scores = scores_of(rng.normal(size=n))
+    half = transcript.take(np.arange(0, n, 2))
+    learned = LearnedDesign(DESIGNS["late-vs-early"], None, half.fingerprint)
+    if known:  # nothing is remembered of the half, but of another order it is
+        other = Transcript.from_arrays(rng.permutation(n), **content)
+        places = other.design.position_ranks() + 0.5
+        remembered = remember_order(other.row_digests, places)
+        sound = replace(learned, learned_on=other.fingerprint, remembered=remembered)
+        design = design_queries(transcript, 120, sound)
+        assert "order_unchecked" not in design.settings.as_dict()
+        gate = choices_gate(pair_test(transcript, scores, [], design, n_resamples=99))
+        assert gate.status == "pass"
+        assert choices_gate(query_test(design.examples, scores.take(design.rows))) is None
+    design = design_queries(transcript, 120, learned)
+    found = pair_test(transcript, scores, [], design, n_resamples=99)
+    assert choices_gate(found).status == "caveat"
+    assert "could not be checked without digests" in choices_gate(found).detail
+    assert choices_gate(found).detail in found.caveats
+    assert found.details["design"]["order_unchecked"]
+    assert QueryDesign.from_json(design.to_json(), transcript).settings == design.settings
+
+
+def test_examples_of_a_design_were_not_taken_by_hand():
+    rng = np.random.default_rng(14)
+    n = 500
+    transcript = Transcript.from_arrays(
+        rng.permutation(n), texts=["ab" * (k % 9 + 1) for k in range(n)]
+    )
+    scores = scores_of(rng.normal(size=n))
+    named = design_queries(transcript, 100, "uniform", seed=4)
+    found = query_test(named.examples, scores.take(named.rows), n_resamples=99)
+    assert found.transcript["selection"] == {"how": "design", "of": n, "seed": 4}
+    assert choices_gate(found) is None
+    own = design_queries(transcript, 100, "uniform", filter=ContentFilter("length", 0.4), seed=4)
+    found = query_test(own.examples, scores.take(own.rows), n_resamples=99)
+    assert found.transcript["selection"]["how"] == "own design"
+    assert "a design whose windows or filter go by no name" in choices_gate(found).detail
+    # A test of pairs speaks of all that the design chooses from.
+    part = transcript.take(np.arange(400))
+    paired = pair_test(part, scores.take(part.rows), [], design_queries(part, 100), n_resamples=99)
+    assert paired.transcript["selection"]["how"] == "by hand"
+    assert "400 of 500 examples were taken by hand" in choices_gate(paired).detail
 
 
 def test_a_design_is_learned_on_another_order_and_never_on_the_one_under_test():

@@ -66,6 +66,39 @@ def test_a_derivative_is_evidence(data):
     assert evidence.details["pvalue_scipy_t"] == pytest.approx(scipy_p, rel=1e-6)
 
 
+def choices_gate(evidence):
+    return next((gate for gate in evidence.gates if gate.number == 5), None)
+
+
+def test_rows_taken_by_hand_are_a_caveat_and_rows_drawn_by_a_seed_are_not(data):
+    """Late and likely ones, early and unlikely ones, of a model that knows nothing."""
+    transcript, scores = data["transcript"], data["independent"]
+    late, likely = data["order"] > N / 2, scores.loglik_mean > np.median(scores.loglik_mean)
+    rows = np.flatnonzero(late == likely)
+    found = query_test(transcript.take(rows), scores.take(rows), n_resamples=999)
+    assert found.verdict == "evidence"
+    assert found.transcript["selection"] == {"how": "by hand", "of": N, "seed": None}
+    assert choices_gate(found).status == "caveat"
+    assert choices_gate(found).detail == (
+        f"{len(rows):,} of 3,000 examples were taken by hand: that they were chosen without a look "
+        "at scores against positions rests on the caller's word."
+    )
+    assert choices_gate(found).detail in found.caveats
+    # What a test holds out itself it says elsewhere, and of what: that was taken all the same.
+    reference = data["reference"]
+    held = query_test(transcript.take(rows), scores.take(rows), [reference.take(rows)],
+                      "adaptive-held-out", n_resamples=99)  # fmt: skip
+    assert held.transcript["selection"] == found.transcript["selection"]
+    assert choices_gate(held).detail == choices_gate(found).detail
+    whole = query_test(transcript, scores, [reference], "adaptive-held-out", n_resamples=99)
+    assert "selection" not in whole.transcript
+    assert choices_gate(whole).status == "pass"
+    part = transcript.subsample(300, seed=7)
+    drawn = query_test(part, scores.take(part.rows), n_resamples=99)
+    assert drawn.transcript["selection"] == {"how": "random sample", "of": N, "seed": 7}
+    assert choices_gate(drawn) is None
+
+
 def test_effect_is_the_planted_one(data):
     effect = _test(data).effect
     assert effect.low < 0.45 < effect.high  # .5 nats over the run; tenths are .9 of it apart

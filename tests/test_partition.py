@@ -123,6 +123,16 @@ def test_units_and_blocks_are_permuted_as_declared(data):
     assert blocks.n_units == 20
 
 
+def test_rows_taken_by_hand_are_a_caveat(data):
+    assert not [gate for gate in run(data, n_resamples=99).gates if gate.number == 5]
+    part = data["transcript"].take(np.arange(1000))
+    found = partition_test(part, data["bob"], n_resamples=99)
+    [gate] = [gate for gate in found.gates if gate.number == 5]
+    assert gate.status == "caveat"
+    assert "1,000 of 1,200 examples were taken by hand" in gate.detail
+    assert gate.detail in found.caveats
+
+
 def test_placebos_are_tested_the_same_way(data):
     cleared = run(data, placebos=[data["other"], data["other2"]])
     assert cleared.verdict == "evidence"

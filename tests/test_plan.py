@@ -131,6 +131,18 @@ def test_the_pilot_and_the_test_share_nothing_and_the_plan_fixes_both(tmp_path):
         plan.test_examples(transcript.take(np.arange(4000)))
 
 
+def test_what_a_plan_hands_out_was_not_taken_by_hand():
+    transcript, scores = remembering(2000, 0.3, 5)
+    plan = plan_query(transcript, scores, pilot=200, seed=7)
+    pilot, rest = plan.pilot.split(transcript)
+    assert pilot.selection.as_dict() == {"how": "pilot", "of": 2000, "seed": 7}
+    few, every = plan.test_examples(transcript, 300), plan.test_examples(transcript, 1800)
+    assert rest.selection == few.selection == every.selection
+    found = query_test(few, scores.take(few.rows), n_resamples=99)
+    assert found.transcript["selection"] == {"how": "plan", "of": 2000, "seed": 7}
+    assert not [gate for gate in found.gates if gate.number == 5]
+
+
 def test_the_choice_of_examples_does_not_depend_on_position():
     n = 3000
     late = 0

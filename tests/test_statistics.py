@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -432,6 +433,26 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     typed = PositionWeights("typed", table=((0.0, 0.0), (1.0, 1.0)))
     gate = next(g for g in query_test(transcript, scores, weights=typed).gates if g.number == 5)
     assert gate.status == "caveat"
+
+
+def test_a_formula_made_after_a_look_at_the_scores_is_said_to_rest_on_the_callers_word():
+    rng = np.random.default_rng(16)
+    n = 400
+    order, values = rng.permutation(n), rng.normal(size=n)
+    transcript, independent = Transcript.from_arrays(order), Scores.from_arrays(loglik=values)
+    seen = stats.rankdata(values)[np.argsort(order)].reshape(40, 10).mean(axis=1)
+    curve = PositionWeights("curve", formula=lambda u: seen[np.minimum(u * 40, 39).astype(int)])
+    found = query_test(transcript, independent, weights=curve, n_resamples=999)
+    assert found.pvalue == found.pvalue_floor
+    gate = next(gate for gate in found.gates if gate.number == 5)
+    assert gate.status == "caveat"
+    assert "weights of position 'curve' come from is not known here" in gate.detail
+    assert gate.detail in found.caveats
+    # A copy of named weights is these weights; another formula by their name is not.
+    named = replace(WEIGHTS["late"])
+    for weights, caveat in ((named, False), (replace(named, formula=curve.formula), True)):
+        found = query_test(transcript, independent, weights=weights, n_resamples=9)
+        assert any(gate.number == 5 for gate in found.gates) == caveat
 
 
 def test_weights_learned_on_the_order_under_test_raise_false_alarms():

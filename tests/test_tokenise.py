@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from workbench import InputError, Texts, Transcript, score_texts, tokenise_texts  # noqa: E402
 from workbench.scorers import CausalLMScorer, tokenise_transcript  # noqa: E402
+from workbench.transcript import Selection  # noqa: E402
 
 LETTERS = "ĠabcdefghijklmnopqrstuvwxyzÃ©"
 
@@ -138,6 +139,9 @@ def test_a_transcript_of_text_becomes_token_ids_with_its_order(folder):
     assert cut.lengths.tolist() == [1, 1, 2, 1]
     assert np.array_equal(cut.positions, transcript.positions)
     assert (cut.blocks, cut.strata.tolist()) == (2, transcript.strata.tolist())
+    assert cut.selection is None
+    part = tokenise_transcript(transcript.take([1, 2]), folder)
+    assert part.selection == Selection("by hand", 4)
     assert tokenise_transcript(cut, folder) is cut
 
 

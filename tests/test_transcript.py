@@ -11,7 +11,7 @@ import pytest
 
 from workbench.errors import InputError
 from workbench.scores import Scores
-from workbench.transcript import ShuffleClaim, Transcript
+from workbench.transcript import Selection, ShuffleClaim, Transcript
 
 TOKENS = [[5, 6, 7], [1, 2], [3, 4, 5], [9], [8, 8]]
 POSITIONS = [30, 10, 20, 50, 40]
@@ -302,6 +302,26 @@ def test_subsample_keeps_the_test_calibrated():
         null = permutation_null(drawn.design, [scores[drawn.rows]], 99, seed=j, threads=1)[0]
         pvalues.append(null.pvalue_randomised(rng))
     assert stats.kstest(pvalues, "uniform").pvalue > 0.001
+
+
+def test_how_examples_were_chosen_is_remembered(tmp_path):
+    whole = Transcript.from_arrays(np.arange(500)[::-1], texts=[str(i) for i in range(500)])
+    assert whole.selection is None
+    drawn, by_hand = whole.subsample(400, seed=3), whole.take(np.arange(200))
+    assert drawn.selection == Selection("random sample", 500, 3)
+    assert by_hand.selection == Selection("by hand", 500)
+    # Of a part of a part the weaker is kept, and out of how many at first.
+    assert drawn.subsample(30, seed=4).selection == Selection("random sample", 500, 4)
+    assert drawn.take([5, 7, 9]).selection == Selection("by hand", 500)
+    assert by_hand.subsample(30, seed=4).selection == Selection("by hand", 500)
+    own = drawn.drawn([5, 7, 9], "own design", 1)
+    assert own.drawn([0, 1], "plan").selection == Selection("own design", 500, 1)
+    # All rows in another order are no choice, and a file holds what it holds.
+    assert whole.take(np.arange(500)[::-1]).selection is None
+    assert Transcript.read(by_hand.write(tmp_path / "part.parquet")).selection is None
+    assert by_hand.fingerprint == Transcript.read(tmp_path / "part.parquet").fingerprint
+    with pytest.raises(InputError, match="a selection 'at will' is unknown"):
+        Selection("at will", 500)
 
 
 def test_take_refuses_what_is_not_there():

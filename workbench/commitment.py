@@ -35,7 +35,7 @@ from workbench.merkle import ROW_FORMAT, MasterSalt, MerkleTree, marks_of
 from workbench.null import ALTERNATIVES, Alternative
 from workbench.scores import Scores, check_aligned
 from workbench.statistics import find_statistic
-from workbench.transcript import ClaimKind, Digests, OrderCheck, ShuffleClaim, Transcript
+from workbench.transcript import ClaimKind, Digests, How, OrderCheck, ShuffleClaim, Transcript
 
 __all__ = [
     "ATTACHED",
@@ -619,11 +619,13 @@ class MarkedTranscript(Transcript):
         self._ask()
         return self.content.order_checks()
 
-    def take(self, rows: ArrayLike) -> "MarkedTranscript":
+    def drawn(
+        self, rows: ArrayLike, how: How | None, seed: int | None = None
+    ) -> "MarkedTranscript":
         """The marked transcript of some rows."""
         chosen = np.asarray(rows, dtype=np.int64)
         return MarkedTranscript.of(
-            self.content.take(chosen),
+            self.content.drawn(chosen, how, seed),
             None if self.marks is None else self.marks[chosen],
             self.places[chosen],
             self.report,

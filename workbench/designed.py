@@ -305,9 +305,14 @@ def check_design(commitment: Commitment, design: QueryDesign) -> None:
         Each setting that deviates is named.
     """
     # What is left out where it says nothing new is compared all the same.
-    settings = design_settings(commitment)
-    committed = {**in_decimals(settings.as_dict()), "compare": settings.compare}
-    given = {**in_decimals(design.settings.as_dict()), "compare": design.settings.compare}
+    committed, given = (
+        {
+            **in_decimals(settings.as_dict()),
+            "compare": settings.compare,
+            "order_unchecked": settings.order_unchecked,
+        }
+        for settings in (design_settings(commitment), design.settings)
+    )
     commitment.refuse(
         [
             deviation(f"the design's {name}", committed[name], given[name])

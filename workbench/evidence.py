@@ -204,7 +204,8 @@ class Evidence:
         Scorer identity, or the account of the text (`workbench.texts.Texts.describe`).
     references, placebos : tuple of dict
     transcript : dict
-        Fingerprint, source, examples, blocks, units, shuffle claim.
+        Fingerprint, source, examples, blocks, units, shuffle claim; ``selection``, where they were
+        chosen from more: how (`workbench.transcript.Selection`).
     null : dict
         Histogram of the null in null standard deviations: ``edges``, ``counts``.
     seed, n_resamples : int

@@ -7,10 +7,10 @@ model, and never sorts: row order is the file's. Scorers see examples only, neve
 import hashlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,12 @@ from workbench.home import atomic_write, content_key
 from workbench.null import log10_normal_tail
 from workbench.statistics.rank import RankDesign
 
-__all__ = ["OrderCheck", "ShuffleClaim", "Transcript", "TranscriptDescription"]
+__all__ = ["How", "OrderCheck", "Selection", "ShuffleClaim", "Transcript", "TranscriptDescription"]
 
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint8]
 ClaimKind = Literal["public_randomness", "published_shuffler", "owner", "unknown", "natural"]
+How = Literal["random sample", "pilot", "plan", "design", "own design", "by hand"]
 
 POSITION_NAMES = ("position", "index")
 TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
@@ -96,6 +97,60 @@ class ShuffleClaim:
             "shuffler_settings": self.shuffler_settings,
             "source": self.source,
         }
+
+
+# What rests on the caller's word, the less known way higher; in all others a known rule chose.
+_ON_WORD = {"own design": 1, "by hand": 2}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the examples of a transcript were chosen from more; evidence says it.
+
+    Attributes
+    ----------
+    how : str
+        ``random sample``: drawn by a seed (`Transcript.subsample`). ``pilot``, ``plan``: what a
+        plan looked at, and what it left to be tested. ``design``: by windows and a filter that go
+        by their names or were learned on another order; ``own design``: by any other. ``by hand``:
+        rows that the caller gave (`Transcript.take`).
+    of : int
+        Examples that there were before anything was chosen.
+    seed : int, optional
+        Of the draw.
+
+    Raises
+    ------
+    InputError
+        Unknown way of choosing.
+    """
+
+    how: How
+    of: int
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.how not in get_args(How):
+            raise InputError(
+                f"a selection {self.how!r} is unknown: use one of {', '.join(get_args(How))}"
+            )
+
+    def after(self, earlier: "Selection | None") -> "Selection":
+        """What is to be said of a part of a part: the choice of which less is known.
+
+        Examples
+        --------
+        >>> Selection("random sample", 50, seed=3).after(Selection("by hand", 400))
+        Selection(how='by hand', of=400, seed=None)
+        """
+        if earlier is None:
+            return self
+        weaker = _ON_WORD.get(earlier.how, 0) > _ON_WORD.get(self.how, 0)
+        return replace(earlier if weaker else self, of=earlier.of)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -229,6 +284,8 @@ class Transcript:
         Where it was read from, for messages.
     rows : ndarray of int64, shape (n,)
         Row numbers in the source (0-based), for messages and subsets.
+    selection : Selection or None
+        How the examples were chosen from more; None for all that the source holds.
 
     Examples
     --------
@@ -249,6 +306,7 @@ class Transcript:
     _data: "pa.Table | pads.Dataset | None" = field(repr=False)
     _content: str | None = field(repr=False)
     _digest_column: Digests | None = field(repr=False, default=None)
+    selection: Selection | None = field(repr=False, default=None)
 
     # ------------------------------------------------------------------ making one
 
@@ -699,10 +757,31 @@ class Transcript:
     def take(self, rows: ArrayLike) -> "Transcript":
         """The transcript of some rows, in the order given.
 
+        Evidence calls them taken by hand: who chooses rows after a look at scores against
+        positions finds in them what was chosen. `subsample`, plans and designs choose by a rule.
+
         Raises
         ------
         InputError
             A row number is out of range or occurs twice.
+        """
+        return self.drawn(rows, "by hand")
+
+    def drawn(self, rows: ArrayLike, how: How | None, seed: int | None = None) -> "Transcript":
+        """The transcript of rows that a rule chose, and remembers which; `take` is for one's own.
+
+        Parameters
+        ----------
+        rows : array_like of int
+        how : str or None
+            As in `Selection`; None where a test parts its examples itself, and accounts for it.
+        seed : int, optional
+            Of the draw.
+
+        Raises
+        ------
+        InputError
+            As for `take`.
         """
         chosen = np.asarray(rows, dtype=np.int64)
         if len(chosen) == 0:
@@ -724,6 +803,10 @@ class Transcript:
             self._data,
             self._content,
             self._digest_column,
+            # All rows in another order are no choice.
+            self.selection
+            if how is None or len(chosen) == self.n
+            else Selection(how, self.n, None if seed is None else int(seed)).after(self.selection),
         )
 
     def subsample(self, n: int, seed: int, stratify: bool = True) -> "Transcript":
@@ -782,7 +865,7 @@ class Transcript:
         enough = int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1
         chosen = np.zeros(pieces, dtype=bool)
         chosen[order[:enough]] = True
-        return self.take(np.flatnonzero(chosen[piece_of_row]))
+        return self.drawn(np.flatnonzero(chosen[piece_of_row]), "random sample", seed)
 
     def order_checks(self) -> tuple[OrderCheck, ...]:
         """Length and content features against position, and between neighbours in training.

@@ -69,7 +69,7 @@ from workbench.independence.references import (
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
 from workbench.statistics import find_statistic
-from workbench.transcript import OrderCheck, Transcript
+from workbench.transcript import How, OrderCheck, Selection, Transcript
 
 __all__ = ["Finding", "Reveal", "RevealedRow", "Verification", "verify_bundle"]
 
@@ -165,6 +165,14 @@ class LedgerPlace(Strict):
     tests: Annotated[int, Field(ge=1, le=10**6)]
     name: Annotated[str, Field(max_length=1000)]
     key: Sha256
+
+
+class SelectionAccount(Strict):
+    """A `workbench.transcript.Selection`: how the committed examples were chosen from more."""
+
+    how: How
+    of: Annotated[int, Field(ge=2, lt=2**40)]
+    seed: Annotated[int, Field(ge=0)] | None
 
 
 class Account(Strict):
@@ -365,9 +373,11 @@ class ClaimedTranscript(Transcript):
         """As claimed: without the content they cannot be made again."""
         return tuple(OrderCheck(**check.model_dump()) for check in self.claim.order_checks)
 
-    def take(self, rows: ArrayLike) -> "ClaimedTranscript":
+    def drawn(
+        self, rows: ArrayLike, how: How | None, seed: int | None = None
+    ) -> "ClaimedTranscript":
         """The same of some rows."""
-        part = super().take(rows)
+        part = super().drawn(rows, how, seed)
         own = {f.name: getattr(part, f.name) for f in fields(Transcript)}
         return ClaimedTranscript(**own, claims=self.claims)
 
@@ -401,7 +411,7 @@ class BundleContents:
         """The tested examples."""
         if self.design is None:
             return self.transcript
-        return self.transcript.take(self.design.rows)
+        return self.transcript.drawn(self.design.rows, None)
 
     def of_kind(self, kind: str) -> list[Scores]:
         """Scores of the references or placebos, in order."""
@@ -1060,12 +1070,22 @@ def _claims(contents: BundleContents) -> list[Finding]:
                 "is for the ledger to show, which is not here",
             )
         )
+    selection = contents.transcript.selection
     if design.name != ALL_ROWS and contents.design is None:
         findings.append(
             Finding(
                 "choice of the rows",
                 UNCHECKED,
                 f"that the design {design.name!r} chooses these rows needs the whole transcript",
+            )
+        )
+    elif selection is not None:
+        findings.append(
+            Finding(
+                "choice of the rows",
+                UNCHECKED,
+                f"that the {contents.transcript.n:,} committed rows were chosen from "
+                f"{selection.of:,} as the evidence says ({selection.how}) is the owner's claim",
             )
         )
     return findings
@@ -1252,7 +1272,11 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
     if commitment.test == "sequential":
         raise InputError(f"{label} is of a sequential test, which no bundle holds: it is refused")
     rows, transcript, marks, sealed, kept = _read_order(
-        member("order.parquet"), named("order.parquet"), commitment, account
+        member("order.parquet"),
+        named("order.parquet"),
+        commitment,
+        account,
+        _stated_selection(evidence, label),
     )
     design = None
     tested = transcript
@@ -1265,7 +1289,7 @@ def read_bundle(archive: Archive, max_work: int = MAX_WORK) -> BundleContents:
                 f"this order than the {n:,} committed (by NumPy {here} here, "
                 f"{printable(account.environment.get('numpy'), 20)} there): it is refused"
             )
-        tested = transcript.take(design.rows)
+        tested = transcript.drawn(design.rows, None)
     scores = {
         entry.role: _read_scores(
             member(f"scores/{entry.role}.parquet"),
@@ -1446,8 +1470,24 @@ def _choose_again(
     return design
 
 
+def _stated_selection(evidence: Mapping[str, Any], label: str) -> Selection | None:
+    """How the evidence says that its examples were chosen from more; no bundle can show it."""
+    stated = evidence.get("transcript")
+    selection = stated.get("selection") if isinstance(stated, Mapping) else None
+    if selection is None:
+        return None
+    what = f"{label}: the evidence's account of how examples were chosen"
+    data = json.dumps(selection).encode()
+    found = parse_model(SelectionAccount, data, what, MAX_COMMITMENT_BYTES)
+    return Selection(**found.model_dump())
+
+
 def _read_order(
-    data: bytes, what: str, commitment: Commitment, account: Account
+    data: bytes,
+    what: str,
+    commitment: Commitment,
+    account: Account,
+    selection: Selection | None,
 ) -> tuple[Ints, ClaimedTranscript, bytes, bytes, NDArray[np.bool_] | None]:
     n = commitment.design.n
     optional = {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)}
@@ -1494,6 +1534,7 @@ def _read_order(
         None,
         None,
         marks if known else None,
+        selection,
         {claim.rows_sha256: claim for claim in account.content},
     )
     kept = None

@@ -64,8 +64,8 @@ def software() -> dict[str, str]:
 
 
 def transcript_account(transcript: Transcript) -> dict[str, Any]:
-    """JSON-ready identity of a transcript: source, fingerprints, size, units, shuffle."""
-    claim = transcript.shuffle
+    """JSON-ready identity of a transcript: source, fingerprints, size, units, shuffle, choice."""
+    claim, selection = transcript.shuffle, transcript.selection
     return {
         "source": transcript.source.rsplit("/", 1)[-1],
         "fingerprint": transcript.fingerprint,
@@ -75,6 +75,8 @@ def transcript_account(transcript: Transcript) -> dict[str, Any]:
         "exposure_groups": transcript.exposure_groups,
         "units_declared": transcript.units is not None,
         "shuffle": claim.as_dict(),
+        # Left out where it says nothing: evidence on whole transcripts stays what it was.
+        **({} if selection is None else {"selection": selection.as_dict()}),
     }
 
 

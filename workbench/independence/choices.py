@@ -16,16 +16,39 @@ from workbench.gates import gate_choice
 from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import Alternative, maximum_null
 from workbench.scores import NATS, Scores
-from workbench.statistics import Contrasted, PositionWeights, QueryStatistic
+from workbench.statistics import WEIGHTS, Contrasted, PositionWeights, QueryStatistic
 from workbench.statistics.features import FEATURES
 from workbench.statistics.rank import RankDesign
 from workbench.statistics.weighted import same_order
-from workbench.transcript import Transcript
+from workbench.transcript import How, Transcript
 
-__all__ = ["Choices"]
+__all__ = ["Choices", "learned_unchecked", "rows_on_word"]
 
 # For the standard deviation where there is no closed form; the choice itself is a comparison of z.
 HELD_OUT_RESAMPLES = 199
+_ON_WORD: dict[How, str] = {
+    "by hand": "were taken by hand",
+    "own design": "were chosen by a design whose windows or filter go by no name",
+}
+
+
+def rows_on_word(transcript: Transcript) -> list[str]:
+    """What gate 5 says of examples that were chosen from more; nothing if a known rule chose."""
+    selection = transcript.selection
+    if selection is None or selection.how not in _ON_WORD:
+        return []
+    return [
+        f"{transcript.n:,} of {selection.of:,} examples {_ON_WORD[selection.how]}: that they were "
+        "chosen without a look at scores against positions rests on the caller's word."
+    ]
+
+
+def learned_unchecked(what: str, learned_on: str) -> str:
+    """What gate 5 says where the order that something was learned on could not be compared."""
+    return (
+        f"{what} were learned on another transcript ({learned_on[:12]}); whether that is another "
+        "cut of this order could not be checked without digests of the examples."
+    )
 
 
 class Choices:
@@ -43,8 +66,12 @@ class Choices:
         return not self.statistic.family and self.statistic.weights is None
 
     def check_weights(self, weights: PositionWeights | None, transcript: Transcript) -> None:
-        """Refuse weights that were learned on the order under test."""
-        if weights is None or not weights.table:
+        """Refuse weights that were learned on the order under test, and note where others are from.
+
+        A formula can hold what a look at the scores has shown, just as a table can: only the named
+        weights are known to have been fixed before.
+        """
+        if weights is None or weights in WEIGHTS.values():
             return
         digests = transcript.row_digests if weights.remembered else None
         if same_order(weights, transcript.fingerprint, digests, transcript.design):
@@ -58,16 +85,17 @@ class Choices:
                 "they were fixed before the scores were seen rests on the caller's word."
             )
         elif digests is None:
-            self._unknown.append(
-                f"The weights of position {weights.name!r} were learned on another transcript "
-                f"({weights.learned_on[:12]}); whether that is another cut of this order could not "
-                "be checked without digests of the examples."
-            )
+            what = f"The weights of position {weights.name!r}"
+            self._unknown.append(learned_unchecked(what, weights.learned_on))
         else:
             self._sound.append(
                 f"weights of position {weights.name!r} were learned on another order "
                 f"({weights.learned_on[:12]})"
             )
+
+    def check_rows(self, transcript: Transcript) -> None:
+        """Note examples of which no rule is known that chose them."""
+        self._unknown += rows_on_word(transcript)
 
     def on_held_out(
         self,
@@ -79,7 +107,7 @@ class Choices:
         seed: int,
     ) -> QueryStatistic:
         """The member that shows most on the rows held out."""
-        part, asked = transcript.take(held), suspect.take(held)
+        part, asked = transcript.drawn(held, None), suspect.take(held)
         chosen = self.statistic
         sample = Gatherer(chosen, part, seed).sample(asked, [r.take(held) for r in references])
         best = maximum_null(

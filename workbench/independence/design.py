@@ -203,14 +203,21 @@ class LearnedDesign:
     remembered: tuple[tuple[str, float], ...] = field(default=(), repr=False)
     table: tuple[dict[str, Any], ...] = field(default=(), repr=False, compare=False)
 
-    def refuse(self, transcript: Transcript) -> None:
-        """Raise InputError if this is the order, or a cut of the order, that it was learned on."""
+    def refuse(self, transcript: Transcript) -> bool:
+        """Raise InputError if this is the order, or a cut of the order, that it was learned on.
+
+        Returns
+        -------
+        bool
+            Whether a cut would have been known again, by the digests of examples on both sides.
+        """
         digests = transcript.row_digests if self.remembered else None
         if same_order(self, transcript.fingerprint, digests, transcript.design):
             raise InputError(
                 f"this design was learned on the order of {transcript.source}, where it finds what "
                 "chance put there: learn it on a run of another order"
             )
+        return digests is not None
 
     def to_json(self) -> str:
         """JSON text; `from_json` reads it back."""
@@ -261,6 +268,8 @@ class DesignSettings:
         Fingerprint of the transcript that they were learned on.
     compare : {"pairs", "windows"}
         Whether late and early units are compared in pairs, or all with all.
+    order_unchecked : bool
+        Whether it could not be seen that what it was learned on is no other cut of this order.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -276,6 +285,7 @@ class DesignSettings:
     origin: Origin = "named"
     learned_on: str | None = None
     compare: Compare = "pairs"
+    order_unchecked: bool = False
 
     def __post_init__(self) -> None:
         if self.compare not in COMPARISONS:
@@ -302,9 +312,11 @@ class DesignSettings:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        # Left out where it says nothing new: designs from before it existed keep their digests.
+        # Left out where they say nothing new: designs from before they existed keep their digests.
         if self.compare == "pairs":
             del content["compare"]
+        if not self.order_unchecked:
+            del content["order_unchecked"]
         return content
 
 
@@ -384,7 +396,10 @@ class QueryDesign:
     @property
     def examples(self) -> Transcript:
         """The examples to ask about, as a transcript, in the order of `rows`."""
-        return self.transcript.take(self.rows)
+        own = self.settings.origin == "given" or self.settings.order_unchecked
+        return self.transcript.drawn(
+            self.rows, "own design" if own else "design", self.settings.seed
+        )
 
     @property
     def permutable(self) -> str:
@@ -604,8 +619,9 @@ def design_queries(
     given: Any = design
     windows: Windows | None
     origin: Origin
+    unchecked = False
     if isinstance(given, LearnedDesign):
-        given.refuse(transcript)
+        unchecked = not given.refuse(transcript)
         if filter is not None and filter != given.filter:
             raise InputError(
                 "the learned design brings its own filter: leave filter= out, or give its windows "
@@ -629,6 +645,7 @@ def design_queries(
             origin,
             given.learned_on if isinstance(given, LearnedDesign) else None,
             compare,
+            unchecked,
         ),
         transcript,
         references,

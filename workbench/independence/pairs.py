@@ -30,7 +30,7 @@ from workbench.independence.account import (
     transcript_account,
     upper95,
 )
-from workbench.independence.choices import Choices
+from workbench.independence.choices import Choices, learned_unchecked, rows_on_word
 from workbench.independence.comparisons import COMPARED
 from workbench.independence.design import QueryDesign
 from workbench.independence.query import checked_inputs, identity_of
@@ -311,23 +311,26 @@ def order_gates(
 
 
 def design_gate(design: QueryDesign) -> Gate:
-    """Gate 5: where windows and filter come from."""
+    """Gate 5: where windows, filter and the examples that they choose from come from."""
     settings = design.settings
-    product = f"one filter serves every window, {COMPARED[settings.compare].exchanged}"
-    if settings.origin == "learned":
-        where = str(settings.learned_on)[:12]
-        return gate_choice(
-            [f"windows and filter were learned on another transcript ({where})", product], []
-        )
+    sound: list[str] = []
+    unknown: list[str] = []
     if settings.origin == "named":
-        return gate_choice([f"the design {settings.design!r} goes by its name", product], [])
-    return gate_choice(
-        [],
-        [
+        sound.append(f"the design {settings.design!r} goes by its name")
+    elif settings.origin == "given":
+        unknown.append(
             "Where the design's windows or filter come from is not known here; that they were "
             "fixed before the suspect's scores were seen rests on the caller's word."
-        ],
-    )
+        )
+    elif settings.order_unchecked:
+        unknown.append(
+            learned_unchecked("The design's windows and filter", str(settings.learned_on))
+        )
+    else:
+        where = str(settings.learned_on)[:12]
+        sound.append(f"windows and filter were learned on another transcript ({where})")
+    sound.append(f"one filter serves every window, {COMPARED[settings.compare].exchanged}")
+    return gate_choice(sound, [*unknown, *rows_on_word(design.transcript)])
 
 
 def design_account(

@@ -11,6 +11,7 @@ from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
     PARTITION_WORDS,
     closing_caveats,
+    gate_choice,
     gate_counts,
     gate_repeats,
     gate_seeds,
@@ -27,6 +28,7 @@ from workbench.independence.account import (
     transcript_account,
     upper95,
 )
+from workbench.independence.choices import rows_on_word
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
 from workbench.null import Alternative, permutation_null
 from workbench.statistics import PARTITION_STATISTICS
@@ -165,6 +167,7 @@ def partition_test(
         gate_repeats(transcript),
         gate_counts(found[0].engine),
         gate_seeds(transcript),
+        *(gate_choice([], [said]) for said in rows_on_word(transcript)),
     ]
     limit = upper95(correlation, design.scale(contrast) * distribution.sd, alternative)
     verdict, reason = reach_verdict(

@@ -22,7 +22,7 @@ from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.independence.query import queries_needed
 from workbench.null import LARGEST_SHARE, log10_normal_tail
-from workbench.transcript import Transcript
+from workbench.transcript import How, Transcript
 
 __all__ = ["KnownEffect", "Pilot", "QueryPlan", "draw_examples"]
 
@@ -126,7 +126,9 @@ class Pilot:
                 f"the plan was made for another transcript than {transcript.source}: use the one "
                 "it was made for, complete and in the same row order, or plan again"
             )
-        chosen, rest = draw_examples(transcript, self.examples, [self.seed, PILOT_STREAM])
+        chosen, rest = draw_examples(
+            transcript, self.examples, [self.seed, PILOT_STREAM], "pilot", "plan"
+        )
         if rest is None:
             raise InputError(
                 f"a pilot of {self.examples} leaves no example of {transcript.source} to test: "
@@ -340,7 +342,7 @@ class QueryPlan:
         _, rest = self.pilot.split(transcript)
         if wanted >= rest.n:
             return rest
-        return draw_examples(rest, wanted, [self.pilot.seed, TEST_STREAM])[0]
+        return draw_examples(rest, wanted, [self.pilot.seed, TEST_STREAM], "plan")[0]
 
     # ------------------------------------------------------------------ files
 
@@ -385,9 +387,15 @@ def _count(queries: int | None) -> str:
 
 
 def draw_examples(
-    transcript: Transcript, n: int, seeds: Sequence[int]
+    transcript: Transcript,
+    n: int,
+    seeds: Sequence[int],
+    how: How = "random sample",
+    others_how: How = "random sample",
 ) -> tuple[Transcript, Transcript | None]:
     """At least n examples in whole units, drawn at random, and the others if there are any.
+
+    The first seed is the caller's, and is remembered with how they and the others were chosen.
 
     Raises
     ------
@@ -409,5 +417,7 @@ def draw_examples(
     chosen = np.zeros(len(sizes), dtype=bool)
     chosen[order[:enough]] = True
     mask = chosen[unit]
-    others = np.flatnonzero(~mask)
-    return transcript.take(np.flatnonzero(mask)), transcript.take(others) if len(others) else None
+    drawn = transcript.drawn(np.flatnonzero(mask), how, seeds[0])
+    if mask.all():
+        return drawn, None
+    return drawn, transcript.drawn(np.flatnonzero(~mask), others_how, seeds[0])

@@ -189,11 +189,12 @@ def query_test(
     choices = Choices(chosen)
     for member in chosen.members:
         choices.check_weights(member.weights, transcript)
+    choices.check_rows(transcript)
     if chosen.choice == "held-out":
         held, rest = hold_out(Gatherer(chosen, transcript, seed).sample(suspect, references))
         chosen = choices.on_held_out(transcript, suspect, references, held, alternative, seed)
         # From here on, what was held out does not exist.
-        transcript, suspect = transcript.take(rest), suspect.take(rest)
+        transcript, suspect = transcript.drawn(rest, None), suspect.take(rest)
         references = [reference.take(rest) for reference in references]
         placebos = [placebo.take(rest) for placebo in placebos]
     gatherer = Gatherer(chosen, transcript, seed)

@@ -135,6 +135,7 @@ def tokenise_transcript(transcript: Transcript, tokenizer: str | Path) -> Transc
         units=transcript.units,
         blocks=transcript.blocks,
         exposure_groups=transcript.exposure_groups,
+        selection=transcript.selection,
     )
 
 
