@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -168,6 +169,9 @@ def test_certified_and_corrected_values_have_rows_of_their_own(made):
     assert "exact p (raw)</th>" in page
     assert "corrected p</th>" in page
     assert text_of(page).count("one.json") > 1
+    assert "corrected floor" in text_of(page)
+    object.__setattr__(changed, "correction", replace(changed.correction, floor=0.0))
+    assert "corrected floor" not in text_of(exhibit_html([file_of(changed)]))
 
 
 def test_a_time_stamp_is_named_and_how_to_check_it(made):

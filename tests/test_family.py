@@ -1,6 +1,7 @@
 """A family closed in advance: Holm over evidence, and no way to let it grow."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from scipy import stats
 
 from workbench import InputError, Scores, Transcript
 from workbench.evidence import Evidence
-from workbench.independence import QueryCase, family_test, holm
+from workbench.independence import QueryCase, design_queries, family_test, holm, pair_test
 
 N = 300
 
@@ -50,7 +51,6 @@ def test_holm_decides_over_the_whole_family(cases):
     assert hit.correction.pvalue == hit.correction.floor == 4 / 4000
     assert "raw 0.00025" in hit.verdict_reason
     assert "closed in advance" in hit.summary()
-    assert any(gate.name == "many tests" and gate.status == "pass" for gate in hit.gates)
     assert Evidence.from_json(hit.to_json()).correction == hit.correction
     assert "derivative × run 0" in repr(family)
     assert "exploratory" in str(family.explore())
@@ -89,6 +89,41 @@ def test_false_alarms_of_families_of_strangers():
         )
         alarms += any(found.verdict == "evidence" for found in family.evidence.values())
     assert stats.binomtest(alarms, trials, alpha, "greater").pvalue > 0.001
+
+
+def _gate(found):
+    return next(gate for gate in found.gates if gate.name == "many tests")
+
+
+def test_a_family_is_fixed_by_a_file_that_was_there_before(cases, tmp_path):
+    """Without one nothing says that its tests were not picked from many."""
+    path, few = tmp_path / "family.json", dict(list(cases.items())[:2])
+    for closed in (None, path):  # the second call writes the file
+        for found in family_test("audit", few, closed=closed).evidence.values():
+            assert _gate(found).status == "caveat"
+            assert _gate(found).detail in found.caveats
+            assert "rests on the caller's word" in _gate(found).detail
+    for found in family_test("audit", few, closed=path).evidence.values():
+        assert _gate(found).status == "pass"
+        assert "which a file fixed before this run" in _gate(found).detail
+
+
+def test_each_test_of_a_family_has_its_own_floor(cases):
+    """A certified p has none, and lends none to the others."""
+    rng = np.random.default_rng(10)
+    order = rng.permutation(400)
+    transcript = Transcript.from_arrays(order)
+    suspect = Scores.from_arrays(loglik=6 * order / 400 + rng.normal(size=400), name="suspect")
+    pairs = pair_test(transcript, suspect, [], design_queries(transcript, 120), n_resamples=999)
+    query = replace(cases["derivative", "run 0"], settings={"n_resamples": 999})
+    stranger = replace(cases["stranger", "run 0"], settings={"n_resamples": 999})
+    family = family_test("audit", {"pairs": pairs, "query": query, "stranger": stranger})
+    floors = {name: found.correction.floor for name, found in family.evidence.items()}
+    # the certified p is the smallest, so that the others count twice at most
+    assert floors == {"pairs": 0, "query": 2 / 1000, "stranger": 2 / 1000}
+    assert family.evidence["pairs"].verdict == "evidence"
+    assert family.corrected["query"] == 2 / 1000
+    assert "use at least 1,999 permutations" in family.evidence["query"].verdict_reason
 
 
 def test_a_closed_family_takes_no_more_tests(cases, tmp_path):

@@ -285,6 +285,50 @@ def test_placebos_guard_the_order(data):
     assert "placebo" in evidence.verdict_reason
 
 
+@pytest.mark.parametrize("statistic", ["spearman", "max(spearman, spearman:late)"])
+def test_a_placebo_fails_also_where_few_permutations_were_asked_for(data, statistic):
+    """The placebos' own permutations decide, and leave the suspect's as they are."""
+    found = _test(data, statistic=statistic, n_resamples=99, placebos=[data["leaky"]])
+    assert "tested as a placebo" in found.verdict_reason
+    plain = _test(data, statistic=statistic, n_resamples=99)
+    assert found.null == plain.null
+    several = [data["independent"], data["reference2"], data["leaky"]]
+    found = _test(data, statistic=statistic, n_resamples=999, placebos=several)
+    assert found.gates[0].status == "fail"
+    assert "the independent model leaky" in found.gates[0].detail
+
+
+def test_an_order_by_a_seed_that_could_have_been_chosen(data):
+    """Gate 1 does not pass where its own correction leaves nothing."""
+    few = data["transcript"].subsample(1000, 0)
+    gates = {}
+    for bits in (32, 128):
+        claim = ShuffleClaim("published_shuffler", seed=7, seed_bits=bits, source="a shuffler")
+        transcript = Transcript.from_arrays(few.positions, digests=few.row_digests, shuffle=claim)
+        found = query_test(
+            transcript,
+            data["derivative"].take(few.rows),
+            [data["reference"].take(few.rows)],
+            n_resamples=1999,
+        )
+        assert -35 < found.log10_pvalue < -13
+        gates[bits] = found.gates[0]
+        assert (gates[bits].detail in found.caveats) == (bits == 128)
+    assert [gate.status for gate in gates.values()] == ["pass", "caveat"]
+    assert "had the seed been chosen, nothing would be left" in gates[128].detail
+    assert "had the seed" not in gates[32].detail
+
+
+def test_no_p_value_is_printed_as_zero():
+    """SciPy's own underflows where z is large."""
+    order = np.random.default_rng(3).permutation(8000)
+    loglik = order + np.random.default_rng(4).normal(size=8000)
+    found = query_test(
+        Transcript.from_arrays(order), Scores.from_arrays(loglik=loglik), n_resamples=19
+    )
+    assert found.details["pvalue_scipy_t"] == np.nextafter(0, 1)
+
+
 def test_blocks_are_stratified():
     """Scores that differ by block give nothing; memory within blocks is found."""
     rng = np.random.default_rng(4)

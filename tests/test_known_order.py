@@ -187,6 +187,36 @@ def test_what_makes_fresh_seeds_exact_is_said():
     assert "2 example(s) an epoch were cut off" in _gate(cut, public).detail
 
 
+def test_a_shuffler_that_gives_every_epoch_one_order_is_drawn_whole():
+    """Permuting block by block would be wrong; fresh seeds repeat the order as the loader did."""
+    once = Shuffler(
+        "once",
+        "one order for every epoch",
+        lambda size, seed, _: np.random.default_rng(seed).permutation(size),
+    )
+    items, epoch = np.tile(np.arange(50), 4), np.repeat(np.arange(4), 50)
+    known = KnownShuffle(
+        once, 777, 50, epochs=range(4), seed_bits=BITS, items=items, epoch_of_row=epoch
+    )
+    place = known.places(777)[0]
+    transcript = Transcript.from_arrays(
+        50 * epoch + place[items],
+        blocks=epoch,
+        digests=np.tile(
+            np.random.default_rng(8).integers(0, 256, (50, 16)).astype(np.uint8), (4, 1)
+        ),
+    )
+    loglik = np.random.default_rng(9).normal(size=50) + 0.9 * place / 50
+    suspect = Scores.from_arrays(loglik=np.tile(loglik, 4))
+    careless, right = (
+        query_test(transcript, suspect, n_resamples=999, null=null)
+        for null in ("permutation", known)
+    )
+    assert "ran through one and the same order" in careless.verdict_reason
+    assert next(gate for gate in right.gates if gate.number == 2).status == "pass"
+    assert careless.pvalue < right.pvalue
+
+
 def test_another_order_is_refused():
     rng = np.random.default_rng(65)
     known, transcript, _ = _plain(rng, 777)

@@ -100,6 +100,38 @@ def test_designed_pairs_are_counted_with_the_others(run, tmp_path):
         PairCase(cases[0].design, models["suspect"], (), {"null": "permutation"})
 
 
+@pytest.mark.parametrize("compare", ["pairs", "windows"])
+def test_a_certified_p_has_no_floor_in_a_ledger(compare, tmp_path):
+    """A certified p of 1e-9 is evidence as the third test, however few flips stand beside it."""
+    rng = np.random.default_rng(7)
+    order = rng.permutation(400)
+    transcript = Transcript.from_arrays(order)
+    suspect = Scores.from_arrays(loglik=6 * order / 400 + rng.normal(size=400), name="suspect")
+    ledger = Ledger(tmp_path / "l.jsonl", transcript)
+    for seed in range(3):
+        design = design_queries(transcript, 120, seed=seed, compare=compare)
+        found = ledger.test(PairCase(design, suspect, (), {"n_resamples": 999}))
+    assert found.pvalue < 1e-8
+    assert found.pvalue_floor * open_ledger_factor(3) > found.alpha
+    assert found.correction.pvalue == found.pvalue * open_ledger_factor(3)
+    assert (found.correction.floor, found.verdict) == (0, "evidence")
+    stranger = Scores.from_arrays(loglik=rng.normal(size=400), name="stranger")
+    missed = ledger.test(PairCase(design, stranger, (), {"n_resamples": 999}))
+    assert missed.verdict == "could not be decided"
+    words = {"pairs": "too few pairs", "windows": "too few queries"}[compare]
+    assert words in missed.verdict_reason
+    assert "permutations" not in missed.verdict_reason
+
+
+def test_what_no_ledger_can_show_is_said(run, tmp_path):
+    found = Ledger(tmp_path / "l.jsonl", run[0]).test(_case(run))
+    gate = next(gate for gate in found.gates if gate.name == "many tests")
+    assert gate.status == "caveat"
+    for said in (gate.detail, " ".join(found.caveats)):
+        assert "if each test was chosen without a look at scores against positions" in said
+        assert "is as many tests as it could have become" in said
+
+
 def test_another_measurement_of_the_same_model_is_another_test(run, tmp_path):
     ledger = Ledger(tmp_path / "l.jsonl", run[0])
     case = _case(run)

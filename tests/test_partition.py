@@ -15,7 +15,7 @@ from workbench import (
     match_ngrams,
     partition_test,
 )
-from workbench.ngrams import NgramCounts
+from workbench.ngrams import CountSettings, NgramCounts
 from workbench.null import permutation_null
 from workbench.statistics.partition import PARTITION_STATISTICS, order_blocks
 from workbench.statistics.rank import RankDesign, spearman
@@ -91,10 +91,32 @@ def test_statistic_is_spearman_of_position_and_count(data):
 
 def test_texts_matches_and_counts_give_the_same_evidence(data):
     matches = match_ngrams(data["transcript"], data["bob"])
-    whole = run(data).to_json()
-    for given in (matches, matches.counts()):
-        same = partition_test(data["transcript"], given, n_resamples=1999)
-        assert same.to_json() == whole
+    whole = run(data)
+    same = partition_test(data["transcript"], matches, n_resamples=1999)
+    assert same.to_json() == whole.to_json()
+    handed = partition_test(data["transcript"], matches.counts(), n_resamples=1999)
+    word = next(gate for gate in handed.gates if gate.name == "counts")
+    counted = next(gate for gate in whole.gates if gate.name == "counts")
+    assert handed.gates == tuple(word if g == counted else g for g in whole.gates)
+    assert set(handed.caveats) - set(whole.caveats) == {word.detail}
+    apart = {"gates", "caveats", "verdict_reason"}
+    ours, theirs = ({k: v for k, v in e.to_dict().items() if k not in apart}
+                    for e in (handed, whole))  # fmt: skip
+    assert ours == theirs
+
+
+def test_counts_from_elsewhere_rest_on_the_callers_word(data):
+    """They may credit the last occurrence, and nobody can see it."""
+    order = data["order"]
+    values = order / N + np.random.default_rng(2).normal(size=N)
+    settings = CountSettings("inverse", 1, False)
+    counts = NgramCounts(values, settings, 8, 1000, 900, {"label": "x"}, None, "of the last hit")
+    found = partition_test(data["transcript"], counts, n_resamples=99)
+    gate = next(gate for gate in found.gates if gate.name == "counts")
+    assert gate.status == "caveat"
+    assert "Counts were handed in" in gate.detail
+    assert "'of the last hit'" in gate.detail
+    assert gate.detail in found.caveats
 
 
 def test_evidence_survives_json(data):
@@ -140,6 +162,24 @@ def test_placebos_are_tested_the_same_way(data):
     caught = run(data, "other", placebos=[data["bob"]])
     assert caught.verdict == "could not be decided"
     assert "the independent model bob, tested as a placebo" in caught.verdict_reason
+
+
+def test_a_placebo_fails_also_where_few_permutations_were_asked_for(data):
+    placebos = [data["other"], data["other2"], data["bob"]]
+    caught = run(data, n_resamples=99, placebos=placebos)
+    assert "the independent model bob, tested as a placebo" in caught.verdict_reason
+    assert caught.null == run(data, n_resamples=99).null
+
+
+def test_a_seed_that_could_have_been_chosen_corrects_the_exact_p_where_it_is_alone(data):
+    claim = ShuffleClaim("published_shuffler", seed=98123, seed_bits=32, source="a shuffler")
+    transcript = Transcript.from_arrays(data["order"], tokens=list(data["examples"]), shuffle=claim)
+    found = partition_test(
+        transcript, data["bob"], statistic="block-likelihood", n_blocks=20, n_resamples=1999
+    )
+    assert found.log10_pvalue is None
+    assert found.gates[0].status == "caveat"
+    assert "corrected for it log10 of the exact p 0.0: had the seed" in found.gates[0].detail
 
 
 def test_prompts_are_not_counted(data):

@@ -205,6 +205,26 @@ def test_evidence_grows_with_text(models):
         reshuffle_by_tokens(*models, [9999])
 
 
+def test_siblings_may_not_be_added_until_the_rank_suffices(models):
+    """Adding one at a time, up to a hundred, and stopping at .05 finds too many strangers."""
+    found = reshuffle_test(*models, procedure=PROCEDURE, alpha=0.05)
+    assert any("if the number of siblings was fixed before" in caveat for caveat in found.caveats)
+    values = np.random.default_rng(6).normal(size=(4000, 101))
+    higher = np.cumsum(values[:, 1:] >= values[:, :1], axis=1)
+    pvalues = (1 + higher) / np.arange(2, 102)
+    found_at_last = int((pvalues.min(axis=1) <= 0.05).sum())
+    assert stats.binomtest(found_at_last, 4000, 0.06, "greater").pvalue < 0.01
+
+
+def test_no_p_value_is_printed_as_zero():
+    rng = np.random.default_rng(7)
+    siblings = list(-2 + 1e-3 * rng.normal(size=400))
+    found = reshuffle_test(-1.0, siblings, procedure=PROCEDURE, released=-0.9)
+    smallest = np.nextafter(0, 1)
+    assert found.details["pvalue_normal_z_as_published"] == smallest
+    assert found.pvalue_model == found.details["released"]["pvalue_model"] == smallest
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -98,6 +98,8 @@ def test_a_committed_test_is_the_reshuffle_test_with_these_settings(made, tmp_pa
     }
     assert ours == plain
     assert ours["verdict"] == "evidence"
+    # the commitment names its siblings
+    assert not any("number of siblings" in caveat for caveat in made["evidence"].caveats)
 
 
 DEVIATIONS = {"procedure": "another way", "weighting": "documents", "alpha": 0.2,

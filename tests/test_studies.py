@@ -359,6 +359,7 @@ def test_the_page_names_each_claim_and_each_failure(world):
     record = open_study(world / "study")
     page = reproduction_page(record)
     assert all(claim.name in page and claim.published in page for claim in CLAIMS)
+    assert "log10 p is the normal tail (asymptotic; below −12 extrapolated)" in page
     assert "'no such kind' is unknown" in page
     assert f"{sum(f.agrees is True for f in compare(record))} agree" in page
     always = Claim("x", "y", "shape", "z", lambda _: Found("w", True))

@@ -87,6 +87,10 @@ class Gate:
 class ReferenceCheck:
     """Are the references themselves related to the order? Two-sided, exact, Holm over all.
 
+    Exact for a fixed number of queries and an order whose units were permuted at random: in a
+    sequential test the check is taken at a stopping time that depends on the references, and with
+    a `KnownShuffle` it uses permutations, not fresh seeds.
+
     Attributes
     ----------
     tests : tuple of dict
@@ -115,18 +119,19 @@ class ReferenceCheck:
 
 @dataclass(frozen=True)
 class Correction:
-    """What the exact p-value is worth as one of many tests; the verdict rests on it.
+    """What the p-value is worth as one of many tests; the verdict rests on it.
 
     Attributes
     ----------
     method : {"holm", "open ledger"}
         A family closed in advance, or the k-th test of a ledger that stays open.
     pvalue : float
-        Corrected exact p-value.
+        Corrected p-value: the exact one, of designed tests the certified or anytime one.
     log10_pvalue : float or None
         log10 of the corrected asymptotic p-value.
     floor : float
-        The raw floor times the factor of the correction; above 1, no result could be evidence.
+        The raw floor times the factor of the correction; above 1, no result could be evidence. 0
+        for designed tests, whose p-value has no floor.
     number, tests : int
         Of the family's tests, or k of the k entered so far.
     name : str
@@ -175,7 +180,8 @@ class Evidence:
         (``details["anytime"]``) both are the anytime p-value, and fixed-n figures such as `z` are
         withheld (0 or None).
     pvalue_floor : float
-        Smallest value that `pvalue` could have taken: 1/(m + 1), or 1/(T + 1) for T siblings.
+        Smallest value that `pvalue_exact` could have taken: 1/(m + 1), 1/(T + 1) for T siblings, or
+        2^-pairs of a sequential test. The certified `pvalue` of a designed test has no floor.
     pvalue_asymptotic, log10_pvalue : float or None
         Normal-tail approximation, and its log10; None where the approximation is not allowed.
         The p-value is never printed as 0: below the smallest positive float it is that float, and

@@ -500,7 +500,7 @@ def _numbers(test: Evidence) -> list[tuple[str, str]]:
     for label, value in rows:
         raw = " (raw)" if test.correction is not None and label.endswith(" p") else ""
         named.append((label if label == "corrected p" else label + raw, printable(value, 600)))
-    if test.correction is not None:
+    if test.correction is not None and test.correction.floor:
         named.append(("corrected floor", f"{test.correction.floor:.3g}"))
     named.append(("level", f"alpha {test.alpha:g}, alternative {printable(test.alternative, 20)}"))
     return named

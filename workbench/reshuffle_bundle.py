@@ -38,7 +38,7 @@ from workbench.commitment import (
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
-from workbench.independence import reshuffle_test
+from workbench.independence.reshuffle import SIBLINGS_OPEN, reshuffle_test
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import ShuffleClaim
 from workbench.verification import (
@@ -485,7 +485,7 @@ def _test(
 ) -> Evidence:
     settings = commitment.settings()
     del settings["shuffle"]
-    return reshuffle_test(
+    evidence = reshuffle_test(
         rerun,
         siblings,
         released=released,
@@ -493,6 +493,9 @@ def _test(
         shuffle=commitment.claim,
         **settings,
     )
+    # their number is part of what was committed
+    said = tuple(caveat for caveat in evidence.caveats if caveat != SIBLINGS_OPEN)
+    return replace(evidence, caveats=said)
 
 
 def _roles(commitment: ReshuffleCommitment) -> list[str]:

@@ -40,7 +40,7 @@ observations = lab.open_observations(source)
 run = observations.run
 rows = run.transcript.subsample(min(queries, run.transcript.n), seed).rows
 names = ("alice", "independent", "reference-same")
-owners = {name: run.transcript_of(name).take(rows) for name in names}
+owners = {name: run.transcript_of(name).drawn(rows, "random sample", seed) for name in names}
 print(f"owners: {', '.join(owners)}; {len(rows):,} examples are asked about")
 
 # %% [markdown]

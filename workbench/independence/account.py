@@ -47,9 +47,12 @@ def repeats_caveat(transcript: Transcript) -> list[str]:
     repeats = 0 if digests is None else count_duplicates(digests)
     if not repeats:
         return []
+    exact = "the null stays exact"
+    if transcript.blocks > 1:
+        exact += " if every block was shuffled anew"
     return [
-        f"{repeats:,} of {transcript.n:,} examples repeat an earlier one: the null stays exact, "
-        "the power is diluted."
+        f"{repeats:,} of {transcript.n:,} examples repeat an earlier one: {exact}, the power is "
+        "diluted."
     ]
 
 

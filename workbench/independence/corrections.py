@@ -76,7 +76,10 @@ def open_ledger_factor(number: int) -> float:
     """Factor of the k-th test of an open ledger: π²k²/6.
 
     Test k has the level 6α/(π²k²), and these sum to α over all tests that may ever come, so that
-    the chance of any false alarm is at most α without knowing how many will be made.
+    the chance of any false alarm is at most α without knowing how many will be made: if each test
+    was chosen without a look at scores against positions, the results of earlier tests included.
+    The p-value of a statistic, window or subset shaped by them is not uniform under the null; it
+    is as many tests as it could have become.
 
     Parameters
     ----------

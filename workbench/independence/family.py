@@ -6,14 +6,14 @@ family cannot grow: whoever wants one more test opens another family, or keeps a
 
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from workbench.errors import InputError
 from workbench.evidence import Correction, Evidence, Gate
-from workbench.gates import with_correction
+from workbench.gates import decisive_floor, with_correction
 from workbench.home import atomic_write, content_key
 from workbench.independence.cases import QueryCase
 from workbench.independence.corrections import Exploration, Rate, explore, holm, holm_log10
@@ -125,7 +125,8 @@ def family_test(
         the family was fixed before it was seen then rests on the caller's word, and is said.
     closed : str or Path, optional
         File that fixes the family. Where it does not exist it is written before the first test
-        runs; where it does, the tests must be exactly those that it names.
+        runs; where it does, the tests must be exactly those that it names. Unless it was there
+        before, that the family was fixed rests on the caller's word, and is said.
     progress : callable, optional
         Called with 1 after each test.
 
@@ -161,6 +162,7 @@ def family_test(
         "name": name,
         "tests": {_title(label): key for label, key in keys.items()},
     }
+    fixed = closed is not None and Path(closed).exists()
     if closed is not None:
         _close(Path(closed), content)
     results: dict[Name, Evidence] = {}
@@ -172,17 +174,16 @@ def family_test(
     logs = [found.log10_pvalue for found in results.values()]
     known = [value for value in logs if value is not None]
     log10s = holm_log10(known) if len(known) == len(logs) else [None] * len(logs)
-    floor = len(results) * min(found.pvalue_floor for found in results.values())
     key = content_key(content)
     gate = Gate(
         5,
         "many tests",
         "pass",
-        f"one of the {len(results)} tests of the family {name!r}, fixed before the first ran "
-        f"({key[:12]})",
+        f"one of the {len(results)} tests of the family {name!r}, which a file fixed before this "
+        f"run ({key[:12]})",
     )
     told: tuple[str, ...] = ()
-    if any(isinstance(case, Evidence) for case in cases.values()):
+    if not fixed or any(isinstance(case, Evidence) for case in cases.values()):
         told = (
             f"That the family {name!r} was closed before any of its tests was seen rests on the "
             "caller's word.",
@@ -195,7 +196,7 @@ def family_test(
                 "holm",
                 float(p),
                 None if log10 is None else float(log10),
-                floor,
+                _floor(found, results.values()),
                 number,
                 len(results),
                 name,
@@ -209,6 +210,13 @@ def family_test(
         )
     }
     return Family(name, corrected, key, next(iter(corrected.values())).alpha)
+
+
+def _floor(evidence: Evidence, family: Collection[Evidence]) -> float:
+    """Smallest corrected p-value that a test could have got beside the others' results."""
+    floor = decisive_floor(evidence)
+    below = sum(found.pvalue < floor for found in family)
+    return (len(family) - below) * floor
 
 
 def _title(name: object) -> str:

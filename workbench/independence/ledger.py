@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from workbench.errors import InputError
 from workbench.evidence import Correction, Evidence, Gate
-from workbench.gates import with_correction
+from workbench.gates import decisive_floor, with_correction
 from workbench.home import content_key
 from workbench.independence.cases import PairCase, QueryCase
 from workbench.independence.corrections import open_ledger_factor
@@ -33,6 +33,12 @@ __all__ = ["Ledger", "LedgerEntry", "as_entered"]
 LARGEST_FILE, LONGEST_LINE = 2**26, 2**18
 FIRST = "0" * 64
 LOCK_SECONDS = 60.0
+# What the factor π²k²/6 rests on, and no file can show.
+CHOSEN_BLIND = (
+    "The chance of any false alarm in a ledger is at most alpha if each test was chosen without a "
+    "look at scores against positions, the results of earlier entries included; a statistic, "
+    "window or subset shaped by them is as many tests as it could have become."
+)
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Text = Annotated[str, Field(max_length=40)]
@@ -108,8 +114,11 @@ class Ledger:
     """The ledger of one transcript, in a file; made with the first test.
 
     The k-th test gets min(1, p·π²k²/6), never revised: the chance of any false alarm among all
-    tests that are ever entered is at most α. Another seed, window, subset, statistic, reference
-    or alternative is another test; exactly the same test again is not.
+    tests that are ever entered is at most α if each was chosen without a look at scores against
+    positions, the results of earlier entries included. Another seed, window, subset, statistic,
+    reference or alternative is another test; exactly the same test again is not. A statistic,
+    window or subset shaped by earlier results is as many tests as it could have become, and one
+    entry does not cover it.
 
     Parameters
     ----------
@@ -485,7 +494,7 @@ def as_entered(evidence: Evidence, number: int, tests: int, name: str, digest: s
             "open ledger",
             min(1.0, evidence.pvalue * factor),
             None if log10 is None else min(0.0, log10 + float(np.log10(factor))),
-            evidence.pvalue_floor * factor,
+            decisive_floor(evidence) * factor,
             number,
             tests,
             name,
@@ -494,13 +503,14 @@ def as_entered(evidence: Evidence, number: int, tests: int, name: str, digest: s
         Gate(
             5,
             "many tests",
-            "pass",
-            f"entered as test {number} before it was run, in a ledger that is only appended to "
-            f"(entry {digest[:12]})",
+            "caveat",
+            f"Entered as test {number} before it was run, in a ledger that is only appended to "
+            f"(entry {digest[:12]}). {CHOSEN_BLIND}",
         ),
         [
+            CHOSEN_BLIND,
             "That this transcript has no other ledger, and that no test of its order was made "
-            "outside it, rests on the owner's word."
+            "outside it, rests on the owner's word.",
         ],
     )
 

@@ -29,6 +29,7 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.independence.choices import rows_on_word
+from workbench.independence.references import enough_resamples
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
 from workbench.null import Alternative, permutation_null
 from workbench.statistics import PARTITION_STATISTICS
@@ -80,7 +81,7 @@ def partition_test(
         Token ids, positions, and what was shuffled. With `NgramCounts` the positions are enough.
     texts : Texts, NgramMatches or NgramCounts
         The text, or what was found of it before. Prompts are not counted: whoever wrote them, it
-        was not the model.
+        was not the model. That counts from elsewhere leave nothing out rests on the caller's word.
     max_ngram : int
         Longest n-gram, in tokens.
     statistic : {"count", "block-likelihood"}
@@ -100,7 +101,8 @@ def partition_test(
     n_resamples, alternative, seed, alpha, smallest_effect :
         As for `query_test`.
     placebos : sequence
-        Texts of independent models, tested the same way.
+        Texts of independent models, tested the same way, two-sided and by as many permutations of
+        their own as that takes.
     progress : bool
         Show the search for n-grams.
 
@@ -132,7 +134,7 @@ def partition_test(
         raise InputError(
             f"statistic {statistic!r} is unknown: choose one of {', '.join(PARTITION_STATISTICS)}"
         )
-    streams = np.random.SeedSequence([seed, 0xB10C5]).spawn(3)
+    streams = np.random.SeedSequence([seed, 0xB10C5]).spawn(4)
     found = [
         _ngrams_of(transcript, given, max_ngram, statistic, weight, min_n, unique, engine, progress)
         for given in (texts, *placebos)
@@ -156,16 +158,18 @@ def partition_test(
             if isinstance(matches, NgramMatches)
         ]
         unit = "nats per token of text under the blocks' n-gram models"
-    nulls = permutation_null(design, contrasts, n_resamples, streams[0])
-    distribution, contrast = nulls[0], contrasts[0]
+    contrast, *others = contrasts
+    [distribution] = permutation_null(design, [contrast], n_resamples, streams[0])
+    enough = enough_resamples(len(others))
+    placebo_nulls = permutation_null(design, others, enough, streams[3]) if others else []
     correlation = design.correlation(contrast)
     pvalue = distribution.pvalue(alternative)
     log10 = distribution.log10_asymptotic(alternative)
     labels = [_text_of(given)["label"] for given in found[1:]]
     gates = [
-        gate_shuffle(transcript, log10, nulls[1:], labels),
+        gate_shuffle(transcript, log10, placebo_nulls, labels, pvalue, alpha),
         gate_repeats(transcript),
-        gate_counts(found[0].engine),
+        gate_counts(found[0].engine, counted_here=not isinstance(texts, NgramCounts)),
         gate_seeds(transcript),
         *(gate_choice([], [said]) for said in rows_on_word(transcript)),
     ]

@@ -33,11 +33,11 @@ from workbench.independence.account import (
 )
 from workbench.independence.choices import Choices
 from workbench.independence.known_order import redraws
-from workbench.independence.references import check_references
+from workbench.independence.references import check_references, enough_resamples
 from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import (
     Alternative,
-    NullDistribution,
+    MaximumNull,
     best_of,
     is_approximable,
     log10_normal_tail,
@@ -145,8 +145,9 @@ def query_test(
         same queries show on the owner's own model). Without it a large p-value cannot be told
         from too few queries, and the verdict is "could not be decided".
     placebos : sequence of Scores
-        Independent models that are neither suspect nor reference, tested the same way: a small
-        p-value of theirs says that the order was not random.
+        Independent models that are neither suspect nor reference, tested the same way, two-sided
+        and by as many permutations of their own as that takes: a small p-value of theirs says that
+        the order was not random.
     weights : PositionWeights, optional
         A table of weights of position, learned on another order (`statistics.fit_weights`).
     progress : callable, optional
@@ -199,20 +200,19 @@ def query_test(
         placebos = [placebo.take(rest) for placebo in placebos]
     gatherer = Gatherer(chosen, transcript, seed)
     # Separate streams, so that no draw of one step depends on how many another step took.
-    streams = np.random.SeedSequence([seed, 0x9A11B5E5]).spawn(3)
+    streams = np.random.SeedSequence([seed, 0x9A11B5E5]).spawn(4)
     subjects = [
         contrasts_of(chosen, gatherer.sample(scores, references)) for scores in (suspect, *placebos)
     ]
     designs = weighted_designs(transcript, chosen)
-    distribution, own, number, placebo_nulls = _nulls(
-        designs,
-        subjects,
-        n_resamples,
-        streams[0],
-        alternative,
-        progress,
-        None if known is None else redraws(transcript, known),
+    redraw = None if known is None else redraws(transcript, known)
+    [best] = _nulls(
+        designs, subjects[:1], n_resamples, streams[0], alternative, redraw, progress=progress
     )
+    number = best.chosen
+    distribution, own = best.distribution, best.members[number]
+    enough = enough_resamples(len(placebos))
+    others = _nulls(designs, subjects[1:], enough, streams[3], "two-sided", redraw)
     member, design, contrasted = chosen.members[number], designs[number], subjects[0][number]
     choices.chosen(member)
     caveats += dict.fromkeys(c for found in subjects[0] for c in found.caveats)
@@ -224,9 +224,14 @@ def query_test(
     references_check = check_references(gatherer, designs, subjects[0], references, streams[1])
     gates = [
         gate_shuffle(
-            transcript, log10, placebo_nulls, [placebo.label for placebo in placebos], pvalue
+            transcript,
+            log10,
+            [found.distribution for found in others],
+            [placebo.label for placebo in placebos],
+            pvalue,
+            alpha,
         ),
-        gate_repeats(transcript),
+        gate_repeats(transcript, redrawn=known is not None),
         gate_measurement([suspect, *references]),
         gate_seeds(transcript),
         *choices.gates(),
@@ -363,37 +368,25 @@ def _nulls(
     n_resamples: int,
     stream: np.random.SeedSequence,
     alternative: Alternative,
+    redraw: Callable[[np.random.Generator], NDArray[np.int64]] | None,
+    *,
     progress: Callable[[int], object] | None = None,
-    redraw: Callable[[np.random.Generator], NDArray[np.int64]] | None = None,
-) -> tuple[NullDistribution, NullDistribution, int, list[NullDistribution]]:
-    """Headline null, the chosen member's own, its number, and the placebos' (two-sided)."""
+) -> list[MaximumNull]:
+    """Null of each subject's statistic, or of the best of its family, under shared draws."""
+    if not subjects:
+        return []
+    values = [[member.values for member in found] for found in subjects]
+    if redraw is None and len(designs) > 1:
+        return maximum_null(designs, values, n_resamples, stream, alternative, progress=progress)
     if redraw is not None:
-        values = [[member.values for member in found] for found in subjects]
         drawn = redrawn_null(designs, values, redraw, n_resamples, stream, progress=progress)
-        if len(designs) == 1:
-            return drawn[0][0], drawn[0][0], 0, [members[0] for members in drawn[1:]]
-        first = best_of(drawn[0], alternative)
-        rest = [best_of(members, "two-sided").distribution for members in drawn[1:]]
-        return first.distribution, first.members[first.chosen], first.chosen, rest
-    if len(designs) == 1:
-        nulls = permutation_null(
-            designs[0],
-            [found[0].values for found in subjects],
-            n_resamples,
-            stream,
-            progress=progress,
-        )
-        return nulls[0], nulls[0], 0, nulls[1:]
-    best, *others = maximum_null(
-        designs,
-        [[member.values for member in found] for found in subjects],
-        n_resamples,
-        stream,
-        alternative,
-        progress=progress,
-    )
-    two_sided = [best_of(other.members, "two-sided").distribution for other in others]
-    return best.distribution, best.members[best.chosen], best.chosen, two_sided
+        if len(designs) > 1:
+            return [best_of(members, alternative) for members in drawn]
+        nulls = [members[0] for members in drawn]
+    else:
+        plain = [found[0] for found in values]
+        nulls = permutation_null(designs[0], plain, n_resamples, stream, progress=progress)
+    return [MaximumNull(null, (null,), 0) for null in nulls]
 
 
 def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
@@ -412,7 +405,7 @@ def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
 def _details(
     transcript: Transcript, correlation: float, alternative: Alternative
 ) -> dict[str, Any]:
-    """The p-value that SciPy would print, for comparison with published figures."""
+    """SciPy's p-value, for comparison with published figures; where that prints 0, not 0."""
     if transcript.units is not None or len(transcript.design.parts) > 1 or transcript.n < 3:
         return {}
     dof = transcript.n - 2
@@ -421,4 +414,4 @@ def _details(
     t_value = correlation * np.sqrt(dof / (1 - correlation**2))
     tail = {"greater": t_value, "less": -t_value, "two-sided": abs(t_value)}[alternative]
     p = float(student_t.sf(tail, dof)) * (2 if alternative == "two-sided" else 1)
-    return {"pvalue_scipy_t": p}
+    return {"pvalue_scipy_t": max(p, SMALLEST_FLOAT)}

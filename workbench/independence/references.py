@@ -129,7 +129,7 @@ def most_quantities(statistic: QueryStatistic, references: int) -> int:
 
 
 def enough_resamples(tests: int) -> int:
-    """Enough draws for Holm's correction to reach a thousandth; more would decide nothing else."""
+    """Enough draws for as many corrected tests to reach a thousandth; more decide nothing else."""
     return 2000 * tests
 
 

@@ -16,7 +16,7 @@ from workbench.gates import (
     gate_verdict,
     reach_verdict,
 )
-from workbench.independence.account import software
+from workbench.independence.account import SMALLEST_FLOAT, software
 from workbench.null import NullDistribution
 from workbench.scores import Scores
 from workbench.statistics.reshuffle import (
@@ -29,6 +29,12 @@ from workbench.transcript import ShuffleClaim
 __all__ = ["reshuffle_by_tokens", "reshuffle_test"]
 
 Floats = NDArray[np.float64]
+
+# Said of every test but a committed one, whose commitment names its siblings.
+SIBLINGS_OPEN = (
+    "The rank p-value is exact if the number of siblings was fixed before the text was scored: "
+    "siblings added until the rank suffices make it too small."
+)
 
 
 def reshuffle_test(
@@ -50,7 +56,8 @@ def reshuffle_test(
     that order, rerun and siblings are exchangeable, and every rank of the rerun is as likely
     (Kuditipudi et al. 2025, arXiv 2510.19796, observational setting, reshuffle form).
 
-    Two p-values: the rank p-value, exact, at least 1/(T + 1); and the model-based one from
+    Two p-values: the rank p-value, exact if T was fixed before the text was scored, at least
+    1/(T + 1); and the model-based one from
     Student's t law, which assumes Gaussian log-likelihoods over reruns and alone is never
     evidence. The null concerns the order of the tail only: text from a model that left the
     owner's training before it is missed, not cleared.
@@ -138,7 +145,7 @@ def reshuffle_test(
         pvalue_floor=found.floor,
         pvalue_asymptotic=None,
         log10_pvalue=None,
-        pvalue_model=found.pvalue_t,
+        pvalue_model=max(found.pvalue_t, SMALLEST_FLOAT),
         verdict=verdict,
         verdict_reason=reason,
         n=alice.n if isinstance(alice, Scores) else 1,
@@ -279,7 +286,8 @@ def _mean_loglik(model: Scores | float, weighting: str) -> float:
 def _reshuffle_caveats(found: SiblingComparison, procedure: str | None) -> list[str]:
     caveats = [
         "The null concerns the order of the retrained tail alone: text from a model that left the "
-        "owner's training before it is missed, not cleared."
+        "owner's training before it is missed, not cleared.",
+        SIBLINGS_OPEN,
     ]
     if found.pvalue_t < found.floor:
         caveats.append(
@@ -300,7 +308,9 @@ def _reshuffle_details(
         "rank": found.rank,
         "alice": found.alice,
         "siblings": [float(v) for v in found.siblings],
-        "pvalue_normal_z_as_published": normal_z_pvalue(found.alice, found.siblings),
+        "pvalue_normal_z_as_published": max(
+            normal_z_pvalue(found.alice, found.siblings), SMALLEST_FLOAT
+        ),
     }
     first = models[0]
     if isinstance(first, Scores):
@@ -312,7 +322,7 @@ def _reshuffle_details(
         details["released"] = {
             "value": value,
             "t": line.t,
-            "pvalue_model": line.pvalue_t,
+            "pvalue_model": max(line.pvalue_t, SMALLEST_FLOAT),
             "note": "model-based: released weights are not exchangeable with the siblings",
         }
     return details

@@ -111,7 +111,8 @@ def reproduction_page(record: StudyRecord) -> str:
         "",
         "This page is generated from a study's files; verdicts are computed from the numbers by",
         "the rule of each row. Published figures are those of Kuditipudi et al. 2025 (arXiv",
-        "2510.19796) and, where a row says *measured earlier*, of a run of this size.",
+        "2510.19796) and, where a row says *measured earlier*, of a run of this size. Among ours,",
+        "log10 p is the normal tail (asymptotic; below −12 extrapolated), and so is 1e-8 or less.",
         "",
         f"Study `{record.name}`, recipe `{provenance['recipe']['name']}`, "
         f"{len(record.positions):,} training examples, {provenance['device']} "
