@@ -200,8 +200,16 @@ def test_a_reference_that_knows_the_order_decides_nothing(case):
     found = pair_test(transcript, models["else"], [knows], design)
     assert found.verdict == "could not be decided"
     assert "references" in found.verdict_reason
-    found = pair_test(transcript, models["else"], [models["other"]], design, placebos=[knows])
-    assert "tested as a placebo" in found.verdict_reason
+    for flips in (99, 9999):  # the placebo's own decide
+        found = pair_test(
+            transcript,
+            models["else"],
+            [models["other"]],
+            design,
+            n_resamples=flips,
+            placebos=[knows],
+        )
+        assert "tested as a placebo" in found.verdict_reason
     nothing = pair_test(
         transcript, models["else"], [models["other"]], design, smallest_effect=0.3, alpha=1e-4
     )

@@ -9,6 +9,7 @@ from workbench import Scores, Transcript, query_test
 from workbench.bundle import write_bundle
 from workbench.commitment import Commitment, committed_test
 from workbench.gates import gate_repeats
+from workbench.independence import design_queries, pair_test
 from workbench.merkle import MasterSalt
 from workbench.statistics import RankDesign, repeats
 from workbench.statistics.repeats import compare_blocks
@@ -182,3 +183,14 @@ def test_a_bundle_of_several_epochs_verifies(tmp_path):
         assert write_bundle(path, commitment, salt, transcript, evidence, suspect).ok
         gate = next(gate for gate in evidence.gates if gate.number == 2)
         assert gate.status == ("fail" if name == "repeated" else "pass")
+
+
+@pytest.mark.parametrize("compare", ["pairs", "windows"])
+def test_a_design_lies_in_one_block_whatever_the_others_did(compare):
+    order = np.random.default_rng(12).permutation(200)
+    transcript = epochs_of([order, order])
+    design = design_queries(transcript, 60, block=1, compare=compare)
+    suspect = Scores.from_arrays(loglik=np.tile(order / 200, 2), name="suspect")
+    found = pair_test(transcript, suspect, [], design, n_resamples=999)
+    assert next(gate for gate in found.gates if gate.number == 2).status == "pass"
+    assert found.verdict == "evidence"

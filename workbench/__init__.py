@@ -10,7 +10,7 @@ when they are used.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names and the modules that hold them, resolved on first use.
 _PUBLIC = {

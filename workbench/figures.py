@@ -24,6 +24,7 @@ from scipy.stats import beta, kstwo, norm
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
+from workbench.gates import decisive_floor
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
 from workbench.independence.sequential import SequentialTest
@@ -967,7 +968,7 @@ def _cell(evidence: Evidence, value: str) -> tuple[float, str]:
     if asymptotic is not None:
         return asymptotic, ""
     exact = evidence.pvalue if correction is None else correction.pvalue
-    at_floor = evidence.pvalue <= evidence.pvalue_floor * 1.0000001
+    at_floor = evidence.pvalue <= decisive_floor(evidence) * 1.0000001
     return float(np.log10(exact)), "≤ " if at_floor else ""
 
 

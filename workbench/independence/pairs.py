@@ -142,7 +142,7 @@ def pair_test(
     references, placebos = others[: len(references)], others[len(references) :]
     caveats = list(checked_inputs(examples, suspect, references, placebos))
     gatherer = Gatherer(chosen, examples, seed)
-    streams = np.random.SeedSequence([seed, 0x9A125]).spawn(3)
+    streams = np.random.SeedSequence([seed, 0x9A125]).spawn(4)
     subjects = [
         contrasts_of(chosen, gatherer.sample(scores, references))[0]
         for scores in (suspect, *placebos)
@@ -151,15 +151,19 @@ def pair_test(
     caveats += contrasted.caveats
     kind = COMPARED[design.settings.compare]
     every = [kind.of(design, found.values) for found in subjects]
-    null, *placebo_nulls = kind.nulls(every, n_resamples, streams[0], progress)
-    compared = every[0]
+    compared, *tried = every
+    [null] = kind.nulls([compared], n_resamples, streams[0], progress)
+    enough = enough_resamples(len(tried))
+    placebo_nulls = kind.nulls(tried, enough, streams[3]) if tried else []
     certified = compared.certified(alternative)
     log10 = certified["log10_pvalue"]
     pvalue = max(10.0**log10, SMALLEST_FLOAT)
     asymptotic = null.log10_asymptotic(alternative)
     correlation = compared.correlation
     check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
-    gates = order_gates(transcript, design, [suspect, *references], log10, placebo_nulls, placebos)
+    gates = order_gates(
+        transcript, design, [suspect, *references], log10, alpha, placebo_nulls, placebos
+    )
     if check is not None:
         gates.append(gate_references(check))
     limit = upper95(correlation, compared.correlation_sd, alternative)
@@ -297,13 +301,15 @@ def order_gates(
     design: QueryDesign,
     scores: Sequence[Scores],
     log10: float,
+    alpha: float,
     placebo_nulls: Sequence[NullDistribution] = (),
     placebos: Sequence[Scores] = (),
 ) -> list[Gate]:
     """Gates 1 to 5 of a designed test, the references' apart."""
+    labels = [placebo.label for placebo in placebos]
     return [
-        gate_shuffle(transcript, log10, placebo_nulls, [placebo.label for placebo in placebos]),
-        gate_repeats(transcript),
+        gate_shuffle(transcript, log10, placebo_nulls, labels, alpha=alpha),
+        gate_repeats(design.examples),  # of one block: what the others did does not matter
         gate_measurement(scores),
         gate_seeds(transcript),
         design_gate(design),

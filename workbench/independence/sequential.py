@@ -220,7 +220,9 @@ class SequentialTest:
             references,
             np.random.SeedSequence([self._seed, 0x5E9]),
         )
-        gates = order_gates(design.transcript, design, [suspect, *references], step.log10_pvalue)
+        gates = order_gates(
+            design.transcript, design, [suspect, *references], step.log10_pvalue, self.alpha
+        )
         if check is not None:
             gates.append(gate_references(check))
         verdict, reason = reach_verdict(gates, step.pvalue, 0.0, self.alpha, 1.0, None, WORDS)
