@@ -84,7 +84,7 @@ def worker(folder: Path, workers: int, rows: int) -> None:
                 "all_parts_s": times[-1],
                 "whole_s": time.perf_counter() - began,
                 "tokens_per_second": steady,
-                "sum_of_logliks": repr(digest.sum()),
+                "sum_of_logliks": float(digest.sum()),
             }
         )
     )
