@@ -1445,6 +1445,7 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
     tests = list(dict.fromkeys(row.test for row in rows))
     nulls = list(dict.fromkeys(row.null for row in rows))
     cells, beyond = len(rows) * len(levels), 0
+    present = {test: sorted({nulls.index(r.null) for r in rows if r.test == test}) for test in tests}
     palette = sns.color_palette("colorblind")
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(9.5, 0.27 * len(tests) + 2.2), layout="constrained")
@@ -1452,6 +1453,7 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
         for number, (axes, level) in enumerate(zip(panels, levels, strict=True)):
             for row in rows:
                 line, kind = tests.index(row.test), nulls.index(row.null)
+                here = present[row.test]
                 share = row.rejections[number] / row.draws
                 limit = rejection_limit(row.draws, level, cells) / row.draws
                 beyond += share > limit
@@ -1459,7 +1461,7 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
                 axes.plot(
                     (share - level) / (limit - level),
                     # side by side, so that none hides another
-                    line + 0.09 * (kind - (len(nulls) - 1) / 2),
+                    line + 0.11 * (here.index(kind) - (len(here) - 1) / 2),
                     marker=MARKERS[kind % len(MARKERS)],
                     markersize=5,
                     color=colour,
