@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few draws; nothing is written")
     given = parser.parse_args()
     if given.smoke:
-        given.draws, given.most, given.runs = 2, 300, given.runs[:2]
+        given.draws, given.most, given.runs = 2, 80, given.runs[:2]
     first = given.runs[0]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
         reports = [
