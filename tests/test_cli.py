@@ -204,13 +204,13 @@ def test_partition_test_of_files(texts, tmp_path):
     assert content["details"]["engine"] == "join"
     ledger = tmp_path / "ledger.jsonl"
     for weight, number in (("inverse", 1), ("occurrences", 2), ("inverse", 1)):
-        counted = palimpsest(
+        counted = here(
             "test", "partition", "--transcript", texts / "t.parquet", "--texts",
             texts / "bob.parquet", "--weight", weight, "--ledger", ledger, "--json", out, "--quiet",
         )  # fmt: skip
         assert counted.returncode == 0, counted.stderr
         assert json.loads(out.read_text())["correction"]["number"] == number
-    undecided = palimpsest(
+    undecided = here(
         "test", "partition", "--transcript", texts / "t.parquet", "--texts",
         texts / "else.parquet", "--statistic", "block-likelihood", "--n-blocks", "20", "--quiet",
     )  # fmt: skip
@@ -232,7 +232,7 @@ def test_bad_texts_are_one_sentence_and_exit_code_2(name, texts):
 
     arguments, message = BAD_TEXTS[name]
     named = [texts / a if a.endswith((".parquet", ".jsonl")) else a for a in arguments]
-    done = palimpsest("test", *named, "--transcript", texts / "t.parquet", "--quiet")
+    done = here("test", *named, "--transcript", texts / "t.parquet", "--quiet")
     assert done.returncode == 2
     assert re.search(message, done.stderr)
     assert len(done.stderr.strip().splitlines()) == 1
@@ -272,7 +272,7 @@ def test_sampling_twice_is_answered_from_the_file(tmp_path):
     ids=str,
 )
 def test_lab_commands_refuse_bad_input(arguments, message):
-    done = palimpsest(*arguments, "--quiet")
+    done = here(*arguments, "--quiet")
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -444,15 +444,15 @@ def test_a_ledger_numbers_the_tests_of_a_table(table, tmp_path):
     base = ["test", "query", "--transcript", table, "--suspect", "loss:suspect",
             "--ledger", ledger, "--json", out, "--n-resamples", "4999"]  # fmt: skip
     for number, extra in enumerate(([], ["--subsample", "1000"], []), 1):
-        done = palimpsest(*base, *extra)
+        done = here(*base, *extra)
         assert done.returncode in (0, 3), done.stderr
         correction = json.loads(out.read_text())["correction"]
         assert correction["number"] == (2 if number == 2 else 1)
-    shown = palimpsest("ledger", "show", ledger)
+    shown = here("ledger", "show", ledger)
     assert shown.returncode == 0
     assert "2 test(s)" in shown.stdout
     assert "suspect" in shown.stdout
-    absent = palimpsest("ledger", "show", tmp_path / "absent.jsonl")
+    absent = here("ledger", "show", tmp_path / "absent.jsonl")
     assert absent.returncode == 2
     assert len(absent.stderr.strip().splitlines()) == 1
 
@@ -463,23 +463,23 @@ def test_pairs_and_sequential_on_a_published_table(table, tmp_path):
         "--filter", "hardest-50",
     )  # fmt: skip
     out, made = tmp_path / "e.json", tmp_path / "design.json"
-    done = palimpsest(
+    done = here(
         "test", "pairs", *common, "--suspect", "loss:suspect", "--json", out, "--design-json", made
     )
     assert done.returncode == 0, done.stderr
     assert "certified p" in done.stdout
     content, design = json.loads(out.read_text()), json.loads(made.read_text())
     assert content["details"]["design"]["rows_sha256"] == design["rows_sha256"]
-    done = palimpsest("test", "sequential", *common, "--suspect", "loss:suspect", "--json", out)
+    done = here("test", "sequential", *common, "--suspect", "loss:suspect", "--json", out)
     assert done.returncode == 0, done.stderr
     assert "queries   wealth 10^" in done.stderr
     content = json.loads(out.read_text())
     assert content["pvalue"] <= 1e-3
     assert content["log10_pvalue"] is None
-    done = palimpsest("test", "sequential", *common, "--suspect", "loss:other", "--quiet")
+    done = here("test", "sequential", *common, "--suspect", "loss:other", "--quiet")
     assert done.returncode == 3
     assert done.stderr == ""
-    done = palimpsest(
+    done = here(
         "test", "pairs", *common, "--suspect", "loss:other", "--design", "uniform", "--quiet"
     )
     assert done.returncode == 2
