@@ -1445,7 +1445,9 @@ def null_rejections(rows: Sequence[Rejections], levels: Sequence[float]) -> Figu
     tests = list(dict.fromkeys(row.test for row in rows))
     nulls = list(dict.fromkeys(row.null for row in rows))
     cells, beyond = len(rows) * len(levels), 0
-    present = {test: sorted({nulls.index(r.null) for r in rows if r.test == test}) for test in tests}
+    present = {
+        test: sorted({nulls.index(row.null) for row in rows if row.test == test}) for test in tests
+    }
     palette = sns.color_palette("colorblind")
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(9.5, 0.27 * len(tests) + 2.2), layout="constrained")
