@@ -38,7 +38,7 @@ from workbench.models.attention import (
 from workbench.models.batches import FILLED, TokenBudget, shared_prefix
 from workbench.models.checkpoint import Checkpoint, first_line, quiet_transformers
 
-__all__ = ["PRECISIONS", "Network", "Precision", "Row"]
+__all__ = ["PRECISIONS", "Network", "Precision", "Row", "free_memory"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -330,8 +330,9 @@ class Network:
             summed = torch.compile(_log_sum_exp, dynamic=True, backend=backend)
             for layer in layers:
                 layer.compile(dynamic=True, backend=backend)
-            if self.device.type == "cuda" and self._sliced and self.cap is None:
-                self._sum_exp = summed if self.head.bias is None else None
+            plain = self._sliced and self.cap is None and self.head.bias is None
+            if plain and self.device.type == "cuda":
+                self._sum_exp = summed
             if layers and self._same(before, self._values(rows)):
                 return True
         except Exception as error:  # no compiler, or a form that it does not know
@@ -652,6 +653,11 @@ def _device_of(model: Any) -> torch.device:
 def _let_go(error: BaseException) -> None:
     """Free what a failed load holds: a notebook keeps the traceback, and so its variables."""
     traceback.clear_frames(error.__traceback__)
+    free_memory()
+
+
+def free_memory() -> None:
+    """Collect weights that point at one another in circles, and return a GPU's memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

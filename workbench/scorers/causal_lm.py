@@ -6,7 +6,6 @@ safetensors files only and no code from a model's repository is ever run. Does n
 transcripts' order, or where scores are kept.
 """
 
-import gc
 import warnings
 from functools import cached_property
 from importlib import metadata
@@ -28,7 +27,7 @@ from workbench.models.checkpoint import (
     tokenizer_folder,
     tokenizer_sha256_of,
 )
-from workbench.models.network import PRECISIONS, Network, Row
+from workbench.models.network import PRECISIONS, Network, Row, free_memory
 from workbench.scorers.scorer import Encoded, check_window
 from workbench.scores import ScorerIdentity
 from workbench.transcript import Transcript
@@ -522,9 +521,7 @@ class CausalLMScorer:
     def release(self) -> None:
         """Let go of the weights; the next `score` loads them again."""
         if vars(self).pop("_network", None) is not None:
-            gc.collect()  # replaced methods and hooks point in circles, which hold the weights
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
 
 def _version(package: str) -> str:
