@@ -976,6 +976,11 @@ def main() -> int:
     from workbench.home import atomic_write
 
     modes = asked.modes or own
+    known = {mode.removesuffix(COMPILED) for mode in own}
+    odd = [mode for mode in modes if mode.removesuffix(COMPILED) not in known]
+    if odd:
+        parser.error(f"mode {odd[0]!r} is unknown: use {', '.join(sorted(known))}, or one of them "
+                     f"followed by{COMPILED!r}")  # fmt: skip
     kind = asked.device.split(":")[0]
     cases = {**CASES["cpu"], **CASES["cuda"]} if asked.smoke else dict(CASES[kind])
     if asked.cases:

@@ -185,6 +185,14 @@ class TestScoring:
         assert rows["workbench"]["max_deviation"] is None
         assert "reference not run: left out by --skip" in capsys.readouterr().out
 
+    def test_an_unknown_mode_is_one_sentence(
+        self, run: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            run("--modes", "float32", "float31 compiled")
+        assert ended.value.code == 2
+        assert "mode 'float31 compiled' is unknown: use 4bit, 8bit" in capsys.readouterr().err
+
     def test_compiled_modes(
         self,
         run: Callable[..., list[dict[str, Any]]],
