@@ -618,12 +618,50 @@ def test_rounded_weights(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_rounding_that_its_library_cannot_do_is_one_sentence(models):
+def rounded_by_hand(folder: Path, rows) -> np.ndarray:
+    """Log-likelihoods under float32 products of the weights that 4 bits can hold."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            rounded = quantize_4bit(module.weight.data.bfloat16(), quant_type="nf4")
+            module.weight.data = dequantize_4bit(*rounded).float()
+    with torch.no_grad():
+        logits = [model(torch.as_tensor(row)[None]).logits[0, :-1] for row in rows]
+    values = [torch.log_softmax(found, dim=-1) for found in logits]
+    return np.concatenate(
+        [v.numpy()[np.arange(len(v)), row[1:]] for v, row in zip(values, rows, strict=True)]
+    )
+
+
+def test_rounding_is_a_right_score_or_one_sentence(models):
+    """Which narrow products bitsandbytes can do depends on the processor."""
     pytest.importorskip("bitsandbytes")
-    scorer = CausalLMScorer(models("llama"), device="cpu", dtype="4bit")  # 16 wide
-    with pytest.raises(
-        InputError, match=r"bitsandbytes cannot multiply 4bit weights of this model"
-    ):
+    folder, rows = models("llama"), mixed_rows(20)  # 16 wide
+    scorer = CausalLMScorer(folder, device="cpu", dtype="4bit")
+    said = ""
+    try:
+        values = np.concatenate(score_all(scorer, transcript_of(rows)))
+    except InputError as error:
+        said = str(error)
+    if said:
+        assert "bitsandbytes cannot multiply 4bit weights of this model" in said
+    else:
+        # products in bfloat16 move a score by less than a tenth of what the rounding moves it by
+        assert np.abs(values - rounded_by_hand(folder, rows)).mean() < 0.07
+
+
+def test_rounding_that_its_library_cannot_do_is_one_sentence(models, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+
+    def narrow(self, rows):
+        raise RuntimeError("blocks of 64 do not divide 16\nand more")
+
+    monkeypatch.setattr(network.Network, "_values", narrow)
+    scorer = CausalLMScorer(models("llama"), device="cpu", dtype="4bit")
+    said = r"bitsandbytes cannot multiply 4bit weights of this model on cpu \(blocks of 64 do not"
+    with pytest.raises(InputError, match=said):
         score_all(scorer, transcript_of(mixed_rows(3)))
 
 
