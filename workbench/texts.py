@@ -18,17 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
-from workbench.transcript import (
-    ShuffleClaim,
-    Transcript,
+from workbench.tables import (
     column_of,
     find_column,
     flatten_lists,
     is_list_type,
     is_text_type,
     open_table,
-    token_ids_of,
 )
+from workbench.transcript import ShuffleClaim, Transcript, token_ids_of
 
 __all__ = ["Texts"]
 

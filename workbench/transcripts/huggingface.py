@@ -12,7 +12,8 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.shufflers import SHUFFLERS
-from workbench.transcript import ShuffleClaim, open_table
+from workbench.tables import open_table
+from workbench.transcript import ShuffleClaim
 from workbench.transcripts.order import TrainingOrder
 from workbench.transcripts.table import TableExamples
 

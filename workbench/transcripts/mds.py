@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.transcript import TOKEN_NAMES, ShuffleClaim, find_column
+from workbench.tables import find_column
+from workbench.transcript import TOKEN_NAMES, ShuffleClaim
 from workbench.transcripts.joined import JoinedFiles, map_array
 from workbench.transcripts.order import TrainingOrder
 

@@ -8,14 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.transcript import (
-    TOKEN_NAMES,
-    find_column,
-    flatten_lists,
-    is_list_type,
-    is_text_type,
-    token_ids_of,
-)
+from workbench.tables import find_column, flatten_lists, is_list_type, is_text_type
+from workbench.transcript import TOKEN_NAMES, token_ids_of
 
 __all__ = ["TableExamples"]
 

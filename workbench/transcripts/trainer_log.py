@@ -16,13 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.transcript import (
-    ShuffleClaim,
-    column_of,
-    find_column,
-    is_list_type,
-    open_table,
-)
+from workbench.tables import column_of, find_column, is_list_type, open_table
+from workbench.transcript import ShuffleClaim
 from workbench.transcripts.order import TrainingOrder
 from workbench.transcripts.table import TableExamples
 
