@@ -176,27 +176,34 @@ def test_run_overrides_drops_panels_and_runs_in_the_output_folder(tmp_path: Path
     assert printed == f"{out} {text!r}\n"
 
 
-def test_an_exception_is_an_error_that_keeps_what_ran(tmp_path: Path) -> None:
-    path = notebook(tmp_path / "a.ipynb", code("1"), code("raise KeyError('gone')"), code("2"))
-    with pytest.raises(ReportError, match="raised KeyError: 'gone'; the part that ran is in"):
-        run_notebook(path, tmp_path / "out")
-    assert (tmp_path / "out" / "a.ipynb").is_file()
-    assert not (tmp_path / "out" / "a.html").exists()
-
-
-def test_bad_input_in_a_notebook_stays_bad_input(tmp_path: Path) -> None:
-    path = notebook(
-        tmp_path / "a.ipynb",
-        code("from workbench.errors import InputError\nraise InputError('no such run')"),
-    )
-    with pytest.raises(InputError, match=r"a\.ipynb: no such run"):
-        run_notebook(path, tmp_path / "out")
-
-
-def test_a_cell_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
-    path = notebook(tmp_path / "a.ipynb", code("import time; time.sleep(60)"))
-    with pytest.raises(ReportError, match="longer than 1 s"):
-        run_notebook(path, tmp_path / "out", timeout=1)
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise KeyError('gone')", "cell [2]: KeyError: 'gone'"),
+        (
+            "from workbench.errors import InputError\nraise InputError('no run: make one')",
+            "cell [2]: no run: make one",
+        ),
+        ("import time; time.sleep(60)", "cell [2]: it took longer than 5 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "cell [2]: the kernel died"),
+    ],
+)
+def test_a_failure_says_where_and_why_and_keeps_what_ran(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    cells = [code("print('be' 'fore')"), new_markdown_cell("# T"), code(source), code("'af' 'ter'")]
+    path = notebook(tmp_path / "a.ipynb", *cells)
+    where = f"a: {reason}; the part that ran is in {tmp_path / 'out' / 'a.html'}"
+    with pytest.raises(ReportError) as failed:
+        run_notebook(path, tmp_path / "out", timeout=5)
+    assert str(failed.value) == where
+    text = html.unescape((tmp_path / "out" / "a.html").read_text(encoding="utf-8"))
+    assert f"here is the part that ran.</strong> {reason}" in text
+    assert "before" in text
+    assert "ter&#39;" not in text
+    executed = nbformat.read(str(tmp_path / "out" / "a.ipynb"), as_version=4)
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in cells[:3]]
+    assert "/tmp" not in str(executed.metadata)
 
 
 def test_an_exception_hidden_in_a_widget_is_an_error(tmp_path: Path) -> None:
@@ -500,7 +507,7 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path: Path) -> None:
         run_all(tmp_path, tmp_path / "out")
 
 
-def test_one_notebook_gives_its_page_and_one_failure_stops_the_report(
+def test_one_notebook_gives_its_page_or_says_why_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = notebook(tmp_path / "good.ipynb", code("1"))
@@ -508,10 +515,63 @@ def test_one_notebook_gives_its_page_and_one_failure_stops_the_report(
     assert run_all(good, tmp_path / "out") == tmp_path / "out" / "good.html"
     assert list(_links(tmp_path / "out" / "good.html")) == []
     assert capsys.readouterr() == ("", "")
-    with pytest.raises(ReportError, match=r"bad\.ipynb: cell 0 raised OSError: disk"):
-        run_all([good, bad], tmp_path / "out", jobs=1, progress=True)
-    assert not (tmp_path / "out" / "index.html").exists()
-    assert "good: done in" in capsys.readouterr().err
+    page = tmp_path / "out" / "bad.html"
+    with pytest.raises(ReportError, match=re.escape(f"bad: cell [1]: OSError: disk; open {page}")):
+        run_all(bad, tmp_path / "out")
+    assert page.is_file()
+
+
+def test_a_failure_leaves_the_other_pages_and_an_index_that_says_so(tmp_path: Path) -> None:
+    nbs, out = tmp_path / "nbs", tmp_path / "out"
+    cells = (new_markdown_cell("# Bad & *worse*"), code(f"raise OSError({HOSTILE!r})"))
+    notebook(nbs / "00_bad.ipynb", *cells)
+    # The process that runs the notebook dies, not only its kernel.
+    died = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(9)"
+    notebook(nbs / "01_died.ipynb", code(died))
+    notebook(nbs / "02_test.ipynb", parameters("output_dir = ''\nlabel = 'm'"), code(EVIDENCE))
+    notebook(nbs / "90_report.ipynb", code("print('the last')"))
+    arguments = ["report", str(nbs), "--out", str(out), "--jobs", "1"]
+    call = "import sys; from workbench.cli import app_main; app_main()"
+    done = subprocess.run(
+        [sys.executable, "-c", call, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    index = out / "index.html"
+    last = f"error: 2 of 4 notebooks failed (00_bad, 01_died); open {index}"
+    assert done.stderr.splitlines()[-1] == last
+    assert "90_report: done in" in done.stderr
+    text = index.read_text(encoding="utf-8")
+    assert "<script" not in text
+    failed, _, rest = text.partition("Tests of this run")
+    assert "2 of 4 notebooks failed" in failed
+    assert '<a href="00_bad.html">Bad &amp; worse</a> (00_bad): cell [1]: OSError: ' in failed
+    assert html.escape(HOSTILE, quote=False) in failed
+    assert '<a href="01_died.html">01_died</a> (01_died): its process ended with' in failed
+    assert "evidence/rising.json" in rest
+    assert re.findall(r'<li><a href="([^"]+)">', rest) == ["02_test.html", "90_report.html"]
+    for file in out.glob("*.html"):
+        assert all((out / link).is_file() for link in _links(file))
+
+
+def test_pages_of_an_earlier_run_say_so(tmp_path: Path) -> None:
+    nbs, out = tmp_path / "nbs", tmp_path / "out"
+    earlier = "From an earlier run."
+    again = notebook(nbs / "a.ipynb", code("print(1)"))
+    notebook(nbs / "b.ipynb", code("print(2)"))
+    run_all(nbs, out)
+    (out / "b.pdf").write_text("printed")
+    foreign = out / "foreign.html"
+    foreign.write_bytes(b'<main id="main">\xff</main>')
+    assert not any(earlier in page.read_text(errors="replace") for page in out.glob("*.html"))
+    for _ in range(2):
+        run_all(again, out)
+        marks = {p.stem: p.read_text(errors="replace").count(earlier) for p in out.glob("*.html")}
+        assert marks == {"a": 0, "b": 1, "index": 1, "foreign": 0}
+    assert foreign.read_bytes() == b'<main id="main">\xff</main>'
+    assert (out / "b.earlier.pdf").is_file()
+    assert not (out / "b.pdf").exists()
+    run_all(nbs, out)
+    assert not any(earlier in page.read_text(errors="replace") for page in out.glob("*.html"))
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Notebooks run strictly, then turned into pages that stand alone.
 
 Knows notebooks, their parameters and HTML; does not know what a notebook computes. A notebook
-that raises, or hides an exception inside a widget, is an error; so is a parameter that it does
-not have. A page needs no network and runs no script.
+that raises, or hides an exception inside a widget, has failed: its page says so and shows the part
+that ran, and the others run to their end. A parameter that it does not have is an error before
+anything runs. A page needs no network and runs no script.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
 
+from workbench.archive import printable
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
@@ -81,8 +83,14 @@ _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
+# On each page of a report, until a later run begins in its folder.
+_CURRENT = '<meta name="generator" content="palimpsest report">'
+_EARLIER = """<p class="warning"><strong>From an earlier run.</strong> A run that began {} has since
+written into this folder: this page need not agree with what else is in it.</p>"""
+
+
 class ReportError(RuntimeError):
-    """A notebook failed; the message names notebook, cell, exception and the partial result."""
+    """A notebook failed; the message names it, where it stopped, and the page that says why."""
 
 
 # ------------------------------------------------------------------------------- parameters
@@ -356,7 +364,7 @@ def convert_parameters(
 
 @dataclass(frozen=True)
 class ReportPage:
-    """One notebook that ran, and the page made of it.
+    """One notebook that ran, to its end or not, and the page made of it.
 
     Attributes
     ----------
@@ -370,6 +378,8 @@ class ReportPage:
         Wall-clock time.
     hero : bytes or None
         PNG of the cell tagged ``hero``, with `hero_alt` as its text alternative.
+    failure : str
+        Which cell failed and why; empty if the notebook ran to its end.
     """
 
     name: str
@@ -381,6 +391,7 @@ class ReportPage:
     seconds: float
     hero: bytes | None = field(default=None, repr=False)
     hero_alt: str = ""
+    failure: str = ""
 
 
 def widget_errors(nb: Any) -> list[str]:
@@ -466,59 +477,77 @@ def run_notebook(
     Raises
     ------
     InputError
-        Bad path, parameters or output folder, or an `InputError` raised in the notebook.
+        Bad path, parameters or output folder.
     ReportError
-        The notebook raised anything else, took too long, or hid an exception in a widget. The
-        executed part stays in `out_dir`.
+        The notebook raised, took too long, or hid an exception in a widget. Its page shows the
+        part that ran.
     """
+    page = _run(path, out_dir, parameters or {}, timeout, keep_panels, with_index)
+    if page.failure:
+        raise ReportError(f"{page.name}: {page.failure}; the part that ran is in {page.html}")
+    return page
+
+
+def _run(
+    path: str | Path,
+    out_dir: str | Path,
+    parameters: Mapping[str, object],
+    timeout: int,
+    keep_panels: bool,
+    with_index: bool,
+) -> ReportPage:
     path, started = Path(path), time.monotonic()
     nb = _read_notebook(path)
     known = _parameters_of(nb, path)
-    overrides = convert_parameters(known, parameters or {}, path.stem)
+    overrides = convert_parameters(known, parameters, path.stem)
     folder = _writable(Path(out_dir))
     if "output_dir" in known:
         overrides.setdefault("output_dir", str(folder))
     if not keep_panels:
         nb.cells = [cell for cell in nb.cells if "panel" not in _tags(cell)]
-
-    executed = folder / f"{path.stem}.ipynb"
-    nb = _execute(nb, path, executed, folder, overrides, timeout)
-    swallowed = widget_errors(nb)
-    if swallowed:
-        raise ReportError(
-            f"{path.name}: a widget swallowed an exception, {'; '.join(swallowed)}; the executed "
-            f"notebook is {executed}"
-        )
     effective = {name: overrides.get(name, known[name].default) for name in known}
-    content = page_html(nb, path.stem, effective, with_index=with_index)
-    page = atomic_write(
-        folder / f"{path.stem}.html", lambda p: p.write_text(content, encoding="utf-8")
-    )
+    nb, failure = _execute(nb, folder / f"{path.stem}.ipynb", folder, overrides, timeout)
+    return _write_page(nb, path.stem, folder, effective, started, with_index, failure)
+
+
+def _write_page(
+    nb: Any,
+    name: str,
+    folder: Path,
+    parameters: dict[str, Any],
+    started: float,
+    with_index: bool,
+    failure: str = "",
+) -> ReportPage:
+    content = page_html(nb, name, parameters, with_index=with_index, failure=failure)
+    page = atomic_write(folder / f"{name}.html", lambda p: p.write_text(content, encoding="utf-8"))
     hero, hero_alt = _hero(nb)
-    title, summary = _title_and_summary(nb, path.stem)
+    title, summary = _title_and_summary(nb, name)
     return ReportPage(
-        name=path.stem,
+        name=name,
         title=title,
         summary=summary,
         html=page,
-        executed=executed,
-        parameters=effective,
+        executed=page.with_suffix(".ipynb"),
+        parameters=parameters,
         seconds=time.monotonic() - started,
         hero=hero,
         hero_alt=hero_alt,
+        failure=failure,
     )
 
 
 def _execute(
-    nb: Any, path: Path, executed: Path, folder: Path, overrides: dict[str, Any], timeout: int
-) -> Any:
+    nb: Any, executed: Path, folder: Path, overrides: dict[str, Any], timeout: int
+) -> tuple[Any, str]:
+    """The notebook as far as it ran, which is also written to `executed`; and why no further."""
+    failure = ""
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch, _quiet():
         # papermill is given files, and fills {braces} in their names: none here, doubled there.
         prepared = Path(scratch) / "prepared.ipynb"
         nbformat.write(nb, str(prepared))
-        where = f"the part that ran is in {executed}"
         try:
-            nb = papermill.execute_notebook(
+            papermill.execute_notebook(
                 str(prepared),
                 str(executed).replace("{", "{{").replace("}", "}}"),
                 parameters=overrides or None,
@@ -530,27 +559,32 @@ def _execute(
                 extra_arguments=list(_KERNEL_OPTIONS),
             )
         except PapermillExecutionError as error:
-            if error.ename == "InputError":
-                raise InputError(f"{path.name}: {error.evalue}") from error
-            raise ReportError(
-                f"{path.name}: cell {error.cell_index} raised {error.ename}: {error.evalue}; "
-                f"{where}"
-            ) from error
-        except CellTimeoutError as error:
-            raise ReportError(
-                f"{path.name}: a cell took longer than {timeout} s; {where}"
-            ) from error
-        except DeadKernelError as error:
-            raise ReportError(f"{path.name}: the kernel died; {where}") from error
+            # An InputError is a sentence for readers already.
+            raised = "" if error.ename == "InputError" else f"{error.ename}: "
+            failure = f"{raised}{error.evalue}"
+        except CellTimeoutError:
+            failure = f"it took longer than {timeout} s"
+        except DeadKernelError:
+            failure = "the kernel died"
         except OSError as error:
             raise InputError(
                 f"cannot write {executed} ({error.strerror or error}): choose a folder that you "
                 "can write to"
             ) from error
+    nb = _read_notebook(executed)
     # What is shared should not name the reader's temporary folders.
-    nb.metadata.get("papermill", {}).update(input_path=path.name, output_path=executed.name)
+    nb.metadata.get("papermill", {}).update(input_path=executed.name, output_path=executed.name)
+    if failure:
+        # papermill dates what it begins, and puts cells of its own in, which the page says itself.
+        nb.cells = [
+            cell for cell in nb.cells if cell.metadata.get("papermill", {}).get("start_time")
+        ]
+        number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in nb.cells)
+        failure = f"cell [{number}]: {failure}"
+    elif swallowed := widget_errors(nb):
+        failure = f"a widget swallowed an exception, {'; '.join(swallowed)}"
     atomic_write(executed, lambda p: nbformat.write(nb, str(p)))
-    return nb
+    return nb, failure
 
 
 def run_all(
@@ -564,6 +598,9 @@ def run_all(
     pdf: bool = False,
 ) -> Path:
     """Run notebooks, some at a time, and write their pages and an index.
+
+    Each runs to its own end, whatever becomes of the others. Pages that an earlier run left in the
+    folder say so from the start. Its evidence stays; the index lists only what this run wrote.
 
     Parameters
     ----------
@@ -595,7 +632,7 @@ def run_all(
         No notebooks, bad parameters, an output folder that cannot be written, or no Chromium to
         print with.
     ReportError
-        A notebook failed; those still running were stopped.
+        A notebook failed. The index says at its top which, where and why.
     """
     paths = _notebook_paths(notebooks)
     if jobs < 1:
@@ -621,18 +658,38 @@ def run_all(
     one_file = isinstance(notebooks, (str, Path)) and Path(notebooks).is_file()
     clock = _Clock(len(paths), progress)
     before = _evidence_times(folder)
+    _mark_earlier(folder)
     waves = [[p for p in paths if not _reads_others(p)], [p for p in paths if _reads_others(p)]]
-    pages: dict[Path, ReportPage] = {}
+    ended: dict[Path, ReportPage] = {}
     for wave in waves:
-        pages |= _run_wave(wave, chosen, folder, jobs, timeout, clock, not one_file)
-    made = [pages[path].html for path in paths]
+        ended |= _run_wave(wave, chosen, folder, jobs, timeout, clock, not one_file)
+    pages = [ended[path] for path in paths]
+    made = [page.html for page in pages]
     if not one_file:
         written = [p for p, changed in _evidence_times(folder).items() if before.get(p) != changed]
-        made.insert(0, write_index([pages[path] for path in paths], folder, written))
-    for page in made if pdf else ():
-        clock.say(f"{page.stem}: printing")
-        print_pdf(page, page.with_suffix(".pdf"))
+        made.insert(0, write_index(pages, folder, written))
+    for file in made if pdf else ():
+        clock.say(f"{file.stem}: printing")
+        print_pdf(file, file.with_suffix(".pdf"))
+    if failed := [page for page in pages if page.failure]:
+        what = f"{failed[0].name}: {printable(failed[0].failure)}"
+        if len(failed) > 1:
+            names = ", ".join(page.name for page in failed)
+            what = f"{len(failed)} of {len(pages)} notebooks failed ({names})"
+        raise ReportError(f"{what}; open {made[0]}")
     return made[0]
+
+
+def _mark_earlier(folder: Path) -> None:
+    mark = _EARLIER.format(_now())
+    for page in folder.glob("*.html"):
+        text = page.read_text(encoding="utf-8", errors="replace")
+        if _CURRENT in text:
+            text = text.replace(_CURRENT, "", 1)
+            text = re.sub('<main id="main"[^>]*>', rf"\g<0>\n{mark}", text, count=1)
+            atomic_write(page, _text_writer(text))
+            if (printed := page.with_suffix(".pdf")).exists():
+                printed.rename(page.with_suffix(".earlier.pdf"))
 
 
 def _notebook_paths(notebooks: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -682,7 +739,8 @@ class _Clock:
 
     def end(self, page: ReportPage) -> None:
         self.done += 1
-        self.say(f"{page.name}: done in {page.seconds:.0f} s ({self.done} of {self.total})")
+        how = f"failed, {printable(page.failure)}" if page.failure else "done"
+        self.say(f"{page.name}: {how} in {page.seconds:.0f} s ({self.done} of {self.total})")
 
 
 def _run_wave(
@@ -703,38 +761,26 @@ def _run_wave(
             while queue and len(running) < workers:
                 path = queue.pop(0)
                 clock.say(f"{path.stem}: running")
-                options = {"timeout": timeout, "with_index": with_index}
-                running[path] = _Worker(path, folder, dict(chosen[path]), options, workers)
+                request = (path.resolve(), folder, dict(chosen[path]), timeout, False, with_index)
+                running[path] = _Worker(request, workers)
             for path in [path for path, worker in running.items() if worker.ended]:
-                try:
-                    pages[path] = running.pop(path).result()
-                except (InputError, ReportError):
-                    clock.say(f"{path.stem}: failed")
-                    raise
+                pages[path] = running.pop(path).result()
                 clock.end(pages[path])
             time.sleep(0.05)
     finally:
-        for worker in running.values():  # after a failure or Ctrl-C
+        for worker in running.values():  # after Ctrl-C, or a disk that is full
             worker.stop()
     return pages
 
 
 class _Worker:
-    """`run_notebook` in a process of its own, which can be stopped together with its kernel."""
+    """`_run` in a process of its own, which can be stopped together with its kernel."""
 
-    def __init__(
-        self,
-        path: Path,
-        folder: Path,
-        parameters: dict[str, object],
-        options: dict[str, Any],
-        workers: int,
-    ) -> None:
-        self.name = path.name
+    def __init__(self, request: tuple[Any, ...], workers: int) -> None:
+        self.request, self.started = request, time.monotonic()
         self.scratch = tempfile.TemporaryDirectory(prefix="palimpsest-")
         self.files = Path(self.scratch.name)
-        request = pickle.dumps(((path.resolve(), folder, parameters), options))
-        (self.files / "request").write_bytes(request)
+        (self.files / "request").write_bytes(pickle.dumps(request))
         # Two notebooks that each use every core are slower than two that share them.
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         with (self.files / "stderr").open("wb") as stderr:
@@ -756,10 +802,11 @@ class _Worker:
             answer = self.files / "answer"
             if not answer.is_file():
                 said = (self.files / "stderr").read_text(errors="replace").strip().splitlines()
-                raise ReportError(
-                    f"{self.name}: its process ended with status {self.process.returncode}"
-                    + (f" ({said[-1]})" if said else "")
-                )
+                why = f"its process ended with status {self.process.returncode}"
+                why += f" ({said[-1]})" if said else ""
+                path, folder, *_, with_index = self.request
+                nothing = nbformat.v4.new_notebook()
+                return _write_page(nothing, path.stem, folder, {}, self.started, with_index, why)
             page = pickle.loads(answer.read_bytes())
         finally:
             self.scratch.cleanup()
@@ -778,11 +825,11 @@ class _Worker:
 
 
 def _serve(files: Path) -> None:
-    positional, options = pickle.loads((files / "request").read_bytes())
+    request = pickle.loads((files / "request").read_bytes())
     try:
-        answer: ReportPage | Exception = run_notebook(*positional, **options)
-    except (InputError, ReportError) as error:
-        answer = type(error)(str(error))  # without its causes, which need not pickle
+        answer: ReportPage | Exception = _run(*request)
+    except InputError as error:
+        answer = InputError(str(error))  # without its causes, which need not pickle
     unfinished = files / "unfinished"
     unfinished.write_bytes(pickle.dumps(answer))
     unfinished.rename(files / "answer")
@@ -987,13 +1034,23 @@ def _render(template: str, **values: Any) -> str:
         template,
         caveat=CAVEAT,
         versions=_versions(),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        made=_now(),
+        current=_CURRENT,
         **values,
     )
 
 
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def page_html(
-    nb: Any, name: str, parameters: Mapping[str, Any] | None = None, *, with_index: bool = False
+    nb: Any,
+    name: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    with_index: bool = False,
+    failure: str = "",
 ) -> str:
     """One self-contained page: no network request, no script, pictures inside.
 
@@ -1011,6 +1068,8 @@ def page_html(
         Shown at the head of the page.
     with_index : bool
         Link to an ``index.html`` beside the page, and to other notebooks' pages.
+    failure : str
+        Why the notebook did not run to its end; said at the head of the page.
     """
     highlight = Highlight2HTML(pygments_lexer="ipython3")
     contents = _Contents()
@@ -1043,6 +1102,7 @@ def page_html(
         contents=[entry for entry in contents.entries if entry[0] in (2, 3)],
         parameters={k: str(v) for k, v in (parameters or {}).items() if k != "output_dir"},
         with_index=with_index,
+        failure=failure,
     )
 
 
@@ -1051,7 +1111,7 @@ def write_index(
     out_dir: str | Path,
     evidence: Sequence[str | Path] | None = None,
 ) -> Path:
-    """Write ``index.html``: the main figure, a table of tests, links to the pages.
+    """Write ``index.html``: what failed, the main figure, a table of tests, links to the pages.
 
     Parameters
     ----------
@@ -1089,15 +1149,8 @@ def write_index(
     content = _render(
         "index.html.j2",
         title="Palimpsest report",
-        pages=[
-            {
-                "href": page.html.name,
-                "title": page.title,
-                "summary": page.summary,
-                "name": page.name,
-            }
-            for page in pages
-        ],
+        pages=[page for page in pages if not page.failure],
+        failed=[page for page in pages if page.failure],
         tests=tests,
         hero=base64.b64encode(hero.hero).decode("ascii") if hero and hero.hero else "",
         hero_alt=hero.hero_alt if hero else "",
