@@ -111,7 +111,7 @@ BAD = {
     "no position": ({"step": [1, 2], "text": ["a", "b"]}, "no column named position or index"),
     "missing position": ({"position": [1, None], "text": ["a", "b"]}, "row 1 has no position"),
     "fractional": ({"position": [1.0, 1.5], "text": ["a", "b"]}, r"row 1 has 1.5 as position"),
-    "text position": ({"position": ["1", "x"], "text": ["a", "b"]}, "row 0 has '1' as position"),
+    "text position": ({"position": ["1", "x"], "text": ["a", "b"]}, "row 1 has 'x' as position"),
     "two positions": (
         {"position": [1, 2], "index": [1, 2], "text": ["a", "b"]},
         "several columns that could be the position",

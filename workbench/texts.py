@@ -25,6 +25,8 @@ from workbench.tables import (
     is_list_type,
     is_text_type,
     open_table,
+    table_name,
+    with_token_lists,
 )
 from workbench.transcript import ShuffleClaim, Transcript, token_ids_of
 
@@ -151,7 +153,7 @@ class Texts:
     @classmethod
     def read(
         cls,
-        source: str | Path,
+        source: Any,
         *,
         tokens: str | None = None,
         text: str | None = None,
@@ -161,10 +163,10 @@ class Texts:
 
         Parameters
         ----------
-        source : str or Path
-            ``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.arrow`` (one document per row; columns
-            ``tokens`` or ``text``/``completion``, optional ``prompt``), ``.txt`` or ``.md`` (one
-            document), or a folder of these plain files.
+        source : str, Path, pandas.DataFrame, pyarrow.Table or datasets.Dataset
+            A table as in `Transcript.read` (one document per row; columns ``tokens`` or
+            ``text``/``completion``, optional ``prompt``), ``.txt`` or ``.md`` (one document), or a
+            folder of these plain files.
         tokens, text, prompt : str, optional
             Column names, where they are not the usual ones.
 
@@ -173,22 +175,26 @@ class Texts:
         InputError
             Missing, of no known kind, no text in it, or ambiguous columns.
         """
-        path = Path(source).expanduser()
-        if path.is_file() and path.suffix.lower() in PLAIN:
-            return cls.from_strings([_plain(path)], source=path.name)
-        if path.is_dir() and not any(path.glob("**/*.parquet")):
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PLAIN)
-            if files:
-                return cls.from_strings([_plain(p) for p in files], source=path.name)
-        if not path.exists():
-            raise InputError(f"{source} does not exist: check the path of the texts")
-        return cls._from_table(open_table(path, "train"), path, tokens, text, prompt)
+        label = table_name(source)
+        if isinstance(source, str | Path):
+            source = Path(source).expanduser()
+            label = source.name
+            if source.is_file() and source.suffix.lower() in PLAIN:
+                return cls.from_strings([_plain(source)], source=label)
+            if source.is_dir() and not any(source.glob("**/*.parquet")):
+                files = sorted(p for p in source.rglob("*") if p.suffix.lower() in PLAIN)
+                if files:
+                    return cls.from_strings([_plain(p) for p in files], source=label)
+            if not source.exists():
+                raise InputError(f"{source} does not exist: check the path of the texts")
+        named = [name for name in (tokens, text, prompt) if name]
+        data = open_table(source, as_written=(*named, *TOKEN_NAMES, *TEXT_NAMES, *PROMPT_NAMES))
+        return cls._from_table(data, label, tokens, text, prompt)
 
     @classmethod
     def _from_table(
-        cls, data: Any, path: Path, tokens: str | None, text: str | None, prompt: str | None
+        cls, data: Any, label: str, tokens: str | None, text: str | None, prompt: str | None
     ) -> "Texts":
-        label = path.name
         names = list(data.schema.names)
         metadata = json.loads((data.schema.metadata or {}).get(METADATA_KEY, b"{}"))
         if tokens is not None and text is not None:
@@ -207,6 +213,8 @@ class Texts:
                 f"(columns: {', '.join(names)}): name it with tokens= or text="
             )
         before = find_column(names, prompt, PROMPT_NAMES, "prompt", label)
+        for name in filter(None, (ids, before if ids else None)):
+            data = with_token_lists(data, name, label)
         kinds = []
         for name in (content, *([before] if before else [])):
             values = column_of(data, name, label)

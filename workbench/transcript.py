@@ -30,6 +30,8 @@ from workbench.tables import (
     is_list_type,
     is_text_type,
     open_table,
+    table_name,
+    with_token_lists,
 )
 
 __all__ = ["How", "OrderCheck", "Selection", "ShuffleClaim", "Transcript", "TranscriptDescription"]
@@ -412,7 +414,7 @@ class Transcript:
     @classmethod
     def read(
         cls,
-        source: str | Path,
+        source: Any,
         *,
         position: str | None = None,
         tokens: str | None = None,
@@ -423,17 +425,20 @@ class Transcript:
         split: str = "train",
         shuffle: ShuffleClaim | None = None,
     ) -> "Transcript":
-        """Read a transcript from a file, a folder or a data set by name.
+        """Read a transcript from a file, a folder, a table in memory or a data set by name.
 
         Parquet and Arrow files are read column by column, so that 10 million rows open in
         seconds; token ids are read when they are needed.
 
         Parameters
         ----------
-        source : str or Path
-            ``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.arrow`` or ``.feather`` file; a folder of
-            Parquet files or of a saved Hugging Face data set; or a data set's name on the hub
-            (published schema: `index`, `tokens`, optional `loss_*`).
+        source : str, Path, pandas.DataFrame, pyarrow.Table or datasets.Dataset
+            ``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.csv``, ``.csv.gz``, ``.arrow`` or
+            ``.feather`` file; a folder of Parquet files or of a saved Hugging Face data set; a
+            data set's name on the hub (published schema: `index`, `tokens`, optional `loss_*`);
+            or a table in memory. The index of a DataFrame is a column if it has a name. In CSV
+            token ids stand as ``"[1, 2, 3]"``, text is read as written, and an empty cell is
+            missing (empty text is ``""``).
         position, tokens, text, block, unit, exposures : str, optional
             Column names. Without them `position` or `index`, `tokens`, `input_ids`, `token_ids`
             or `text`, and `block`, `unit`, `exposures` are looked for; ambiguity is an error.
@@ -447,12 +452,27 @@ class Transcript:
         InputError
             The file is missing, truncated or empty; no position column; positions missing or not
             whole numbers; missing labels. The message names file, row and remedy.
+
+        Examples
+        --------
+        >>> Transcript.read(pa.table({"position": [1, 0], "text": ["later", "first"]})).n
+        2
         """
-        label = str(source)
-        data = open_table(source, split)
+        label = table_name(source)
+        usual = (*TOKEN_NAMES, "text")
+        data = open_table(source, split, [name for name in (tokens, text, *usual) if name])
         names = list(data.schema.names)
         position = find_column(names, position, POSITION_NAMES, "position", label, required=True)
         content = _find_content(names, tokens, text, label)
+        if content is not None:
+            if content != text and (content == tokens or content.lower() in TOKEN_NAMES):
+                data = with_token_lists(data, content, label)
+            kind = data.schema.field(content).type
+            if not (is_list_type(kind) or is_text_type(kind)):
+                raise InputError(
+                    f"{label}: column {content!r} holds {kind}, neither token ids nor text: name "
+                    "another with tokens= or text="
+                )
         assert position is not None
         position_array = _whole_numbers(column_of(data, position, label), position, label)
         coded: dict[str, Ints | None] = {}
@@ -1100,7 +1120,7 @@ def _whole_numbers(values: Any, name: str, source: str) -> Ints:
             raise InputError(f"{source}: {name} has values above 2^63, too large for a position")
         return array.astype(np.int64)
     if array.dtype.kind == "f":
-        bad = ~np.isfinite(array) | (array != np.floor(array))
+        bad = ~(np.abs(array) < 2.0**63) | (array != np.floor(array))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             what = "no" if not np.isfinite(array[row]) else f"{array[row]!s} as"
@@ -1108,18 +1128,17 @@ def _whole_numbers(values: Any, name: str, source: str) -> Ints:
                 f"{source}: row {row} has {what} {name}: give whole numbers for all examples"
             )
         return array.astype(np.int64)
-    odd = next(
-        (
-            i
-            for i, value in enumerate(array)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool)
-        ),
-        None,
-    )
-    if odd is None:
+    odd = [
+        i
+        for i, value in enumerate(array)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool)
+    ]
+    if not odd:
         return array.astype(np.int64)
+    # of text that is all digits but for some rows, these are at fault
+    row = next((i for i in odd if not str(array[i]).isdecimal()), odd[0])
     raise InputError(
-        f"{source}: row {odd} has {array[odd]!r} as {name}: give whole numbers for all examples"
+        f"{source}: row {row} has {array[row]!r} as {name}: give whole numbers for all examples"
     )
 
 
