@@ -276,7 +276,8 @@ def gate_repeats(transcript: Transcript, redrawn: bool = False) -> Gate:
 
 def gate_measurement(scores: Sequence[Scores]) -> Gate:
     """Gate 3: scores depend on the examples alone, not on when each was measured."""
-    unknown = [s.label for s in scores if s.identity.scorer in ("arrays", "precomputed")]
+    elsewhere = ("arrays", "lm_eval", "precomputed")
+    unknown = [s.label for s in scores if s.identity.scorer in elsewhere]
     if unknown:
         return Gate(
             3,

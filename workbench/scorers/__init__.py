@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.scorers.causal_lm import CausalLMScorer
     from workbench.scorers.chat import ChatScorer
     from workbench.scorers.completions import CompletionsScorer
+    from workbench.scorers.lm_eval import lm_eval_scores
     from workbench.scorers.precomputed import PrecomputedScores, precomputed_scores
     from workbench.scorers.ray import RayScorer
     from workbench.scorers.sampled import SampledScorer
@@ -35,6 +36,7 @@ __all__ = [
     "SampledScorer",
     "Scorer",
     "ScorerKind",
+    "lm_eval_scores",
     "meaning_of",
     "open_scores",
     "precomputed_scores",
@@ -55,6 +57,7 @@ _HOMES = {
     "RayScorer": "ray",
     "SampledScorer": "sampled",
     "Scorer": "scorer",
+    "lm_eval_scores": "lm_eval",
     "precomputed_scores": "precomputed",
     "score_models": "scorer",
     "score_texts": "tokenise",
