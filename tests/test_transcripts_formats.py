@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workbench.errors import InputError
+from workbench.transcript import Transcript
 from workbench.transcripts import READERS, TrainingOrder, open_order, writing
 
 RNG = np.random.default_rng(5)
@@ -240,6 +242,116 @@ def test_olmo_faults(tmp_path: Path) -> None:
     fails("probably uint32", dtype="uint16", sequence_length=40, seed=1)
 
 
+# As OLMo-core's configuration of OLMo-2 32B, a thousandth of its lengths.
+CORE: dict[str, Any] = {"dtype": "uint16", "sequence_length": 5, "max_target_sequence_length": 10}
+
+
+def test_olmo_core_shuffles_chunks_and_the_chunk_is_the_unit(tmp_path: Path) -> None:
+    """Files are cut by the target length, and the tail by the global batch."""
+    pieces = [ROWS[:9], ROWS[9:24], ROWS[:2]]  # the first two have an odd number of instances
+    writing.write_olmo(tmp_path, [piece.ravel() for piece in pieces])
+    kept = np.concatenate([ROWS[:8], ROWS[9:23], ROWS[:2]])
+    chunks = np.random.Generator(np.random.PCG64(34521 + 1)).permutation(12)
+    whole = (chunks[:, None] * 2 + [0, 1]).ravel()
+    order = open_order(tmp_path, **CORE, seed=34521, global_batch_size=50)
+    assert order.example_of(np.arange(20)).tolist() == whole[:20].tolist()
+    assert (order.n, order.batch_size) == (20, 10)
+    assert _rows(order) == kept[whole[:20]].tolist()
+    assert "chunk of 2 neighbouring instances" in str(order.describe())
+    drawn = order.transcript(np.arange(20))
+    assert drawn.units is not None
+    assert drawn.design.n_units == 10
+    assert drawn.positions.tolist() == [0] * 10 + [1] * 10
+    converted = Transcript.read(order.convert(tmp_path / "converted"))
+    assert converted.design.n_units == 10
+    # The loader's file is not cut: what follows the last whole batch was not trained on.
+    name = "global_indices_chunk2_dataset_size24_epoch1_seed34521_v1.npy"
+    whole.astype("<u4").tofile(tmp_path / name)
+    stored = open_order(tmp_path, **CORE, global_batch_size=50)
+    assert _rows(stored) == _rows(order)
+    assert open_order(tmp_path, **CORE).n == 24
+
+
+def test_olmo_core_is_not_taken_for_olmo(tmp_path: Path) -> None:
+    writing.write_olmo(tmp_path, [ROWS.ravel()])
+
+    def fails(match: str, **options: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            open_order(tmp_path, **{**CORE, **options})
+
+    fails("a seed does not say which loader", seed=1)
+    fails("give its global_batch_size=", seed=1, epochs=[0])
+    fails("OLMo-core counts them from 1", seed=1, epochs=[0], global_batch_size=50)
+    fails("leave out world_size", seed=1, world_size=2, global_batch_size=50)
+    fails("another batch size", seed=1, batch_size=3, global_batch_size=50)
+    fails("global_batch_size is 52: it is in tokens", seed=1, global_batch_size=52)
+    fails("max_target_sequence_length is 12", max_target_sequence_length=12)
+    chunks = np.random.default_rng(0).permutation(12)
+    writing.write_olmo(tmp_path, [], order=(chunks[:, None] * 2 + [0, 1]).ravel())
+    assert open_order(tmp_path, **CORE).unit_size == 2
+    fails(r"keeps 2 neighbouring instances together .*\(10, ", max_target_sequence_length=None)
+    fails("does not keep 4 neighbouring", max_target_sequence_length=20)
+    writing.write_olmo(tmp_path, [], order=RNG.permutation(24))
+    fails("does not keep 2 neighbouring")
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "match"),
+    [
+        ("0:640", {}, None),
+        ("0:640", {"world_size": 7}, None),
+        ("0:637", {"world_size": 7}, None),
+        ("0:637", {}, "637 places and the token files hold 640"),
+        ("0:640", {"sequence_length": 4}, r"640 places\) is 639, and there are 800"),
+        ("0:600", {"batch_size": 64}, "600 places and the token files hold 640"),
+        ("0:640", {"sequence_length": 6}, "is example .* there are 533: files are missing"),
+        ("0:635", {"batch_size": 8, "world_size": 127}, None),
+        ("0:639", {"batch_size": 9}, None),
+        ("below 632", {"batch_size": 8}, "632 places.* is 631, and there are 640"),
+        ("below 608", {}, "608 places.* is 607, and there are 640"),
+        ("0:635", {"batch_size": 645, "drop_last": False}, "635 places"),
+        ("filled 645", {"world_size": 129, "drop_last": False}, None),
+        ("filled 645", {}, "645 places and the token files hold 640"),
+    ],
+)
+def test_an_olmo_order_has_the_length_that_the_rule_gives(
+    places: str, options: dict[str, Any], match: str | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(8)
+    rows, order = rng.integers(0, 60_000, 640 * 5), rng.permutation(640)
+    what, _, number = places.rpartition(" ")
+    if what == "below":
+        order = order[order < int(number)]
+    elif what == "filled":
+        order = np.resize(order, int(number))
+    else:
+        order = order[: int(places[2:])]
+    writing.write_olmo(tmp_path, [rows], order=order)
+    settings = {"sequence_length": 5, "dtype": "uint16"} | options
+    if match is None:
+        assert open_order(tmp_path, **settings).n == len(order)
+        return
+    with pytest.raises(InputError, match=match):
+        open_order(tmp_path, **settings)
+
+
+def test_a_file_too_few_or_too_many_is_seen_on_opening(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    sizes = {"part-0.npy": 300, "part-1.npy": 4, "part-2.npy": 300}
+    for name, size in sizes.items():
+        rng.integers(0, 40_000, size * 5).astype("<u2").tofile(tmp_path / name)
+    writing.write_olmo(tmp_path, [], order=rng.permutation(604))
+    settings: dict[str, Any] = {"sequence_length": 5, "dtype": "uint16", "batch_size": 8}
+    assert open_order(tmp_path, **settings).n == 604
+    (tmp_path / "eval.npy").write_bytes((tmp_path / "part-2.npy").read_bytes())
+    with pytest.raises(InputError, match=r"largest example .*604 places\) is 603, .* are 904"):
+        open_order(tmp_path, **settings)
+    (tmp_path / "eval.npy").unlink()
+    (tmp_path / "part-1.npy").unlink()
+    with pytest.raises(InputError, match=r"there are 600: files are missing .*604 places"):
+        open_order(tmp_path, **settings)
+
+
 # ---------------------------------------------------------------------- MDS
 
 
@@ -297,6 +409,25 @@ def test_mds_bytes_by_hand(tmp_path: Path) -> None:
     assert _rows(open_order(tmp_path)) == [[1, 2], [3]]
 
 
+def test_mds_folders_written_in_parallel_and_merged(tmp_path: Path) -> None:
+    """`merge_index` names shards by their folder, as ``part0/shard.00000.mds``."""
+    merged = []
+    for number, rows in enumerate((ROWS[:12], ROWS[12:])):
+        writing.write_mds(tmp_path / f"part{number}", rows, rows_per_shard=8)
+        for shard in json.loads((tmp_path / f"part{number}" / "index.json").read_text())["shards"]:
+            shard["raw_data"]["basename"] = f"part{number}/{shard['raw_data']['basename']}"
+            merged.append(shard)
+    (tmp_path / "index.json").write_text(json.dumps({"shards": merged, "version": 2}))
+    assert _rows(open_order(tmp_path)) == ROWS.tolist()
+    # A stray shard of equal size beside the index is not read in another's place.
+    stray = (tmp_path / "part1" / "shard.00000.mds").read_bytes()
+    (tmp_path / "shard.00000.mds").write_bytes(stray)
+    assert _rows(open_order(tmp_path)) == ROWS.tolist()
+    (tmp_path / "part0" / "shard.00000.mds").unlink()
+    with pytest.raises(InputError, match=r"part0/shard\.00000\.mds is absent"):
+        open_order(tmp_path)
+
+
 def test_mds_recorded_order_and_faults(tmp_path: Path) -> None:
     writing.write_mds(tmp_path, ROWS, rows_per_shard=7)
     assert _rows(open_order(tmp_path)) == ROWS.tolist()
@@ -304,6 +435,15 @@ def test_mds_recorded_order_and_faults(tmp_path: Path) -> None:
     np.save(tmp_path / "order.npy", permuted)
     order = open_order(tmp_path, order=tmp_path / "order.npy", batch_size=4)
     assert _rows(order) == ROWS[permuted].tolist()
+    for wrong, match in (
+        (permuted + 1, "is example 24, and there are 24"),
+        (permuted - 1, "is example -1, and there are 24"),
+        (np.resize(permuted[permuted < 16], 48), r"48 places\) is 15, and there are 24"),
+        (np.zeros(24), "float64"),
+    ):
+        np.save(tmp_path / "order.npy", wrong)
+        with pytest.raises(InputError, match=match):
+            open_order(tmp_path, order=tmp_path / "order.npy")
     index = json.loads((tmp_path / "index.json").read_text())
 
     def fails(match: str, change: dict) -> None:
@@ -318,6 +458,9 @@ def test_mds_recorded_order_and_faults(tmp_path: Path) -> None:
     fails("has 7 samples and the index says 9", {"samples": 9})
     fails("of the format json", {"format": "json"})
     fails("no index of MDS shards", {"raw_data": None})
+    for outside in ("../shard.00000.mds", "/etc/passwd", ""):
+        raw = {**index["shards"][0]["raw_data"], "basename": outside}
+        fails("shards lie in the index's folder", {"raw_data": raw})
     fails("damaged or the dtype another", {"column_encodings": ["ndarray:uint32"]})
     first = tmp_path / "shard.00000.mds"
     first.write_bytes(first.read_bytes()[:-1])

@@ -276,3 +276,48 @@ def test_command_line_reads_options_of_the_format(tmp_path: Path) -> None:
             CliRunner().invoke(
                 app, ["transcript", "inspect", str(tmp_path), *wrong], catch_exceptions=False
             )
+
+
+def test_command_line_takes_paths_with_commas_and_names_of_olmo_core(tmp_path: Path) -> None:
+    folder = tmp_path / "a, b"
+    writing.write_megatron(folder / "run", ROWS)
+    writing.write_megatron_shuffle(folder / "one,two", [LENGTH] * N, sequence_length=8, seed=1)
+    writing.write_megatron_shuffle(folder / "run", [LENGTH] * N, sequence_length=4, seed=1)
+    index = folder / "one,two_shuffle_idx.npy"
+    assert "9 tokens per example" in _run("inspect", folder / "run", "-o", f"index={index}")
+    (folder / "run.bin").rename(folder / "x,y.bin")
+    shards = f"shards={folder / 'x,y.bin'}"
+    assert "16 tokens" in _run("inspect", folder / "run", "-o", shards, "-o", "index=none")
+    writing.write_olmo(tmp_path / "core", [ROWS.ravel()])
+    shown = _run("inspect", tmp_path / "core", "-o", f"sequence_length={LENGTH}", "-o",
+                 "dtype=uint16", "-o", f"max_target_sequence_length={2 * LENGTH}", "-o",
+                 f"global_batch_size={30 * LENGTH}", "-o", "seed=34521")  # fmt: skip
+    assert "1,980" in shown  # of 2,000, in batches of 30
+    assert "the chunk of 2 neighbouring instances" in shown
+
+
+def test_command_line_checks_an_ordinary_table(tmp_path: Path) -> None:
+    table = tmp_path / "mine.jsonl"
+    rows = np.concatenate([ROWS[:300], ROWS[:20]]).tolist()
+    where = RNG.permutation(320).tolist()
+    table.write_text(
+        "".join(
+            json.dumps({"position": k, "tokens": row, "block": k % 2}) + "\n"
+            for k, row in zip(where, rows, strict=True)
+        )
+    )
+    shown = _run("check", table, "--quiet", "--effect", 0.1)
+    assert "nothing unusual found" in shown
+    assert "320 of 320 places" in shown
+    assert "20 in the sample" in shown
+    assert "as labelled: 2 blocks" in shown
+    assert "more than the 320 that there are" in shown
+    sampled = _run("check", table, "--quiet", "--duplicate-rows", 40)
+    assert "a sample of 320" in sampled
+    converted = open_order(_megatron(tmp_path), batch_size=BATCH).convert(tmp_path / "converted")
+    assert "2,000 of 2,000 places" in _run("check", converted, "--quiet", "--duplicate-rows", 0)
+
+
+def _megatron(folder: Path) -> Path:
+    writing.write_megatron(folder / "run", ROWS)
+    return folder / "run"

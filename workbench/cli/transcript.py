@@ -8,7 +8,7 @@ import typer
 from workbench.cli.options import COULD_NOT_DECIDE, QuietOption, SeedBitsOption, ShuffleSeedOption
 from workbench.errors import InputError
 from workbench.independence import queries_needed
-from workbench.transcript import ShuffleClaim
+from workbench.transcript import ShuffleClaim, Transcript
 from workbench.transcripts import READERS, TrainingOrder, open_order
 
 __all__ = ["transcript_app"]
@@ -20,6 +20,13 @@ transcript_app = typer.Typer(
 SourceArgument = Annotated[
     Path, typer.Argument(help="File, prefix or folder of the run's data.", show_default=False)
 ]
+TableArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="File, prefix or folder of the run's data, or a table of examples and positions.",
+        show_default=False,
+    ),
+]
 FormatOption = Annotated[str, typer.Option("--format", help=f"auto, {', '.join(READERS)}.")]
 BatchOption = Annotated[
     int | None, typer.Option("--batch-size", help="Examples per step (default: steps unknown).")
@@ -30,7 +37,7 @@ ReaderOption = Annotated[
         "--option",
         "-o",
         help="Option of the format's reader, as name=value, such as sequence_length=2048, "
-        "dtype=uint16, seed=42; lists with commas. May be repeated.",
+        "dtype=uint16, seed=42; lists of numbers, files or shards with commas. May be repeated.",
     ),
 ]
 FirstOption = Annotated[int | None, typer.Option("--first-step", help="From this step.")]
@@ -50,12 +57,18 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
 EFFECTS = (0.01, 0.03, 0.1)
 
 
-def _value(text: str) -> Any:
-    if "," in text:
-        return [_value(item) for item in text.split(",") if item]
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    return int(text) if text.removeprefix("-").isdecimal() else text
+# Options that are lists of paths; lists of numbers are told by their commas.
+PATHS = ("files", "shards")
+
+
+def _value(name: str, text: str) -> Any:
+    pieces = [piece for piece in text.split(",") if piece]
+    if name in PATHS:
+        return [text] if Path(text).exists() else pieces
+    if pieces and all(piece.removeprefix("-").isdecimal() for piece in pieces):
+        numbers = [int(piece) for piece in pieces]
+        return numbers if "," in text or name == "epochs" else numbers[0]
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _open(
@@ -74,10 +87,7 @@ def _open(
         name, separator, value = item.partition("=")
         if not separator or not name:
             raise InputError(f"--option {item!r} is not of the form name=value")
-        options[name] = _value(value)
-    for name in ("epochs", "files", "shards"):
-        if name in options and not isinstance(options[name], list):
-            options[name] = [options[name]]
+        options[name] = _value(name, value)
     if batch_size is not None:
         options["batch_size"] = batch_size
     if shuffle is not None:
@@ -149,7 +159,7 @@ def convert(
 
 @transcript_app.command("check")
 def check(
-    path: SourceArgument,
+    path: TableArgument,
     n: Annotated[int, typer.Option("--n", help="Places whose order is looked at.")] = 10_000,
     duplicate_rows: Annotated[
         int,
@@ -180,21 +190,19 @@ def check(
 
     Exit status 3 where the order looks unshuffled: no test could decide.
     """
-    from workbench.transcripts.checks import check_order
+    from workbench.transcripts.checks import check_order, check_transcript
 
-    order = _open(path, format, batch_size, option, first, last, None, None, None)
-    found = check_order(
-        order,
-        seed=seed,
-        n=n,
-        duplicate_rows=duplicate_rows,
-        threshold=threshold,
-        progress=not quiet,
-    )
+    asked: dict[str, Any] = {"seed": seed, "duplicate_rows": duplicate_rows, "threshold": threshold}
+    plain = format == "auto" and (batch_size, option, first, last) == (None, None, None, None)
+    if plain and path.exists() and not any(known.recognises(path) for known in READERS.values()):
+        found = check_transcript(Transcript.read(path), **asked)
+    else:
+        order = _open(path, format, batch_size, option, first, last, None, None, None)
+        found = check_order(order, n=n, progress=not quiet, **asked)
     typer.echo(str(found))
     for rho in EFFECTS if effect is None else (effect,):
         needed = queries_needed(rho, target_p, power)
-        short = "" if needed <= order.n else f", more than the {order.n:,} that there are"
+        short = "" if needed <= found.places else f", more than the {found.places:,} that there are"
         typer.echo(
             f"{'examples to ask for':<34} {needed:,} for p = {target_p:g} at a correlation of "
             f"{rho:g} with power {power:g}{short}"

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from workbench.transcript import TranscriptDescription, looks_unshuffled
+from workbench.transcript import Transcript, TranscriptDescription, looks_unshuffled
 from workbench.transcripts.duplicates import NearDuplicates, near_duplicates
 from workbench.transcripts.order import TrainingOrder
 
-__all__ = ["OrderChecks", "check_order"]
+__all__ = ["OrderChecks", "check_order", "check_transcript"]
 
 Ints = NDArray[np.int64]
 
@@ -137,6 +137,33 @@ def check_order(
     if len(order.block_starts) > 1:
         block += f" ({len(order.block_starts)} in all, already labelled)"
     return OrderChecks(description, len(places), duplicates, order.n, unit, block)
+
+
+def check_transcript(
+    transcript: Transcript,
+    *,
+    seed: int = 0,
+    duplicate_rows: int = DUPLICATE_ROWS,
+    threshold: float = 0.8,
+) -> OrderChecks:
+    """Check an ordinary table as `check_order` checks an order: all of its rows are looked at.
+
+    Examples
+    --------
+    >>> table = Transcript.from_arrays(range(99), texts=["a b c d e"] * 99)
+    >>> check_transcript(table, duplicate_rows=0).description.duplicate_rows
+    98
+    """
+    found, duplicates = transcript.describe(), None
+    if duplicate_rows and transcript.kind != "none":
+        searched = transcript
+        if duplicate_rows < transcript.n:
+            searched = transcript.subsample(max(duplicate_rows, 2), seed)
+        rows = searched.tokens() if transcript.kind == "tokens" else searched.texts()
+        duplicates = near_duplicates(rows, threshold=threshold, seed=seed)
+    unit = "the row" if found.units is None else f"as labelled: {found.units:,} units"
+    block = "the whole table" if found.blocks == 1 else f"as labelled: {found.blocks:,} blocks"
+    return OrderChecks(found, transcript.n, duplicates, transcript.n, unit, block)
 
 
 def _places(order: TrainingOrder, n: int, seed: int) -> Ints:

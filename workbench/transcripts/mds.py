@@ -7,7 +7,7 @@ the columns' bytes. Python objects (encoding ``pkl``) are never read.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from workbench.errors import InputError
 from workbench.tables import find_column
 from workbench.transcript import TOKEN_NAMES, ShuffleClaim
 from workbench.transcripts.joined import JoinedFiles, map_array
-from workbench.transcripts.order import TrainingOrder
+from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_mds"]
 
@@ -73,11 +73,7 @@ def open_mds(
     recorded = None
     if order is not None:
         recorded = map_array(Path(order), None)
-        if recorded.ndim != 1 or recorded.dtype.kind not in "iu":
-            raise InputError(
-                f"{order} has {recorded.dtype} of shape {recorded.shape}: give the sample at each "
-                "place, a row of whole numbers"
-            )
+        check_numbers(Path(order), recorded, samples.n)
     return TrainingOrder(
         source=str(path),
         format="mds",
@@ -114,7 +110,13 @@ def _shards(folder: Path) -> list[dict[str, Any]]:
                     f"{path}: shard {number} is compressed: write or fetch the shards uncompressed"
                 )
             raw = shard["raw_data"]
-            shard["samples"] + raw["bytes"] + len(raw["basename"])
+            inside = PurePosixPath(raw["basename"])
+            if inside.is_absolute() or ".." in inside.parts or not inside.parts:
+                raise InputError(
+                    f"{path}: shard {number} is {raw['basename']!r}, and shards lie in the index's "
+                    "folder or below: merge the index again"
+                )
+            shard["samples"] + raw["bytes"]
             if len({len(shard[key]) for key in COLUMNS}) != 1 or not shard["column_names"]:
                 raise ValueError("columns that do not match")
     except OSError as error:
@@ -182,7 +184,7 @@ class _Samples:
         if self.values is not None and self.values not in INTEGERS:
             raise InputError(f"{where} with values {self.values}: token ids are whole numbers")
         for shard in self.shards:
-            path = self.folder / Path(shard["raw_data"]["basename"]).name
+            path = self.folder / shard["raw_data"]["basename"]
             if not path.is_file() or path.stat().st_size != int(shard["raw_data"]["bytes"]):
                 state = f"{path.stat().st_size:,} bytes" if path.is_file() else "absent"
                 raise InputError(
@@ -208,12 +210,12 @@ class _Samples:
     def _sample(self, shard: int, row: int, number: int) -> Any:
         account = self.shards[shard]
         if shard not in self.opened:
-            basename = Path(account["raw_data"]["basename"]).name
-            self.opened[shard] = JoinedFiles([self.folder / basename])
+            path = self.folder / account["raw_data"]["basename"]
+            self.opened[shard] = JoinedFiles([path])
             count = int(self.opened[shard].array(0, 1, "<u4")[0])
             if count != int(account["samples"]):
                 raise InputError(
-                    f"{self.folder / basename} has {count:,} samples and the index says "
+                    f"{path} has {count:,} samples and the index says "
                     f"{int(account['samples']):,}: the two belong to different data"
                 )
         file = self.opened[shard]

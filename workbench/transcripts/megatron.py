@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.transcript import ShuffleClaim
 from workbench.transcripts.joined import JoinedFiles, map_array
-from workbench.transcripts.order import TrainingOrder
+from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_megatron"]
 
@@ -353,6 +353,7 @@ def _shuffled(
             f"{shuffle_path} has {len(shuffle):,} places and {stem + names[1]} has "
             f"{len(samples) - 1:,} samples: the two belong to different runs"
         )
+    check_numbers(shuffle_path, shuffle, len(samples) - 1, once=True)
     examples = _Samples(shuffle_path, table, files, documents, samples, None)
     length = len(examples.fetch(np.zeros(1, np.int64))[0])
     examples.tokens_per_example = length

@@ -1,9 +1,16 @@
 """OLMo and OLMo-2: headerless token files and the order of the trainer's data loader.
 
 Each ``.npy`` is cut into instances of the sequence length by itself, and what is left at its end is
-not trained on. The order is ``global_indices.npy`` (uint32, written by np.memmap, so without a
-header), or the loader's rule: NumPy's PCG64(seed + epoch), cut or filled up to a multiple of the
-number of ranks.
+not trained on. The order is ``global_indices*.npy`` (uint32, written by np.memmap, so without a
+header), or the loader's rule, NumPy's PCG64(seed + epoch):
+
+- OLMo (OLMo-2 7B and 13B): epochs count from 0, and the order of instances is cut or filled up to
+  a multiple of the number of ranks.
+- OLMo-core (OLMo-2 32B): epochs count from 1. Files are cut by ``max_target_sequence_length``
+  first; the neighbouring instances of such a piece are a chunk, and chunks are shuffled. The order
+  is cut to a multiple of the global batch.
+
+``tests/orders`` compares both with what the loaders' own code gives.
 """
 
 from collections.abc import Sequence
@@ -18,13 +25,14 @@ from workbench.errors import InputError
 from workbench.shufflers import SHUFFLERS
 from workbench.transcript import ShuffleClaim
 from workbench.transcripts.joined import NPY_MAGIC, JoinedFiles, map_array
-from workbench.transcripts.order import TrainingOrder
+from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_olmo"]
 
 Ints = NDArray[np.int64]
 
 INDICES = "global_indices*.npy"
+LOOKED = 2**20
 
 
 def recognises(path: Path) -> bool:
@@ -41,12 +49,14 @@ def open_olmo(
     *,
     sequence_length: int | None = None,
     dtype: str | None = None,
+    max_target_sequence_length: int | None = None,
+    global_batch_size: int | None = None,
     batch_size: int = 1,
     files: Sequence[str | Path] | None = None,
     indices: str | Path | None = None,
     seed: int | None = None,
-    epochs: Sequence[int] = (0,),
-    world_size: int = 1,
+    epochs: Sequence[int] | None = None,
+    world_size: int | None = None,
     drop_last: bool = True,
     claim: ShuffleClaim | None = None,
 ) -> TrainingOrder:
@@ -60,8 +70,13 @@ def open_olmo(
         Tokens per instance (OLMo: 2048; OLMo-2: 4096).
     dtype : {"uint16", "uint32"}
         Of the token files, which do not say it.
+    max_target_sequence_length : int, optional
+        Of OLMo-core's configuration, in tokens (OLMo-2 32B: 8192): as many neighbouring instances
+        as fill it are a chunk that moved as one piece.
+    global_batch_size : int, optional
+        Of OLMo-core's configuration, in tokens (OLMo-2 32B: 8388608): the order is OLMo-core's.
     batch_size : int
-        Instances per step over all ranks; 1 counts places.
+        Instances per step over all ranks; 1 counts places. Told by `global_batch_size`.
     files : sequence of paths, optional
         Token files in the order of the trainer's configuration; by default those of the folder,
         by name.
@@ -69,9 +84,9 @@ def open_olmo(
         The ``global_indices.npy``; looked for in the folder.
     seed, epochs : int, sequence of int
         Where there is no such file: the order is made again by the loader's rule, in memory (12
-        bytes per instance while it is made).
+        bytes per instance while it is made). The first epoch is 1 with `global_batch_size`.
     world_size, drop_last : int, bool
-        Ranks, and whether the order is cut to a multiple of them or filled up; with `seed`.
+        Ranks of OLMo's loader, and whether the order is cut to a multiple of them or filled up.
     claim : ShuffleClaim, optional
         Default: the owner's word, with the seed where one is given.
 
@@ -79,7 +94,7 @@ def open_olmo(
     ------
     InputError
         What the files do not say is missing, a file is cut short or of another dtype, the order
-        names instances that do not exist.
+        is not of these instances.
     """
     if dtype not in ("uint16", "uint32"):
         raise InputError(
@@ -91,9 +106,33 @@ def open_olmo(
             f"{path}: token files do not say where instances end: give sequence_length= (2048 for "
             "OLMo, 4096 for OLMo-2)"
         )
+    piece = max_target_sequence_length or sequence_length
+    for name, tokens in (
+        ("max_target_sequence_length", piece),
+        ("global_batch_size", global_batch_size),
+    ):
+        if tokens is not None and (tokens < sequence_length or tokens % sequence_length):
+            raise InputError(
+                f"{name} is {tokens:,}: it is in tokens, a multiple of the sequence length "
+                f"{sequence_length:,}"
+            )
+    core, divisor = global_batch_size is not None, world_size
+    if global_batch_size is not None:
+        divisor = global_batch_size // sequence_length
+        if world_size is not None or not drop_last or batch_size not in (1, divisor):
+            raise InputError(
+                f"{path}: with a global batch of {global_batch_size:,} tokens ({divisor:,} "
+                "instances) the order is OLMo-core's, which is cut to whole batches: leave out "
+                "world_size, drop_last and another batch size"
+            )
+        batch_size = divisor
+    if divisor is not None and divisor < 1:
+        raise InputError(f"{path}: the world size is {divisor}: it is at least 1")
+    chunk = piece // sequence_length
     paths = _token_files(path, files)
-    instances = _Instances(JoinedFiles(paths), np.dtype(dtype), sequence_length)
+    instances = _Instances(JoinedFiles(paths), np.dtype(dtype), sequence_length, chunk)
     instances.check()
+    n = instances.n
     found = _indices_file(path, indices)
     if found is not None and seed is not None and indices is None:
         raise InputError(
@@ -103,13 +142,31 @@ def open_olmo(
     starts: tuple[int, ...] = (0,)
     if found is not None:
         order = map_array(found, "<u4")
-        if order.ndim != 1 or order.dtype.kind not in "iu":
-            raise InputError(f"{found} has {order.dtype} of shape {order.shape}: it is no order")
+        check_numbers(found, order, n, once=True)
+        _check_length(found, len(order), n, divisor, batch_size, drop_last)
+        _check_chunks(found, order, chunk, sequence_length)
+        if core:
+            order = order[: n - n % batch_size]
         block = "the epoch of the indices file"
     elif seed is not None:
-        parts = [_regenerated(instances.n, seed, e, world_size, drop_last) for e in epochs]
-        if not parts:
-            raise InputError(f"{path}: no epochs were given: name at least one, from 0")
+        if epochs is None and not core:
+            raise InputError(
+                f"{path}: a seed does not say which loader shuffled: for OLMo-core give "
+                "global_batch_size= (and its max_target_sequence_length=), for OLMo epochs=0 (and "
+                "its world_size=)"
+            )
+        if chunk > 1 and not core:
+            raise InputError(
+                f"{path}: chunks of a max_target_sequence_length are OLMo-core's: give its "
+                "global_batch_size= too"
+            )
+        chosen = (1,) if epochs is None else tuple(epochs)
+        if seed < 0 or min(chosen, default=-1) < core:
+            raise InputError(
+                f"{path}: give a seed of at least 0, and at least one epoch: OLMo-core counts them "
+                "from 1, OLMo from 0"
+            )
+        parts = [_regenerated(n, seed, e, chunk, divisor or 1, drop_last) for e in chosen]
         order = np.concatenate(parts) if len(parts) > 1 else parts[0]
         starts = tuple(np.cumsum([0, *(len(part) for part in parts[:-1])]).tolist())
         block = "the epoch"
@@ -126,7 +183,8 @@ def open_olmo(
     lost = instances.lost
     if lost:
         notes.append(
-            f"{lost:,} tokens at the ends of files fill no instance and are not trained on"
+            f"{lost:,} tokens at the ends of files fill no {'chunk' if chunk > 1 else 'instance'} "
+            "and are not trained on"
         )
     return TrainingOrder(
         source=str(path),
@@ -135,9 +193,13 @@ def open_olmo(
         order=order,
         total=len(order),
         claim=claim or ShuffleClaim("owner", seed=seed),
-        unit="the instance (packed chunk)",
+        unit="the instance (packed chunk)"
+        if chunk == 1
+        else f"the chunk of {chunk:,} neighbouring instances",
+        unit_size=chunk,
         block=block,
-        packing=f"documents joined and cut every {sequence_length:,} tokens, file by file",
+        packing=f"documents joined and cut every {piece:,} tokens, file by file"
+        + (f", and again every {sequence_length:,}" if chunk > 1 else ""),
         batch_size=batch_size,
         block_starts=starts,
         notes=tuple(notes),
@@ -168,20 +230,51 @@ def _indices_file(path: Path, given: str | Path | None) -> Path | None:
     return found[0] if found else None
 
 
+def _check_length(
+    found: Path, places: int, n: int, divisor: int | None, batch_size: int, drop_last: bool
+) -> None:
+    """The length is what the loader's rule gives for `n` instances."""
+    # OLMo's ranks divide its batch; where that is unknown too, they are a power of two.
+    batch = batch_size if batch_size > 1 else 2**16
+    ranks = [divisor] if divisor else [k for k in range(1, batch + 1) if batch % k == 0]
+    if places == n or any(places == (n - n % k if drop_last else n + -n % k) for k in ranks):
+        return
+    raise InputError(
+        f"{found} has {places:,} places and the token files hold {n:,} instances: a file is "
+        "missing, cut short or one too many, or instances have another length; where the order "
+        "was cut to a multiple of the ranks, give world_size="
+    )
+
+
+def _check_chunks(found: Path, order: NDArray[Any], chunk: int, sequence_length: int) -> None:
+    """Instances moved in chunks of the size that is declared, as far as 2^20 places show."""
+    looked = np.asarray(order[:LOOKED]).astype(np.int64)
+    # Where a place does not go on with the next instance, a chunk ends.
+    ends = np.flatnonzero(np.diff(looked) != 1) + 1
+    moved = int(np.gcd.reduce(ends, initial=0))
+    if moved % chunk:
+        raise InputError(
+            f"{found} does not keep {chunk} neighbouring instances together: the run's "
+            "max_target_sequence_length is another, or the order is not OLMo-core's"
+        )
+    if moved > chunk and len(looked) >= 8 * moved:
+        raise InputError(
+            f"{found} keeps {moved} neighbouring instances together everywhere: they were shuffled "
+            f"as chunks; give the run's max_target_sequence_length= ({moved * sequence_length:,}, "
+            "as it seems)"
+        )
+
+
 def _regenerated(
-    n: int, seed: int, epoch: int, world_size: int, drop_last: bool
+    n: int, seed: int, epoch: int, chunk: int, divisor: int, drop_last: bool
 ) -> NDArray[np.uint32]:
-    if seed < 0 or epoch < 0 or world_size < 1:
-        raise InputError("the seed and the epochs count from 0 and the world size from 1")
     if n > np.iinfo(np.uint32).max:
         raise InputError(f"{n:,} instances are more than the loader's 32-bit order can hold")
-    order = np.asarray(SHUFFLERS["olmo"].order(n, seed, epoch)).astype(np.uint32)
-    left = n % world_size
-    if left == 0:
-        return order
-    if drop_last:
-        return order[: n - left]
-    return np.resize(order, n + world_size - left)
+    order = np.asarray(SHUFFLERS["olmo"].order(n // chunk, seed, epoch)).astype(np.uint32)
+    if chunk > 1:
+        order = np.repeat(order * np.uint32(chunk), chunk)
+        order.reshape(-1, chunk)[:] += np.arange(chunk, dtype=np.uint32)
+    return order[: n - n % divisor] if drop_last else np.resize(order, n + -n % divisor)
 
 
 @dataclass
@@ -191,14 +284,16 @@ class _Instances:
     files: JoinedFiles
     dtype: np.dtype[Any]
     tokens_per_example: int | None
+    chunk: int
     kind: Literal["tokens", "text"] = "tokens"
 
     def __post_init__(self) -> None:
         assert self.tokens_per_example is not None
         self.width = self.tokens_per_example * self.dtype.itemsize
         sizes = np.diff(self.files.starts)
-        self.firsts = np.concatenate([[0], np.cumsum(sizes // self.width)]).astype(np.int64)
-        self.lost = int((sizes % self.width).sum()) // self.dtype.itemsize
+        chunks = sizes // (self.width * self.chunk)
+        self.firsts = np.concatenate([[0], np.cumsum(chunks * self.chunk)]).astype(np.int64)
+        self.lost = int((sizes % (self.width * self.chunk)).sum()) // self.dtype.itemsize
 
     @property
     def n(self) -> int:

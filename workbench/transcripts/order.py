@@ -22,7 +22,7 @@ from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.transcript import ShuffleClaim, Transcript
 
-__all__ = ["Examples", "OrderDescription", "TrainingOrder"]
+__all__ = ["Examples", "OrderDescription", "TrainingOrder", "check_numbers"]
 
 Ints = NDArray[np.int64]
 
@@ -32,6 +32,8 @@ GROUP_TOKENS = 2**20
 PART_TOKENS = 2**24
 # Examples read before the mapped pages are given back: a touch may map 2 MiB of a cached file.
 PIECE = 16
+# Places of an order that are looked at in one piece.
+SCAN = 2**20
 ACCOUNT = "order.json"
 
 
@@ -104,6 +106,8 @@ class TrainingOrder:
     claim : ShuffleClaim
     unit, block, packing : str
         What moved as one piece, within what, and how examples were cut from documents.
+    unit_size : int
+        Neighbouring examples, by number, that moved as one piece.
     batch_size : int
         Places per training step; 1 where it is unknown, and then a step is a place.
     steps : ndarray of int64 or None, shape (places,)
@@ -138,6 +142,7 @@ class TrainingOrder:
     unit: str
     block: str
     packing: str
+    unit_size: int = 1
     batch_size: int = 1
     steps: Ints | None = field(default=None, repr=False)
     block_starts: tuple[int, ...] = (0,)
@@ -194,21 +199,10 @@ class TrainingOrder:
         Raises
         ------
         InputError
-            A place that does not exist, or an order that names an example which does not.
+            A place that does not exist.
         """
         whole = self._places(places)
-        if self.order is None:
-            return whole
-        numbers = np.asarray(self.order[whole]).astype(np.int64)
-        outside = (numbers < 0) | (numbers >= self.examples.n)
-        if outside.any():
-            where = int(np.flatnonzero(outside)[0])
-            raise InputError(
-                f"{self.source}: place {int(whole[where]):,} of the order is example "
-                f"{int(numbers[where]):,}, and there are {self.examples.n:,}: the order belongs to "
-                "another data set"
-            )
-        return numbers
+        return whole if self.order is None else np.asarray(self.order[whole]).astype(np.int64)
 
     def read(self, places: ArrayLike) -> list[Any]:
         """Token ids (or text) of the examples at some places, in the order asked for.
@@ -289,7 +283,8 @@ class TrainingOrder:
         """A transcript of `n` examples drawn evenly over training; only they are read.
 
         Positions are training steps; the columns `place` and `example` say where each row lies.
-        A block per epoch or phase and a stratum per number of exposures, where there are several.
+        A block per epoch or phase and a stratum per number of exposures, where there are several;
+        a unit per piece that moved whole, where it holds several examples.
 
         Raises
         ------
@@ -325,6 +320,7 @@ class TrainingOrder:
             self.step_of(asked),
             **content,
             blocks=self.block_of(asked) if len(self.block_starts) > 1 else None,
+            units=numbers // self.unit_size if self.unit_size > 1 else None,
             exposures=None if self.exposures is None else self.exposures[numbers],
             columns={"place": asked + self.first, "example": numbers},
             shuffle=self.claim,
@@ -444,6 +440,8 @@ class TrainingOrder:
                 )
             if len(self.block_starts) > 1:
                 columns["block"] = self.block_of(places)
+            if self.unit_size > 1:
+                columns["unit"] = numbers // self.unit_size
             if self.exposures is not None:
                 columns["exposures"] = self.exposures[numbers]
             yield pa.table(columns)
@@ -488,6 +486,54 @@ class TrainingOrder:
             lines.append(("shuffle seed", f"{self.claim.seed}"))
         lines.extend(("note", note) for note in self.notes)
         return OrderDescription(tuple(lines))
+
+
+def check_numbers(path: Path, order: NDArray[Any], examples: int, *, once: bool = False) -> None:
+    """An order that was read from a file names examples of this data.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    order : ndarray, shape (places,)
+        Number of the example at each place.
+    examples : int
+        Examples that there are.
+    once : bool
+        Whether it is a permutation of all examples, which may have lost its tail.
+
+    Raises
+    ------
+    InputError
+        No row of whole numbers; one that is no example's; or the last examples are never named,
+        which chance would do in one order of a hundred at most: there are too many examples.
+    """
+    if order.ndim != 1 or order.dtype.kind not in "iu" or not len(order):
+        raise InputError(
+            f"{path} has {order.dtype} of shape {order.shape}: an order is a row of whole numbers, "
+            "the example at each place"
+        )
+    largest = -1
+    for low in range(0, len(order), SCAN):
+        piece = order[low : low + SCAN]
+        outside = (piece < 0) | (piece >= examples)
+        if outside.any():
+            where = int(np.flatnonzero(outside)[0])
+            raise InputError(
+                f"{path}: place {low + where:,} of the order is example {int(piece[where]):,}, and "
+                f"there are {examples:,}: files are missing or cut short, or the order (of "
+                f"{len(order):,} places) belongs to other data"
+            )
+        largest = max(largest, int(piece.max()))
+    unnamed = examples - 1 - largest
+    share = len(order) / examples
+    chance = max(0.0, 1 - share) ** unnamed if once else (1 - unnamed / examples) ** len(order)
+    if chance < (0.01 if unnamed > 1 else 1e-9):
+        raise InputError(
+            f"{path}: the largest example in the order (of {len(order):,} places) is {largest:,}, "
+            f"and there are {examples:,}: files that the run did not have are here, or the order "
+            "belongs to other data"
+        )
 
 
 def unsigned(flat: NDArray[Any], source: str) -> NDArray[Any]:

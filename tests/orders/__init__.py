@@ -1,0 +1,1 @@
+"""Training orders that the loaders' own code gave."""
