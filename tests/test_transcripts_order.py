@@ -288,6 +288,23 @@ def test_command_line_takes_paths_with_commas_and_names_of_olmo_core(tmp_path: P
     (folder / "run.bin").rename(folder / "x,y.bin")
     shards = f"shards={folder / 'x,y.bin'}"
     assert "16 tokens" in _run("inspect", folder / "run", "-o", shards, "-o", "index=none")
+    files = tmp_path / "files"
+    writing.write_olmo(files, [ROWS[:9].ravel(), ROWS[9:30].ravel(), ROWS[30:].ravel()])
+    (files / "part-00000.npy").rename(files / "a,b.npy")
+    olmo = (
+        "-o",
+        f"sequence_length={LENGTH}",
+        "-o",
+        "dtype=uint16",
+        "-o",
+        "seed=0",
+        "-o",
+        "epochs=0",
+    )
+    several = f"files={files / 'part-00001.npy'},{files / 'part-00002.npy'}"
+    assert "2,000" in _run(
+        "inspect", files, *olmo, "-o", f"files={files / 'a,b.npy'}", "-o", several
+    )
     writing.write_olmo(tmp_path / "core", [ROWS.ravel()])
     shown = _run("inspect", tmp_path / "core", "-o", f"sequence_length={LENGTH}", "-o",
                  "dtype=uint16", "-o", f"max_target_sequence_length={2 * LENGTH}", "-o",
@@ -314,10 +331,16 @@ def test_command_line_checks_an_ordinary_table(tmp_path: Path) -> None:
     assert "more than the 320 that there are" in shown
     sampled = _run("check", table, "--quiet", "--duplicate-rows", 40)
     assert "a sample of 320" in sampled
-    converted = open_order(_megatron(tmp_path), batch_size=BATCH).convert(tmp_path / "converted")
+    table.write_text(table.read_text().replace("position", "when"))
+    with pytest.raises(InputError, match="position="):
+        _run("check", table)
+    assert "320 of 320" in _run("check", table, "--quiet", "-o", "position=when")
+    with pytest.raises(InputError, match="seed is no option of a table"):
+        _run("check", table, "-o", "seed=1")
+    converted = open_order(_write_run(tmp_path), batch_size=BATCH).convert(tmp_path / "converted")
     assert "2,000 of 2,000 places" in _run("check", converted, "--quiet", "--duplicate-rows", 0)
 
 
-def _megatron(folder: Path) -> Path:
+def _write_run(folder: Path) -> Path:
     writing.write_megatron(folder / "run", ROWS)
     return folder / "run"

@@ -37,7 +37,8 @@ ReaderOption = Annotated[
         "--option",
         "-o",
         help="Option of the format's reader, as name=value, such as sequence_length=2048, "
-        "dtype=uint16, seed=42; lists of numbers, files or shards with commas. May be repeated.",
+        "dtype=uint16, seed=42; lists of numbers, files or shards with commas, files and shards "
+        "one by one too. May be repeated.",
     ),
 ]
 FirstOption = Annotated[int | None, typer.Option("--first-step", help="From this step.")]
@@ -61,14 +62,21 @@ EFFECTS = (0.01, 0.03, 0.1)
 PATHS = ("files", "shards")
 
 
-def _value(name: str, text: str) -> Any:
-    pieces = [piece for piece in text.split(",") if piece]
-    if name in PATHS:
-        return [text] if Path(text).exists() else pieces
-    if pieces and all(piece.removeprefix("-").isdecimal() for piece in pieces):
-        numbers = [int(piece) for piece in pieces]
-        return numbers if "," in text or name == "epochs" else numbers[0]
-    return {"true": True, "false": False}.get(text.lower(), text)
+def _options(given: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in given or []:
+        name, separator, text = item.partition("=")
+        if not separator or not name:
+            raise InputError(f"--option {item!r} is not of the form name=value")
+        pieces = [piece for piece in text.split(",") if piece]
+        if name in PATHS:
+            options[name] = options.get(name, []) + ([text] if Path(text).exists() else pieces)
+        elif pieces and all(piece.removeprefix("-").isdecimal() for piece in pieces):
+            numbers = [int(piece) for piece in pieces]
+            options[name] = numbers if "," in text or name == "epochs" else numbers[0]
+        else:
+            options[name] = {"true": True, "false": False}.get(text.lower(), text)
+    return options
 
 
 def _open(
@@ -82,12 +90,7 @@ def _open(
     shuffle_seed: int | None,
     seed_bits: int | None,
 ) -> TrainingOrder:
-    options: dict[str, Any] = {}
-    for item in option or []:
-        name, separator, value = item.partition("=")
-        if not separator or not name:
-            raise InputError(f"--option {item!r} is not of the form name=value")
-        options[name] = _value(name, value)
+    options = _options(option)
     if batch_size is not None:
         options["batch_size"] = batch_size
     if shuffle is not None:
@@ -99,6 +102,16 @@ def _open(
         return order
     end = int(order.step_of([order.n - 1])[0]) + 1
     return order.window(first or 0, end if last is None else last)
+
+
+def _table(path: Path, option: list[str] | None) -> Transcript:
+    columns = ("position", "tokens", "text", "block", "unit", "exposures", "split")
+    options = _options(option)
+    unknown = [name for name in options if name not in columns]
+    if unknown:
+        raise InputError(f"{unknown[0]} is no option of a table: it has {', '.join(columns)}")
+    named: dict[str, Any] = {name: str(value) for name, value in options.items()}
+    return Transcript.read(path, **named)
 
 
 @transcript_app.command("inspect")
@@ -193,9 +206,9 @@ def check(
     from workbench.transcripts.checks import check_order, check_transcript
 
     asked: dict[str, Any] = {"seed": seed, "duplicate_rows": duplicate_rows, "threshold": threshold}
-    plain = format == "auto" and (batch_size, option, first, last) == (None, None, None, None)
+    plain = format == "auto" and (batch_size, first, last) == (None, None, None)
     if plain and path.exists() and not any(known.recognises(path) for known in READERS.values()):
-        found = check_transcript(Transcript.read(path), **asked)
+        found = check_transcript(_table(path, option), **asked)
     else:
         order = _open(path, format, batch_size, option, first, last, None, None, None)
         found = check_order(order, n=n, progress=not quiet, **asked)

@@ -58,7 +58,9 @@ READERS: dict[str, OrderReader] = {
     "huggingface": OrderReader(
         "a folder of save_to_disk", huggingface.recognises, huggingface.open_huggingface
     ),
-    "olmo": OrderReader("token files (*.npy) of OLMo", olmo.recognises, olmo.open_olmo),
+    "olmo": OrderReader(
+        "token files (*.npy) of OLMo or OLMo-core", olmo.recognises, olmo.open_olmo
+    ),
     "trainer-log": OrderReader(
         "a log (.jsonl, .csv, .parquet) with a column 'step'",
         trainer_log.recognises,

@@ -268,11 +268,6 @@ class _Samples:
         pieces = []
         for entry in range(first, last + 1):
             document = int(self.documents[entry])
-            if not 0 <= document < len(self.index.sizes):
-                raise InputError(
-                    f"{self.path}: entry {entry:,} of the document index is document {document:,}, "
-                    f"and there are {len(self.index.sizes):,}: the files belong to different data"
-                )
             low = start if entry == first else 0
             high = end + 1 if entry == last else int(self.index.sizes[document])
             if not 0 <= low <= high <= int(self.index.sizes[document]):
@@ -354,6 +349,16 @@ def _shuffled(
             f"{len(samples) - 1:,} samples: the two belong to different runs"
         )
     check_numbers(shuffle_path, shuffle, len(samples) - 1, once=True)
+    if int(documents.min()) < 0 or int(documents.max()) >= len(table.sizes):
+        raise InputError(
+            f"{table.path}: the document index goes up to document {int(documents.max()):,}, and "
+            f"there are {len(table.sizes):,}: the files belong to different data"
+        )
+    if int(samples[-1, 0]) >= len(documents):
+        raise InputError(
+            f"{stem + names[1]} goes up to entry {int(samples[-1, 0]):,} of the document index, "
+            f"which has {len(documents):,}: the files belong to different runs"
+        )
     examples = _Samples(shuffle_path, table, files, documents, samples, None)
     length = len(examples.fetch(np.zeros(1, np.int64))[0])
     examples.tokens_per_example = length
@@ -398,11 +403,6 @@ def _last_epoch(
     table: _Index, documents: NDArray[Any], shuffle: NDArray[Any], epochs: int, length: int
 ) -> int | None:
     """First place of a last epoch that was shuffled by itself."""
-    if int(documents.min()) < 0 or int(documents.max()) >= len(table.sizes):
-        raise InputError(
-            f"{table.path}: the document index names a document beyond the {len(table.sizes):,} "
-            "that there are: the files belong to different data"
-        )
     tokens = (
         sum(
             int(table.sizes[documents[low : low + SCAN]].sum(dtype=np.int64))

@@ -95,6 +95,17 @@ def open_olmo(
     InputError
         What the files do not say is missing, a file is cut short or of another dtype, the order
         is not of these instances.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from workbench.transcripts.writing import write_olmo
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_olmo(folder, [np.arange(98)])
+    >>> order = open_olmo(folder, dtype="uint16", sequence_length=4, seed=34521,
+    ...                   max_target_sequence_length=8, global_batch_size=20)
+    >>> order.n, order.example_of(range(6))
+    (20, array([20, 21,  2,  3, 22, 23]))
     """
     if dtype not in ("uint16", "uint32"):
         raise InputError(
@@ -106,7 +117,7 @@ def open_olmo(
             f"{path}: token files do not say where instances end: give sequence_length= (2048 for "
             "OLMo, 4096 for OLMo-2)"
         )
-    piece = max_target_sequence_length or sequence_length
+    piece = sequence_length if max_target_sequence_length is None else max_target_sequence_length
     for name, tokens in (
         ("max_target_sequence_length", piece),
         ("global_batch_size", global_batch_size),
@@ -142,9 +153,10 @@ def open_olmo(
     starts: tuple[int, ...] = (0,)
     if found is not None:
         order = map_array(found, "<u4")
+        # Chunks first: by another target length there are another number of instances.
+        _check_chunks(found, order, chunk, sequence_length)
         check_numbers(found, order, n, once=True)
         _check_length(found, len(order), n, divisor, batch_size, drop_last)
-        _check_chunks(found, order, chunk, sequence_length)
         if core:
             order = order[: n - n % batch_size]
         block = "the epoch of the indices file"
@@ -152,8 +164,8 @@ def open_olmo(
         if epochs is None and not core:
             raise InputError(
                 f"{path}: a seed does not say which loader shuffled: for OLMo-core give "
-                "global_batch_size= (and its max_target_sequence_length=), for OLMo epochs=0 (and "
-                "its world_size=)"
+                "global_batch_size= (and its max_target_sequence_length=), for OLMo epochs= from 0 "
+                "(and its world_size=)"
             )
         if chunk > 1 and not core:
             raise InputError(
@@ -248,7 +260,7 @@ def _check_length(
 
 def _check_chunks(found: Path, order: NDArray[Any], chunk: int, sequence_length: int) -> None:
     """Instances moved in chunks of the size that is declared, as far as 2^20 places show."""
-    looked = np.asarray(order[:LOOKED]).astype(np.int64)
+    looked = np.ravel(order[:LOOKED]).astype(np.int64)
     # Where a place does not go on with the next instance, a chunk ends.
     ends = np.flatnonzero(np.diff(looked) != 1) + 1
     moved = int(np.gcd.reduce(ends, initial=0))
