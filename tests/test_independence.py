@@ -8,7 +8,12 @@ import pytest
 from scipy import stats
 
 from workbench import Evidence, InputError, ScorerIdentity, Scores, ShuffleClaim, Transcript
-from workbench.independence import queries_needed, query_contrast, query_test
+from workbench.independence import (
+    queries_needed,
+    query_contrast,
+    query_test,
+    reshuffle_test,
+)
 from workbench.statistics import STATISTICS
 
 N = 3000
@@ -392,6 +397,28 @@ def test_json_round_trips_with_attribute_names(data, tmp_path):
         Evidence.read(tmp_path / "absent.json")
     with pytest.raises(InputError, match="cannot write"):
         evidence.write(path / "below-a-file.json")
+
+
+def test_many_tests_are_one_table(data):
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    rerun, *siblings = (
+        Scores.from_arrays(loglik=rng.normal(-2, 0.1, (3, 5)), name=f"m{i}") for i in range(4)
+    )
+    found = [
+        _test(data),
+        _test(data, "independent"),
+        reshuffle_test(rerun, siblings, procedure="only the order differs", alpha=0.25),
+    ]
+    table = pd.concat([one.to_frame() for one in found], ignore_index=True)
+    assert len(table) == len(found)
+    for name in ("test", "verdict", "statistic", "z", "pvalue", "pvalue_exact", "n", "seed"):
+        assert table[name].tolist() == [getattr(one, name) for one in found], name
+    assert table.effect.tolist() == [one.effect.difference for one in found]
+    assert table.suspect.tolist() == [one.suspect["label"] for one in found]
+    assert table.smallest_effect.isna().tolist() == [False, False, True]
+    assert table.pvalue_model.isna().tolist() == [True, True, False]
+    assert table.transcript[2] is None or pd.isna(table.transcript[2])
 
 
 def test_names_are_escaped_in_html(data):

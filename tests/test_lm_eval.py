@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 from test_causal_lm import COMMON, CONTEXT, TOLERANCE, add_tokenizer  # noqa: E402
 
 from workbench.errors import InputError  # noqa: E402
+from workbench.gates import gate_measurement  # noqa: E402
 from workbench.scorers import lm_eval_scores, score_transcript, tokenise_transcript  # noqa: E402
 from workbench.scorers.causal_lm import CausalLMScorer  # noqa: E402
 from workbench.transcript import Transcript  # noqa: E402
@@ -50,6 +51,7 @@ def test_whole_texts_are_what_our_scorer_gives(model, transcript):
     scores = lm_eval_scores(ROLLING, transcript, tokenizer=model, name="tiny")
     assert scores.examples_fingerprint == transcript.examples_fingerprint
     assert (scores.label, scores.identity.bos, scores.caveats) == ("tiny", "prepended", ())
+    assert gate_measurement([scores]).status == "caveat"
     fit = [row for row in range(transcript.n) if row != LONG]
     ours = score_transcript(
         transcript.take(fit), CausalLMScorer(model, device="cpu", bos=True), progress=False

@@ -159,6 +159,8 @@ def test_peeking_at_fixed_n_pvalues_raises_false_alarms_and_the_evidence_has_non
     found = test.evidence()
     assert found.pvalue == found.pvalue_exact == test.pvalue
     assert (found.z, found.log10_pvalue, found.pvalue_asymptotic) == (0.0, None, None)
+    withheld = ["z", "statistic_upper95", "effect_low", "effect_high", "pvalue_asymptotic"]
+    assert found.to_frame()[withheld].isna().all(axis=None)
     assert "withheld" in found.exact_text
     assert "withheld" in found.asymptotic_text
     assert "exact p" not in str(found).replace("the exact p", "")

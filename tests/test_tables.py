@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workbench.errors import InputError
+from workbench.scores import Scores
 from workbench.texts import Texts
 from workbench.transcript import Transcript
 
@@ -215,3 +217,62 @@ def test_token_ids_as_text_in_parquet(tmp_path):
     pq.write_table(pa.table({"position": POSITIONS, "tokens": texts}), tmp_path / "t.parquet")
     read = Transcript.read(tmp_path / "t.parquet")
     assert [row.tolist() for row in read.tokens()] == TOKENS
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_from_a_table_are_those_from_arrays(tmp_path):
+    pd = pytest.importorskip("pandas")
+    transcript = Transcript.from_arrays(POSITIONS, texts=TEXTS)
+    losses, counts = [1.0, 2.5, 3.0, 4.0, 5.0], [2, 3, 4, 5, 6]
+    frame = pd.DataFrame({"nll": losses, "size": counts})
+    frame.to_csv(tmp_path / "losses.csv", index=False)
+    expected = Scores.from_arrays(loss=losses, n_tokens=counts, name="nll", transcript=transcript)
+    for source in (frame, pa.table(frame), tmp_path / "losses.csv"):
+        scores = Scores.from_table(source, loss="nll", n_tokens="size", transcript=transcript)
+        assert (scores.key, scores.values_sha256) == (expected.key, expected.values_sha256)
+    assert (-Scores.from_table(frame, loglik="nll").loglik_mean).tolist() == [
+        *Scores.from_table(frame, loss="nll").loglik_mean
+    ]
+    lists = pd.DataFrame({"a": [[-1.0, -2.0], [-3.0]]})
+    assert Scores.from_table(lists, loglik="a", name="m").token_logliks[0].tolist() == [-1.0, -2.0]
+    assert Scores.from_table(lists, loglik="a", name="m").label == "m"
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "message"),
+    [
+        ({"a": [1.0]}, {}, "DataFrame: name the column with exactly one of loglik="),
+        ({"a": [1.0]}, {"loss": "a", "loglik": "a"}, "exactly one of loglik="),
+        ({"a": [1.0]}, {"loss": "b"}, r"DataFrame has no column 'b' for loss \(columns: a\)"),
+        ({"a": [1.0, None]}, {"loss": "a"}, "DataFrame: row 1 has no a"),
+        ({"a": [[1.0], None]}, {"loss": "a"}, "DataFrame: row 1 has no a"),
+        ({"a": [[1.0], [None]]}, {"loss": "a"}, "row 1 has the score nan"),
+        ({"a": ["1", "NA"]}, {"loss": "a"}, "column 'a' holds .*string: name a column of numbers"),
+        ({"a": [True]}, {"loss": "a"}, "column 'a' holds bool"),
+    ],
+)
+def test_no_score_is_guessed_or_missing(columns, asked, message):
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match=message):
+        Scores.from_table(pd.DataFrame(columns), **asked)
+
+
+def test_scores_as_a_data_frame():
+    frame = Scores.from_arrays(loss=[[1.0, 3.0], [2.5]], name="m").to_pandas()
+    assert frame.drop(columns="token_logliks").to_dict("list") == {
+        "loglik_mean": [-2.0, -2.5],
+        "loglik_sum": [-4.0, -2.5],
+        "n_tokens": [2, 1],
+    }
+    assert frame.token_logliks[0].tolist() == [-1.0, -3.0]
+    plain = Scores.from_arrays(loss=[2.0, 3.0])
+    again = Scores.from_table(plain.to_pandas(), loglik="loglik_mean", n_tokens="n_tokens")
+    assert again.values_sha256 == plain.values_sha256
+
+
+def test_without_pandas_one_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"needs pandas.*pip install .palimpsest-workbench\[noteb"):
+        Scores.from_arrays(loss=[2.0, 3.0]).to_pandas()

@@ -10,13 +10,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.null import NullDistribution
+from workbench.tables import frame_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CAVEATS_ALWAYS",
@@ -441,6 +445,51 @@ class Evidence:
             content["correction"] = asdict(self.correction)
         content["format"] = FORMAT
         return content
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The main facts as one row, so that ``pd.concat`` of many is a table of tests.
+
+        Columns are called as the attributes; the effect and the correction are spread out
+        (``effect``, ``effect_low``, ``effect_high``, ``pvalue_corrected``), and what the test does
+        not have is NaN, or None.
+
+        Examples
+        --------
+        ``pd.concat([e.to_frame() for e in found], ignore_index=True).sort_values("pvalue")``
+        """
+        numbers = {
+            name: getattr(self, name)
+            for name in (
+                "statistic", "z", "pvalue", "pvalue_exact", "pvalue_floor", "pvalue_asymptotic",
+                "log10_pvalue", "pvalue_model", "statistic_upper95", "smallest_effect", "alpha",
+            )
+        } | {
+            "pvalue_corrected": None if self.correction is None else self.correction.pvalue,
+            "effect": self.effect.difference,
+            "effect_low": self.effect.low,
+            "effect_high": self.effect.high,
+        }  # fmt: skip
+        if self._anytime:
+            withheld = ("z", "statistic_upper95", "effect_low", "effect_high")
+            numbers |= dict.fromkeys(withheld, None)
+        return frame_of(
+            {
+                "test": [self.test],
+                "suspect": self.suspect["label"],
+                "references": ", ".join(str(r["label"]) for r in self.references),
+                "transcript": self.transcript.get("source"),
+                "verdict": self.verdict,
+                "n": self.n,
+                "n_units": self.n_units,
+                "contrast": self.contrast,
+                "alternative": self.alternative,
+                **{n: np.nan if value is None else float(value) for n, value in numbers.items()},
+                "effect_quantity": self.effect.quantity,
+                "seed": self.seed,
+                "n_resamples": self.n_resamples,
+                "commitment": None if self.commitment is None else self.commitment["sha256"],
+            }
+        )
 
     def to_json(self) -> str:
         """JSON text; `from_json` reads it back."""

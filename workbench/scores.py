@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
+from workbench.tables import (
+    column_of,
+    complete,
+    find_column,
+    frame_of,
+    is_list_type,
+    open_table,
+    table_name,
+    values_of,
+)
 from workbench.transcript import DIGEST_BYTES, Digests, Transcript, digest_fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["ScoreStore", "ScorerIdentity", "Scores", "check_aligned"]
 
@@ -294,6 +307,67 @@ class Scores:
         digests = None if transcript is None else transcript.row_digests
         return cls(sums, counts, identity, digests, per_token)
 
+    @classmethod
+    def from_table(
+        cls,
+        source: Any,
+        *,
+        loglik: str | None = None,
+        loss: str | None = None,
+        n_tokens: str | None = None,
+        name: str | None = None,
+        transcript: Transcript | None = None,
+        split: str = "train",
+    ) -> "Scores":
+        """Scores from a column of a table that someone already has; as `from_arrays`.
+
+        Columns of the transcript's own table are `workbench.scorers.precomputed_scores`.
+
+        Parameters
+        ----------
+        source : str, Path, pandas.DataFrame, pyarrow.Table or datasets.Dataset
+            As for `Transcript.read`, CSV included.
+        loglik, loss : str
+            The column, nats per token, a number or a list of per-token values in each row. Give
+            exactly one of the two: the keyword declares the sign.
+        n_tokens : str, optional
+            Column of the tokens behind each mean; 1 if unknown.
+        name : str, optional
+            Shown in reports; the column's name by default.
+        transcript : Transcript, optional
+            Binds the scores to its examples; the table must be in its row order.
+        split : str
+            Of a data set that has several.
+
+        Raises
+        ------
+        InputError
+            Both or neither given, no such column, a missing value; else as for `from_arrays`.
+
+        Examples
+        --------
+        >>> Scores.from_table(pa.table({"nll": [2.0, 3.0]}), loss="nll").loglik_mean
+        array([-2., -3.])
+        """
+        if (loglik is None) == (loss is None):
+            raise InputError(
+                f"{table_name(source)}: name the column with exactly one of loglik= (higher = "
+                "likelier) and loss= (lower = likelier): the sign is declared, never guessed"
+            )
+        data, label, found = open_table(source, split), table_name(source), dict[str, Any]()
+        for role, column in (("loglik", loglik), ("loss", loss), ("n_tokens", n_tokens)):
+            if column is None:
+                continue
+            find_column(data.schema.names, column, (), role, label)
+            values = complete(column_of(data, column, label), column, label)
+            kind = values.type.value_type if is_list_type(values.type) else values.type
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+                raise InputError(
+                    f"{label}: column {column!r} holds {values.type}: name a column of numbers"
+                )
+            found[role] = values_of(values)
+        return cls.from_arrays(**found, name=name or loglik or loss or "", transcript=transcript)
+
     def take(self, rows: ArrayLike) -> "Scores":
         """The scores of some rows, in the order given (as `Transcript.take`)."""
         chosen = np.asarray(rows, dtype=np.int64)
@@ -360,6 +434,24 @@ class Scores:
             rows,
             self.caveats,
         )
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per example: ``loglik_mean`` (in `units`), ``loglik_sum`` and ``n_tokens``.
+
+        ``token_logliks`` too, where they were kept. The rows are the transcript's.
+
+        Examples
+        --------
+        >>> Scores.from_arrays(loss=[2.0, 3.0]).to_pandas().loglik_mean.tolist()
+        [-2.0, -3.0]
+        """
+        columns = {
+            "loglik_mean": self.loglik_mean,
+            "loglik_sum": self.loglik_sum,
+            "n_tokens": self.n_tokens,
+        }
+        kept = {} if self.token_logliks is None else {"token_logliks": self.token_logliks}
+        return frame_of(columns | kept)
 
     def write(self, path: str | Path, *, plain: bool = False) -> Path:
         """Write as Parquet, identity in the metadata; replaces the file atomically.
@@ -456,7 +548,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a file of scores (no {FORMAT!r} metadata): for your own numbers use a "
-            "column, loss:NAME or loglik:NAME, or Scores.from_arrays"
+            "column, loss:NAME or loglik:NAME, Scores.from_table or Scores.from_arrays"
         )
     return metadata
 

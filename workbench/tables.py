@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +25,20 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "column_of",
+    "complete",
     "find_column",
     "flatten_lists",
+    "frame_of",
     "is_list_type",
     "is_text_type",
     "open_table",
     "table_name",
+    "values_of",
     "with_token_lists",
 ]
 
@@ -300,6 +306,31 @@ def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.Chu
         ) from error
 
 
+def complete(
+    values: pa.ChunkedArray, name: str, source: str, rows: Ints | None = None
+) -> pa.ChunkedArray:
+    """The column itself, if no row lacks a value; `rows` are its rows' numbers in the source.
+
+    Raises
+    ------
+    InputError
+        A value is missing.
+    """
+    if values.null_count:
+        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+        row = row if rows is None else int(rows[row])
+        raise InputError(f"{source}: row {row} has no {name}: fill or remove it")
+    return values
+
+
+def values_of(values: pa.ChunkedArray) -> NDArray[Any] | list[Any]:
+    """A column's values: an array of numbers or strings, a list of arrays where it holds lists."""
+    if not is_list_type(values.type):
+        return np.asarray(values.to_numpy())
+    flat, offsets = flatten_lists(values)
+    return np.split(flat, offsets[1:-1])
+
+
 def find_column(
     names: Sequence[str],
     wanted: str | None,
@@ -385,3 +416,20 @@ def with_token_lists(
         rows.append(row)
     lists = pa.array(rows, pa.large_list(pa.int64()))
     return table.set_column(table.schema.get_field_index(name), name, lists)
+
+
+def frame_of(columns: Mapping[str, Any]) -> "pd.DataFrame":
+    """A pandas DataFrame.
+
+    Raises
+    ------
+    InputError
+        pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise InputError(
+            "a DataFrame needs pandas: pip install 'palimpsest-workbench[notebooks]'"
+        ) from error
+    return pd.DataFrame(dict(columns))

@@ -20,6 +20,7 @@ from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.tables import (
     column_of,
+    complete,
     find_column,
     flatten_lists,
     is_list_type,
@@ -217,11 +218,7 @@ class Texts:
             data = with_token_lists(data, name, label)
         kinds = []
         for name in (content, *([before] if before else [])):
-            values = column_of(data, name, label)
-            if values.null_count:
-                row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-                raise InputError(f"{label}: row {row} has no {name}: give text or take the row out")
-            kinds.append((name, values))
+            kinds.append((name, complete(column_of(data, name, label), name, label)))
         if is_text_type(kinds[0][1].type):
             return cls.from_strings(*[values.to_pylist() for _, values in kinds], source=label)
         for name, values in kinds:

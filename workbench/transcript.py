@@ -25,12 +25,14 @@ from workbench.null import log10_normal_tail
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
     column_of,
+    complete,
     find_column,
     flatten_lists,
     is_list_type,
     is_text_type,
     open_table,
     table_name,
+    values_of,
     with_token_lists,
 )
 
@@ -588,14 +590,8 @@ class Transcript:
         if not self._all_rows:
             values = values.take(pa.array(self.rows))
         if is_list_type(values.type):
-            if values.null_count:
-                row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-                raise InputError(
-                    f"{self.source}: row {self.rows[row]} has no {name}: fill or remove it"
-                )
-            flat, offsets = flatten_lists(values)
-            return np.split(flat, offsets[1:-1])
-        return np.asarray(values.to_numpy())
+            complete(values, name, self.source, self.rows)
+        return values_of(values)
 
     @property
     def _all_rows(self) -> bool:
@@ -1070,11 +1066,7 @@ def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
 
 
 def _label_array(data: "pa.Table | pads.Dataset", name: str, source: str) -> NDArray[Any]:
-    values = column_of(data, name, source)
-    if values.null_count:
-        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise InputError(f"{source}: row {row} has no {name}: every example needs a label")
-    return np.asarray(values.to_numpy())
+    return np.asarray(complete(column_of(data, name, source), name, source).to_numpy())
 
 
 def _find_content(
@@ -1102,10 +1094,7 @@ def _find_content(
 def _whole_numbers(values: Any, name: str, source: str) -> Ints:
     """Whole numbers, none missing; the error names the first row that is not."""
     if isinstance(values, pa.ChunkedArray | pa.Array):
-        if values.null_count:
-            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-            raise InputError(f"{source}: row {row} has no {name}: every example needs one")
-        array = np.asarray(values.to_numpy())
+        array = np.asarray(complete(values, name, source).to_numpy())
     else:
         try:
             array = np.asarray(values)
