@@ -88,6 +88,16 @@ def test_an_index_with_a_name_is_a_column():
         Transcript.read(twice)
 
 
+def test_what_is_read_stays_when_its_data_frame_changes():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"position": [1, 0], "text": ["a", "b"], "loss_a": [1.0, 2.0]})
+    for table in (frame, frame.set_index("position")):
+        read = Transcript.read(table)
+        table.loc[:, "loss_a"] = -table["loss_a"]
+        table.iloc[0, table.columns.get_loc("loss_a")] = 99.0
+        assert read.column("loss_a").tolist() == [1.0, 2.0]
+
+
 def test_categories_are_their_values(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"position": POSITIONS, "text": TEXTS, "block": BLOCKS})

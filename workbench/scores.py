@@ -543,7 +543,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(raw) if raw else {}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read as Parquet: it may be truncated; score again"
+            f"{path} cannot be read as Parquet, as scores are written: score again if it was "
+            "truncated, or read it with Scores.from_table or workbench.scorers.lm_eval_scores"
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError(

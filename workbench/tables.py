@@ -101,8 +101,10 @@ def _in_memory(source: Any, split: str) -> "pa.Table | pads.Dataset":
             "datasets.Dataset"
         )
     try:
-        if hasattr(source, "reset_index") and any(n is not None for n in source.index.names):
-            source = source.reset_index()  # pyarrow leaves some indexes out, whatever their name
+        if hasattr(source, "reset_index"):  # of pandas
+            if any(level is not None for level in source.index.names):
+                source = source.reset_index()  # pyarrow leaves some indexes out
+            source = source.copy()  # Arrow would share its memory with what may be changed later
         return _decoded(source if isinstance(source, pa.Table) else pa.table(source))
     except (pa.ArrowException, TypeError, ValueError) as error:
         reason = "; ".join(map(str, error.args))[:200]
