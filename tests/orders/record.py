@@ -5,6 +5,8 @@ Each loader runs in an environment of its own, because its pins and ours may exc
     python -m venv /tmp/loader && /tmp/loader/bin/pip install ai2-olmo-core==3.0.0
     /tmp/loader/bin/python tests/orders/record.py olmo-core
 
+Where a loader's own pins clash (ai2-olmo 0.6.0), `--no-deps` and what it imports will do.
+
 A loader is one function here, from a configuration and a folder to the example at each place, and
 one line in `LOADERS`; and one function in the test, which opens the same configuration with ours.
 Recorded is the SHA-256 of the first `PLACES` places as little-endian int64.
