@@ -157,12 +157,13 @@ class TestText:
         (tmp_path / "t.jsonl").write_text(lines, encoding="utf-8")
         with gzip.open(tmp_path / "t.jsonl.gz", "wt", encoding="utf-8") as handle:
             handle.write(lines)
+        table.to_pandas().to_csv(tmp_path / "t.csv")
         saved = datasets.Dataset(table)
         saved.save_to_disk(str(tmp_path / "saved"))
         datasets.DatasetDict(train=saved).save_to_disk(str(tmp_path / "splits"))
         found = {
             text_corpus(tmp_path / name, **SMALL).fingerprint
-            for name in ("t.parquet", "t.jsonl", "t.jsonl.gz", "saved", "splits")
+            for name in ("t.parquet", "t.jsonl", "t.jsonl.gz", "t.csv", "saved", "splits")
         }
         assert len(found) == 1
 
@@ -180,10 +181,10 @@ class TestText:
             ("t.parquet", {"text": pa.array([], pa.string())}, {}, "holds no text"),
             ("t.parquet", {"text": ["a few words"]}, {}, "0 example.* of 16 tokens: more text"),
             ("t.parquet", b"PAR1 and nothing more", {}, "cannot be read"),
-            ("t.jsonl", b'{"text": "a"}\n{"text": ', {}, "cannot be read"),
-            ("t.jsonl", b'{"text": "a"}\n{"text": 2}\n', {}, "cannot be read"),
-            ("t.jsonl", b"", {}, "cannot be read"),
-            ("t.csv", b"text\na\n", {}, "neither .parquet nor .jsonl"),
+            ("t.jsonl", b'{"text": "a"}\n{"text": ', {}, "not valid JSON lines"),
+            ("t.jsonl", b'{"text": "a"}\n{"text": 2}\n', {}, "not valid JSON lines"),
+            ("t.jsonl", b"", {}, "0 bytes"),
+            ("t.doc", b"text\na\n", {}, "no known kind: give .parquet, .jsonl"),
             ("t.jsonl", b'{"text": "a"}\n', {"vocab_size": 256}, "vocab_size is 256"),
             ("t.jsonl", b'{"text": "a"}\n', {"example_tokens": 1}, "example_tokens is 1"),
         ],
@@ -213,7 +214,7 @@ class TestText:
         # Without a network the hub's client tries again for half a minute; offline it does not.
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(InputError, match="as a data set cannot be loaded") as caught:
+        with pytest.raises(InputError, match="no data set of that name could be loaded") as caught:
             text_corpus("nobody-at-all/nothing", **SMALL)
         assert "\n" not in str(caught.value)
 

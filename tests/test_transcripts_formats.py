@@ -551,7 +551,7 @@ def test_trainer_log_faults(tmp_path: Path) -> None:
 
     fails("goes back from step 5 to 3", "step,id\n4,e1\n5,e2\n3,e3\n")
     fails("'zz', which", "step,id\n4,e1\n5,zz\n")
-    fails("place 1 is the example ''", "step,id\n4,e1\n5,\n6,e2\n")
+    fails("row 1 has no id", "step,id\n4,e1\n5,\n6,e2\n")
     fails("row 1 has no step", "step,id\n4,e1\n,e2\n6,e2\n")
     fails("no column 'step'", "when,id\n4,e1\n")
     fails("steps are", "step,id\nfour,e1\nfive,e2\n")

@@ -255,7 +255,13 @@ def _memory_map(path: Path) -> pa.Table:
 def _saved_dataset(path: Path, split: str) -> pa.Table:
     import datasets
 
-    return _table_of(_split_of(datasets.load_from_disk(str(path)), split, str(path)))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # of many kinds, each a file missing or damaged
+        raise InputError(
+            f"{path} cannot be loaded as a saved data set ({type(error).__name__}): save it again"
+        ) from error
+    return _table_of(_split_of(loaded, split, str(path)))
 
 
 def _split_of(loaded: Any, split: str, source: str) -> Any:

@@ -23,9 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -33,6 +30,7 @@ from tqdm import tqdm
 from workbench.errors import InputError
 from workbench.home import content_key, home
 from workbench.lab.recipes import DOCSTRING_PACKAGES
+from workbench.tables import column_of, complete, find_column, is_text_type, open_table, table_name
 
 __all__ = ["Corpus", "docstring_corpus", "text_corpus"]
 
@@ -158,14 +156,13 @@ def text_corpus(
     example_tokens: int = 64,
     progress: bool = False,
 ) -> Corpus:
-    """A corpus from your own text: a folder, a Parquet or JSONL file, or a Hugging Face data set.
+    """A corpus from your own text: a folder, a file with a text column, or a Hugging Face data set.
 
     Parameters
     ----------
     source : str or Path
-        Folder of text files (UTF-8; ``.txt``, ``.md``, ``.rst``, ``.tex``, ``.org``); a
-        ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` file with a text column; a data set's name or
-        saved folder.
+        Folder of text files (UTF-8; ``.txt``, ``.md``, ``.rst``, ``.tex``, ``.org``); a table with
+        a text column as in `Transcript.read`; a data set's name or saved folder.
     column, split : str
         Text column, and split of a data set.
     vocab_size, example_tokens : int
@@ -191,12 +188,9 @@ def text_corpus(
                 f"{source} holds no text files ({', '.join(TEXT_SUFFIXES)}): check the folder"
             )
         texts, unread = _read_text_files(files, path)
-    elif path.is_file() and path.name.endswith((".parquet", ".jsonl", ".jsonl.gz", ".json")):
-        texts, unread, files = _read_column(path, column), [], [path]
-    elif path.is_file():
-        raise InputError(f"{source} is neither .parquet nor .jsonl: give one, or a folder of text")
     else:
-        texts, unread = _read_dataset(path if saved else str(source), column, split), []
+        files = [path] if path.is_file() else []
+        texts, unread = _read_column(path if saved or files else source, column, split), []
     digest = hashlib.sha256()
     for text in texts:
         digest.update(len(text).to_bytes(8, "little") + text.encode())
@@ -306,67 +300,12 @@ def _read_text_files(files: Sequence[Path], root: Path) -> tuple[list[str], list
     return texts, unread
 
 
-def _read_column(path: Path, column: str) -> list[str]:
-    try:
-        if path.name.endswith(".parquet"):
-            names = pq.read_schema(path).names
-            table = pq.read_table(path, columns=[column]) if column in names else None
-        else:
-            with pa.input_stream(path, compression="detect") as stream:
-                whole = pajson.read_json(
-                    stream, read_options=pajson.ReadOptions(block_size=64 * 1024 * 1024)
-                )
-            names = whole.column_names
-            table = whole.select([column]) if column in names else None
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): it may be truncated") from error
-    if table is None:
-        raise InputError(f"{path} has no column {column!r} (columns: {', '.join(names)})")
-    return _texts_of(table.column(0), str(path), column)
-
-
-def _read_dataset(name: str | Path, column: str, split: str) -> list[str]:
-    text = str(name)
-    if isinstance(name, str) and (text.startswith((".", "/", "~")) or text.count("/") > 1):
-        raise InputError(f"{name} does not exist: check the path")
-    try:
-        import datasets
-
-        loaded = (
-            datasets.load_dataset(name, split=split)
-            if isinstance(name, str)
-            else datasets.load_from_disk(text)
-        )
-    except ImportError as error:
-        raise InputError(
-            f"{name} is no file here, and reading data sets needs the package 'datasets': pip "
-            "install 'palimpsest-workbench[models]'"
-        ) from error
-    except Exception as error:  # not found, gated, offline, damaged: the remedy is the same
-        what = "" if isinstance(name, Path) else "is no file or folder here, and as a data set "
-        raise InputError(
-            f"{name} {what}cannot be loaded ({type(error).__name__}): check the name and the "
-            "network, or download it first"
-        ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise InputError(
-                f"{name} has no split {split!r} (splits: {', '.join(loaded)}): name one with split="
-            )
-        loaded = loaded[split]
-    if column not in loaded.column_names:
-        raise InputError(
-            f"{name} has no column {column!r} (columns: {', '.join(loaded.column_names)})"
-        )
-    return _texts_of(loaded.with_format("arrow")[:].column(column), text, column)
-
-
-def _texts_of(values: pa.ChunkedArray, source: str, column: str) -> list[str]:
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise InputError(f"{source}: column {column!r} holds {values.type}, not text")
-    if values.null_count:
-        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise InputError(f"{source}: row {row} has no {column}: fill or remove it")
+def _read_column(source: str | Path, column: str, split: str) -> list[str]:
+    data, label = open_table(source, split, [column]), table_name(source)
+    find_column(data.schema.names, column, (), "text", label)
+    values = complete(column_of(data, column, label), column, label)
+    if not is_text_type(values.type):
+        raise InputError(f"{label}: column {column!r} holds {values.type}, not text")
     texts: list[str] = values.to_pylist()
     return texts
 

@@ -6,17 +6,15 @@ examples are not.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.tables import column_of, find_column, is_list_type, open_table
+from workbench.tables import column_of, complete, find_column, is_list_type, open_table
 from workbench.transcript import ShuffleClaim
 from workbench.transcripts.order import TrainingOrder
 from workbench.transcripts.table import TableExamples
@@ -118,15 +116,7 @@ def open_trainer_log(
 
 
 def _log(path: Path, log_step: str, log_id: str | None) -> tuple[Ints, pa.Array]:
-    if path.suffix.lower() == ".csv":
-        try:
-            table: Any = pacsv.read_csv(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} is no CSV with a header line and equal fields: write it again"
-            ) from error
-    else:
-        table = open_table(path, "train")
+    table = open_table(path)
     names = list(table.schema.names)
     if log_step not in names:
         raise InputError(
@@ -135,11 +125,9 @@ def _log(path: Path, log_step: str, log_id: str | None) -> tuple[Ints, pa.Array]
         )
     chosen = find_column(names, log_id, ID_NAMES, "log_id", str(path), required=True)
     assert chosen is not None
-    step, ids = (column_of(table, name, str(path)) for name in (log_step, chosen))
-    for name, values in ((log_step, step), (chosen, ids)):
-        if values.null_count:
-            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-            raise InputError(f"{path}: row {row} has no {name}: complete the log")
+    step, ids = (
+        complete(column_of(table, name, str(path)), name, str(path)) for name in (log_step, chosen)
+    )
     if not pa.types.is_integer(step.type):
         raise InputError(f"{path}: steps are {step.type}, and whole numbers are needed")
     steps = np.asarray(step.to_numpy()).astype(np.int64)
