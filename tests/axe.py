@@ -1,8 +1,10 @@
-"""axe-core on a page, or on a part of one: what keeps readers out."""
+"""A page, or a part of one, as its readers meet it: what keeps them out, and how light it is."""
 
+import io
 from typing import Any
 
 import pytest
+from PIL import Image, ImageStat
 
 GRAVE = ("serious", "critical")
 
@@ -17,3 +19,9 @@ def grave(page: Any, part: str | None = None) -> list[str]:
         for v in found["violations"]
         if v["impact"] in GRAVE
     ]
+
+
+def lightness(part: Any) -> float:
+    """Mean of the picture of a part of a page, from 0 (black) to 1 (white)."""
+    picture = Image.open(io.BytesIO(part.screenshot())).convert("L")
+    return float(ImageStat.Stat(picture).mean[0]) / 255

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from workbench import (
     InputError,
@@ -148,6 +150,11 @@ def test_figures_have_alt_text_units_and_readable_type(run):
         assert any(unit in words for unit in units), name
         sizes = [t.get_fontsize() for a in figure.axes for t in a.get_xticklabels()]
         assert min(sizes) >= 12, name
+        for word in filter(Text.get_text, figure.findobj(Text)):
+            colour = np.array(to_rgb(word.get_color()))
+            linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
+            contrast = 1.05 / (linear @ (0.2126, 0.7152, 0.0722) + 0.05)
+            assert contrast >= 4.5, (name, word.get_text())
 
 
 def test_nothing_is_cut_off(run):
@@ -249,11 +256,12 @@ def test_show_passes_the_alt_text_on(run, monkeypatch):
     shown = {}
     monkeypatch.setattr(
         "IPython.display.display",
-        lambda data, raw, metadata: shown.update(data=data, meta=metadata),
+        lambda data, raw, metadata=None: shown.update(data=data, meta=metadata),
     )
     figure = loss_curves({"a": (np.arange(50), np.ones(50))})
     show(figure)
     assert shown["meta"]["image/png"]["alt"] == figure.alt_text
+    assert shown["meta"]["needs_background"] == "light"  # what a dark theme looks for
     assert shown["data"]["image/png"].startswith(b"\x89PNG")
     first = shown["data"]["image/png"]
     show(loss_curves({"a": (np.arange(50), np.ones(50))}))

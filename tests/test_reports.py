@@ -331,7 +331,9 @@ def test_tables_of_pandas_lose_their_style_sheet() -> None:
     import pandas as pd
 
     table = pd.DataFrame({"model": [HOSTILE], "p": [0.5]})
-    text = page(code("table", outputs=(shown({"text/html": table._repr_html_()}),)))
+    forms = ({"text/html": table._repr_html_()}, {"text/html": "<style>img {}</style>"})
+    text = page(code("table", outputs=tuple(map(shown, forms))))
+    assert text.count('<div class="output">') == 1, "a style sheet alone is nothing to read"
     assert "tbody tr th" not in text
     assert 'class="dataframe"' in text
     assert "&lt;script&gt;alert(1)" in text

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import matplotlib.lines
 import matplotlib.patches
+import matplotlib.patheffects
 import matplotlib.style
 import matplotlib.ticker
 import numpy as np
@@ -59,6 +60,13 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 STYLE = Path(__file__).with_name("workbench.mplstyle")
+# Figures are drawn on white. In a dark JupyterLab or Voilà, what says that it needs a light ground
+# is turned: black on white becomes white on black, and hues stay.
+THEMED = """<style>
+[data-jp-theme-light="false"] .jp-needs-light-background {
+    filter: invert(.93) hue-rotate(180deg);
+}
+</style>"""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
 
@@ -96,6 +104,8 @@ def png(figure: Figure, dpi: float | None = None) -> bytes:
 def show(figure: Figure) -> None:
     """Display a figure as PNG with its alternative text, which reports pass on to readers.
 
+    A dark JupyterLab shows it dark; the picture in the file stays as it is for paper.
+
     Parameters
     ----------
     figure : matplotlib.figure.Figure
@@ -104,10 +114,11 @@ def show(figure: Figure) -> None:
     from IPython import display as notebook
 
     picture, alt_text = rendered(figure)
+    notebook.display({"text/html": THEMED}, raw=True)  # type: ignore[no-untyped-call]
     notebook.display(  # type: ignore[no-untyped-call]
         {"image/png": picture, "text/plain": alt_text},
         raw=True,
-        metadata={"image/png": {"alt": alt_text}},
+        metadata={"image/png": {"alt": alt_text}, "needs_background": "light"},
     )
 
 
@@ -400,7 +411,7 @@ def null_histogram(evidence: Evidence) -> Figure:
             xytext=(-8 if z > 0 else 8, 0),
             textcoords="offset points",
             ha="right" if z > 0 else "left",
-            color=palette[3],
+            color="#b04d00",  # the line's hue, dark enough for words
             fontsize=13,
             fontweight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
@@ -777,6 +788,7 @@ def _squares(
         image = axes.imshow(values, cmap="cividis" if dark_is_low else "cividis_r", aspect="auto")
         for i, j in zip(*np.nonzero(words != ""), strict=True):
             ink = _ink(image.cmap(image.norm(values[i, j]))[:3])
+            halo = "white" if ink == "black" else "black"
             axes.text(
                 j,
                 i,
@@ -785,6 +797,7 @@ def _squares(
                 va="center",
                 color=ink,
                 fontweight="bold" if strong[i, j] else "normal",
+                path_effects=[matplotlib.patheffects.withStroke(linewidth=2, foreground=halo)],
             )
             if strong[i, j]:
                 axes.add_patch(

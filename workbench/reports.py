@@ -983,7 +983,8 @@ def _output(output: Any, section: str) -> str:
     if _WIDGET_VIEW in data:
         return '<p class="note">An interactive panel is here when the notebook is open.</p>'
     if "text/html" in data:
-        return f'<div class="wide html" tabindex="0">{_clean(data["text/html"])}</div>'
+        shown = _clean(data["text/html"]).strip()  # nothing, if it was a style sheet
+        return f'<div class="wide html" tabindex="0">{shown}</div>' if shown else ""
     if "text/markdown" in data:
         return f'<div class="html">{_markdown(data["text/markdown"])}</div>'
     for mime in ("image/svg+xml", "image/png", "image/jpeg"):
@@ -1091,7 +1092,7 @@ def page_html(
                     "source": highlight(cell.source),
                     "show": "never" if never else "asked" if asked else "open",
                     "label": "Parameters" if "parameters" in tags else "Code",
-                    "outputs": [_output(output, section) for output in cell.outputs],
+                    "outputs": [o for output in cell.outputs if (o := _output(output, section))],
                 }
             )
     return _render(

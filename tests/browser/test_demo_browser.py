@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe import grave
+from axe import grave, lightness
 from browser_servers import PATIENCE, free_port, served
 
 from workbench.cli.demo import Theme, demo_command
@@ -51,6 +51,7 @@ def test_demo_answers_and_stays_on_this_machine(
     expect(output.locator("img")).to_have_count(2, timeout=PATIENCE)
     expect(output).to_contain_text("p = 0.001: evidence")
     page.screenshot(path=screenshots / "demo-derivative.png")
+    assert lightness(output.locator("img").first) < 0.25
     assert page.locator("html").evaluate("page => page.scrollWidth <= page.clientWidth")
     smallest = page.locator(".demo-panel").evaluate(
         "panel => Math.min(...[...panel.querySelectorAll('label, select, input, p')]"

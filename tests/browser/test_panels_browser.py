@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import pytest
-from axe import grave
+from axe import grave, lightness
 from browser_servers import PATIENCE, free_port, served
 from synthetic import AFTER_THE_BUTTON, make
 
@@ -58,6 +58,9 @@ FOCUSED = """panel => {
 }"""
 OPEN = "from synthetic import make\n\nopened = {}"
 SHOW = "opened[{name!r}] = make({name!r})\nopened[{name!r}].add_class('tested-{name}')"
+FIGURE = """from workbench import figures
+
+figures.show(figures.loss_curves({"a": (range(50), range(50))}))"""
 BROKEN = """
 def broken(settings):
     raise ZeroDivisionError('planted by a test')
@@ -80,7 +83,7 @@ def _notebook(path: Path) -> None:
             "outputs": [],
             "source": source,
         }
-        for i, source in enumerate([OPEN, *shown, BROKEN.strip()])
+        for i, source in enumerate([OPEN, *shown, FIGURE, BROKEN.strip()])
     ]
     content = {
         "cells": cells,
@@ -330,6 +333,9 @@ def test_axe_finds_nothing_grave_on_live_panels(page: Any, theme: str) -> None:
         "menus => menus.map(menu => getComputedStyle(menu).backgroundImage.includes('white'))"
     )
     assert set(arrows) == {theme == "Dark"}, "arrows of menus are as dark as the page"
+    for figure in (".jp-RenderedImage img", ".tested-curve img"):
+        seen = lightness(page.locator(figure).first)
+        assert seen < 0.25 if theme == "Dark" else seen > 0.75, figure
 
 
 @pytest.mark.parametrize("name", PANELS)

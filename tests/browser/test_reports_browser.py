@@ -6,7 +6,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from axe import grave
+from axe import grave, lightness
 
 from workbench.reports import ReportPage, page_html, write_index
 
@@ -80,6 +80,23 @@ def test_axe_finds_nothing_grave(
         assert grave(page) == []
     finally:
         context.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_as_dark_as_the_theme_and_light_on_paper(
+    chromium: Any, folder: Path, screenshots: Path, name: str
+) -> None:
+    with chromium.new_page(viewport={"width": 1280, "height": 720}) as page:
+        page.goto((folder / f"{name}.html").as_uri())
+        figure = page.locator("figure img").first
+        page.emulate_media(color_scheme="dark")
+        figure.scroll_into_view_if_needed()
+        page.screenshot(path=screenshots / f"{name}-dark.png")
+        assert lightness(figure) < 0.25
+        page.emulate_media(color_scheme="light")
+        assert lightness(figure) > 0.75
+        page.emulate_media(color_scheme="dark", media="print")
+        assert lightness(figure) > 0.75
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -55,7 +55,7 @@ def demo_notebook() -> dict[str, Any]:
 
 
 class Theme(StrEnum):
-    """Colours of the page; figures stay on white."""
+    """Colours of the page and its figures."""
 
     LIGHT = "light"
     DARK = "dark"

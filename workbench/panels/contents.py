@@ -74,6 +74,7 @@ def pictures(*drawn: Any) -> Content:
         encoded = base64.b64encode(picture).decode("ascii")
         images.append(
             f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alts[-1])}" '
+            'class="jp-needs-light-background" '
             'style="flex:1 1 380px;min-width:0;max-width:620px">'
         )
     box = "display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start"

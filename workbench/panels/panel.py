@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import InputError
+from workbench.figures import THEMED
 from workbench.panels.contents import Content, sentence
 from workbench.panels.controls import BOX
 
@@ -133,7 +134,7 @@ class Panel(widgets.VBox):
             )
         )
         self.output.add_class("palimpsest-output")
-        unseen = ({"application/javascript": NAMES}, {"text/html": ARROWS})
+        unseen = ({"application/javascript": NAMES}, {"text/html": ARROWS + THEMED})
         naming = widgets.Output(
             outputs=tuple(
                 {"output_type": "display_data", "data": data | {"text/plain": ""}, "metadata": {}}
