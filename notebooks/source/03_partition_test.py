@@ -16,8 +16,8 @@
 # *Explanation and how-to, with exercises for a class. Twenty-five minutes.*
 #
 # Alice cannot query Bob's model. She has only text that Bob published. If that text came from a
-# model derived from hers, it repeats phrases of her training data, and more of what the model saw
-# *late*. The test looks up the text's n-grams in her transcript and asks whether they lie late
+# model derived from hers, it may repeat phrases of her training data, and more of what the model
+# saw *late*. The test looks up the text's n-grams in her transcript and asks whether they lie late
 # (Kuditipudi et al. 2025, arXiv 2510.19796, observational setting). No model is run, none
 # retrained.
 
@@ -72,8 +72,8 @@ curves = {name: observations.counts(name).values for name in shown}
 figures.show(figures.count_curve(transcript.positions, curves))
 
 # %% [markdown]
-# The last examples of training are matched most. The differences are small against the noise of
-# single examples: that is why the test needs all of them.
+# Are the last examples of training matched most? Single examples are noisy: that is why the test
+# needs all of them.
 #
 # ## The test
 #
@@ -109,10 +109,11 @@ for name in observations.texts:
 # beforehand, here a quarter of what Alice's own text shows, and the control can be cleared.
 
 # %%
-smallest = round(results["alice"].statistic / 4, 4)
+smallest = max(round(results["alice"].statistic / 4, 4), 0) or None
 control = observations.counts("independent")
 cleared = partition_test(transcript, control, smallest_effect=smallest, seed=seed)
-print(f"smallest effect {smallest}: {cleared.verdict}")
+print("smallest effect:", smallest or "not fixed, for Alice's own text shows none")
+print(f"independent: {cleared.verdict}")
 
 # %% [markdown]
 # ## What counts as a match
@@ -154,13 +155,12 @@ figures.show(figures.evidence_lines(lines, "tokens of text", axis, log_x=True, *
 
 # %% [markdown]
 # Asymptotic p-values below the floor of the permutations are a tail of the normal curve, not
-# something that was counted. More fine-tuning (the numbers in the names are examples) means less
-# memory of Alice's order, and more text to see it.
+# something that was counted. Which texts reach the dotted line, and which would need more tokens?
 #
 # ## Is p uniform when there is nothing to find?
 #
 # Reshuffle the order many times, count against each fresh order, and look at all p-values. The
-# text is Bob's, so it is full of matches: they just cannot know a shuffle that was drawn after it.
+# text is Bob's, with all its matches: they just cannot know a shuffle that was drawn after it.
 # (Of 200 draws, .05 ± .03, .1 ± .04 and .5 ± .07 hold 95 %.)
 
 # %%
@@ -236,7 +236,7 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 #    wrong?
 # 3. Bob's text quotes her most recent documentation, and her data were *not* shuffled but sorted by
 #    date. Which gate stops you?
-# 4. Half as much text: by how much does z fall?
+# 4. Half as much text: what becomes of z?
 # 5. Choose the best of the four variants by its p. What is the false-positive rate of that?
 
 # %%

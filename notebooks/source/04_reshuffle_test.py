@@ -26,6 +26,7 @@ source = "recorded"
 output_dir = ""
 text = "derivative"
 full = False
+draws = 4000
 seed = 0
 
 # %%
@@ -92,7 +93,7 @@ print("procedure  ", e.transcript["procedure"])
 
 # %%
 laws = {"Gaussian": np.random.Generator.standard_normal, "heavy tails (t, 3 df)": None}
-draws, share = 4000, {}
+share = {}
 rng = np.random.default_rng(seed)
 for n_siblings in (9, 19):
     for law, gaussian in laws.items():
@@ -173,12 +174,16 @@ for temperature, name in observations.temperatures.items():
 figures.show(figures.sibling_dots({f"temperature {t:g}": e for t, e in by_temperature.items()}))
 
 # %% [markdown]
-# The rerun is ahead by about as much everywhere; it is the siblings that scatter more. They differ
-# in how sharp their distributions are. Text sampled at temperature 1 lies where that hardly
-# matters; text that is sharper or looser rewards the sharper or the flatter siblings, order or no
-# order. If that is so, the siblings' likelihoods of sharp and of loose text go against each other:
+# t is the rerun's lead divided by the scatter of the siblings. Which of the two changes with the
+# temperature? Siblings also differ in how sharp their distributions are, and text that is sharper
+# or looser rewards the sharper or the flatter of them, order or no order. If that drives the
+# scatter, the siblings' likelihoods of sharp and of loose text go against each other, and their
+# correlation is negative:
 
 # %%
+for temperature, e in by_temperature.items():
+    scatter = np.std(e.details["siblings"], ddof=1)
+    print(f"temperature {temperature:<4g} lead {e.statistic:+.4f}, scatter {scatter:.4f} nats per token")
 sharp, loose = min(by_temperature), max(by_temperature)
 pair = [by_temperature[t].details["siblings"] for t in (sharp, loose)]
 between = np.corrcoef(*pair)[0, 1]
@@ -188,7 +193,7 @@ print(f"correlation over siblings, temperature {sharp:g} against {loose:g}: {bet
 # ## Fine-tuning the siblings as Bob did
 #
 # Bob's fine-tune moved his model away from Alice's. If rerun and siblings are first fine-tuned on
-# one half of Bob's text, all alike, they come closer to it, and the other half is the test.
+# one half of Bob's text, all alike, they should come closer to it, and the other half is the test.
 
 # %%
 if observations.fine_tuned:
@@ -200,21 +205,21 @@ if observations.fine_tuned:
     siblings = [sibling.take(half) for sibling in plain.siblings]
     test = {"procedure": plain.procedure, "label": "same half, as they are", "alpha": 0.05}
     results["same half, as they are"] = reshuffle_test(plain.rerun.take(half), siblings, **test)
-for name in list(results)[3:]:
-    print(f"{name:<24} rank {results[name].details['rank']}, t {results[name].z:.2f}")
-print("fine-tuned siblings:", "at hand" if observations.fine_tuned else "with full=True only")
+    for name in list(results)[-2:]:
+        print(f"{name:<24} rank {results[name].details['rank']}, t {results[name].z:.2f}")
+print("fine-tuned siblings:", "at hand" if observations.fine_tuned else "full=True makes them")
 
 # %% [markdown]
 # ## The released weights are no sibling
 #
 # Alice's released weights came from her *first* run, perhaps on other machines. Only the rerun
 # went through the siblings' own code path, so only the rerun is exchangeable with them. The
-# released weights get a line of their own, model-based. (On one machine the lab's rerun repeats her
-# run exactly, so that here the two agree.)
+# released weights get a line of their own, model-based. (Where both runs were made on one machine,
+# the lab's rerun repeats hers exactly, and the two agree.)
 
 # %%
 line = results[text].details["released"]
-print(f"released weights: t {line['t']:.2f}, {line['note']}")
+print(f"released weights: t {line['t']:.2f} (rerun {results[text].z:.2f}), {line['note']}")
 
 # %% tags=["panel", "nbval-ignore-output"]
 from workbench import panels

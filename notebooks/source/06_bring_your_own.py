@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import InputError, Scores, ShuffleClaim, Transcript, lab, query_test
+from workbench import InputError, Scores, ShuffleClaim, Transcript, lab, plan_query, query_test
 
 folder = Path(tempfile.mkdtemp())
 print("a temporary folder holds what this notebook writes")
@@ -201,6 +201,11 @@ captured = capture.finish(folder / "captured.parquet", examples=examples)
 print(f"captured: {captured.n} examples, {steps} steps of 8")
 
 # %% [markdown]
+# ## I have text and no model
+#
+# `palimpsest lab train --text FOLDER` is the shortest way to a model of your own: it trains an
+# owner's model, a derivative and controls on your text and scores them all.
+#
 # ## Score a model
 #
 # Any causal language model that transformers loads, from the hub or a folder, is scored on token
@@ -257,7 +262,8 @@ chips = {"A100, 312 TFLOP/s": 312e12, "H100, 989 TFLOP/s": 989e12}
 for chip, per_second in chips.items():
     hours = [operations / (per_second * share) / 3600 for share in (published, 0.5)]
     print(f"{chip}: {hours[0]:4.0f} GPU-hours at {published:.1%} of it, {hours[1]:3.0f} at 50 %")
-print("rarely needed: with references, some 430 examples found the lab's derivative (notebook 02)")
+needed = plan_query(effect=evidence, pvalue=1e-8, power=0.9).needed
+print(f"rarely needed: examples for p = 1e-8 on the lab's derivative, {needed}")
 
 # %% [markdown]
 # Which precision to score in, and what it does to a verdict, is measured in `docs/scaling.md`.
@@ -275,7 +281,7 @@ for prefix, length in run.windows:
     e = query_test(run.transcript, pair[0], [pair[1]], n_resamples=999)
     print(f"{pair[0].identity.window:<18} rho {e.statistic:+.4f}, z {e.z:.1f}")
 
-# %% [markdown]
+# %% [markdown] tags=["panel"]
 # ## Shape your own
 #
 # Blocks, ties, the size of the effect: see what each does to the p-value when it is declared, and

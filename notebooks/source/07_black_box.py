@@ -26,6 +26,7 @@ output_dir = ""
 full = False
 pvalue = 1e-8
 power = 0.9
+smallest = 0.1
 seed = 0
 
 # %%
@@ -76,8 +77,8 @@ for (form, model), e in evidence.items():
     print(f"{form:<16}{model:<13}{e.n:>8,}{e.z:>8.2f}   {shown}")
 
 # %% [markdown]
-# The exact p-value of each is at the floor of its permutations or far from it; the asymptotic one
-# tells the forms apart. The *independent* model was trained on the same examples in another order.
+# Exact p-values end at the floor of their permutations; the asymptotic ones go on and tell the forms
+# apart. The *independent* model was trained on the same examples in another order.
 #
 # ## What it cost
 #
@@ -97,7 +98,8 @@ for form in access.forms:
 #
 # How many queries will it take? A **pilot** of a few hundred answers, at a price: its examples may
 # not be tested afterwards. Whoever looks at 300 examples, decides on the number of queries, and
-# then tests all of them together rejects true nulls too often. A plan keeps its pilot apart.
+# then tests all of them together rejects true nulls too often. A plan keeps its pilot apart, and
+# hands out as many of the other examples as it needs, or all where they do not suffice.
 
 # %%
 form = "token ids"
@@ -117,13 +119,14 @@ print(plan)
 
 # %%
 pilot, rest = plan.pilot.split(transcript)
-tested = plan.test_examples(transcript)
-print(f"{pilot.n} in the pilot, {tested.n} to be tested, in both:", end=" ")
+tested = plan.test_examples(transcript, plan.queries or rest.n)
+print(f"needed {plan.needed}; left by the pilot {rest.n}, tested {tested.n}, of the pilot's", end=" ")
 print(len(np.intersect1d(pilot.rows, tested.rows)))
 number = {int(row): i for i, row in enumerate(transcript.rows)}
 rows = [number[int(row)] for row in tested.rows]
 kept = query_test(tested, suspect.take(rows), [reference.take(rows)], seed=seed)
-print(f"the planned test: z {kept.z:.2f}, exact p {kept.exact_text}")
+print(f"the test: z {kept.z:.2f}, exact p {kept.exact_text}")
+print(f"          asymptotic p {kept.asymptotic_text}; the plan was for {pvalue:g}")
 
 # %% [markdown]
 # ### The mistake, made on purpose
@@ -142,9 +145,9 @@ for label, z in (("pilot pooled (wrong)", pooled), ("pilot left out", z_test)):
 # %% [markdown]
 # ## Evidence against spend
 #
-# The same question for every form: the effect per query that was seen above, and its interval.
-# Tokens are what a provider bills. (Read backwards, the effects are these tests' own; a plan for a
-# suspect of yours needs a pilot of its own.)
+# The same question for every form: the effect per query that was seen above, and its interval. Few
+# queries leave it wide. (Read backwards, the effects are these tests' own; a plan for a suspect of
+# yours needs a pilot of its own.)
 
 # %%
 plans = {}
@@ -155,14 +158,27 @@ for form in access.forms:
     plans[form] = plan_query(
         effect=effect, cost=cost, label=form, pvalue=pvalue, power=power, prices=(0.5, 1.5)
     )
-    needed = plans[form].queries
-    print(f"{form:<16} {needed:>8,} queries, {plans[form].totals(needed)['tokens']:>12,.0f} tokens")
+    print(f"{form:<16} asked {e.n:>6,}; needed {plans[form].needed}")
+
+# %% [markdown]
+# Where a test points the other way, or not at all, no number of queries can be planned on it. Then
+# plan for the smallest effect that would matter, chosen before anything is asked: a test of so many
+# queries that finds nothing excludes it.
 
 # %%
-base = plans["token ids"].queries * plans["token ids"].cost.prompts
-for form, planned in plans.items():
-    times = planned.queries * planned.cost.prompts / base
-    print(f"{form:<16} {times:>7,.0f} times the prompts of token ids for the same evidence")
+least = plan_query(effect=smallest, pvalue=pvalue, power=power)
+print(f"to see an effect of {smallest:g} per query, through any form: {least.needed} queries")
+
+# %% [markdown]
+# What the forms with an effect cost for the same evidence; tokens are what a provider bills.
+
+# %%
+seen = {form: planned for form, planned in plans.items() if planned.queries}
+prompts = {form: planned.queries * planned.cost.prompts for form, planned in seen.items()}
+for form, planned in seen.items():
+    tokens, times = planned.totals(planned.queries)["tokens"], prompts[form] / min(prompts.values())
+    print(f"{form:<16} {tokens:>14,.0f} tokens, {times:>9,.0f} times the fewest prompts")
+print("no effect seen through:", ", ".join(form for form in plans if form not in seen) or "none")
 
 # %%
 shown = {form: plans[form] for form in ("token ids", "top 20", "sampled, T = 1", "sampled, T = 0")}
@@ -238,7 +254,6 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 # %%
 other = Pilot(transcript.fingerprint, 300, seed + 1).split(transcript)[0]
 print("exercise 5: examples in both pilots", len(np.intersect1d(other.rows, pilot.rows)))
-half = KnownEffect.known(plans["token ids"].effect.per_unit / 2)
-print("exercise 1: queries", plans["token ids"].queries, end=" -> ")
-print(plan_query(effect=half, pvalue=pvalue, power=power).queries)
+half = plan_query(effect=smallest / 2, pvalue=pvalue, power=power)
+print("exercise 1: queries", least.needed, "->", half.needed)
 print("exercise 4: the null permutes positions; rounded values are scores like any other")

@@ -63,10 +63,9 @@ for name in suspects:
 #
 # ## A family, closed in advance
 #
-# The settings of all tests are fixed, and hashed, before the first one runs. (The smallest effect
-# of interest is about a quarter of what an owner's own model shows.) Holm's correction then bounds
-# the chance of *any* false alarm in the family. Another seed, window, subset or statistic would be
-# another test: it cannot be added afterwards.
+# The settings of all tests are fixed, and hashed, before the first one runs, the smallest effect of
+# interest among them. Holm's correction then bounds the chance of *any* false alarm in the family.
+# Another seed, window, subset or statistic would be another test: it cannot be added afterwards.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -89,9 +88,8 @@ for (suspect, owner), e in family.evidence.items():
     print(f"{suspect:<16}{owner:<15}{e.z:>5.1f}{e.pvalue:>7.1g}{corrected:>8.1g}  {e.verdict}")
 
 # %% [markdown]
-# A model that is tested against its *own* order is loud: it derives from itself. The
-# fine-tunes follow Alice's order and nobody else's; that the other two owners used the very same
-# examples changes nothing. What was tested is the *order*.
+# Is a model loud against its *own* order? Does a fine-tune follow Alice's order, or another owner's
+# too? The three owners used the very same examples: whatever tells them apart is the *order*.
 #
 # With exact p-values alone, Holm's smallest is the number of tests times the floor: a family needs
 # more permutations than a single test.
@@ -165,7 +163,7 @@ print("evidence written" if output_dir else "no output folder: evidence not writ
 # 3. Which is cheaper for the tenth test, the ledger or a family of ten? And for the first?
 # 4. A model owner keeps two ledgers. What can a reader of one of them not see?
 # 5. The reference was trained on other examples. Replace it by one of the owners: which cells of
-#    the matrix fail the references' check, and why only those?
+#    the matrix can fail the references' check, and why only those?
 
 # %%
 tenth, first = np.pi**2 * 100 / 6, np.pi**2 / 6

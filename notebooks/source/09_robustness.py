@@ -17,8 +17,8 @@
 #
 # Bob fine-tunes more, merges, distils, rounds, prunes. Which of it takes the memory of the order
 # away, and which test still finds it? From which part of training does the signal come, and can it
-# say when Bob left? The answers below are a **study**: a declared grid of real models, run on a
-# laptop (`palimpsest study run laptop`) and recorded as numbers.
+# say when Bob left? The answers below are a **study**: a declared grid of real models, run by
+# `palimpsest study run laptop` and recorded as numbers.
 
 # %% tags=["parameters"]
 source = "recorded"
@@ -50,9 +50,9 @@ print(f"{record.name}: {done} of {len(record.cells)} cells, {len(record.position
 # ## Derivatives and controls
 #
 # Each is a named operation on a saved model, and either depends on Alice's order or does not. The
-# controls are the ones to watch: a model that never saw her order must not be found, and one
-# depends on it though it shares no weight with hers, because it was trained on the same examples in
-# the same order. The null hypothesis is about the order and nothing else.
+# controls are the ones to watch: a model that never saw her order should be found once in a thousand
+# tests at most, and one depends on it though it shares no weight with hers, because it was trained
+# on the same examples in the same order. The null hypothesis is about the order and nothing else.
 
 # %%
 for name, kind in DERIVATIVES.items():
@@ -85,15 +85,14 @@ for (name, test), e in matrix.items():
 # Whatever lies beyond is measured in z. One row of the matrix tests one suspect several times; a
 # report would close the family and correct (notebook 08).
 #
-# Two rows are worth a pause. The merge with an unrelated model hides its parent here: an average of
-# two models that share no start is hardly a model at all. And `early-checkpoint` is missed with a z
-# far *below* zero: it left half way and remembers the middle, where the test looked for a rise to
-# the end. "When did Bob leave?" below finds it, under the name `left-at-0.5`. (`fine-tune-2000` is
-# trained at a quarter of the learning rate here, and the derivative of notebook 05 at an eighth, so
-# their z differ.)
+# Two rows are worth a pause. What is left of the parent in the merge with an unrelated model, an
+# average of two models that share no start? And which sign has the z of `early-checkpoint`, which
+# left half way and remembers the middle, while the test looks for a rise to the end? "When did Bob
+# leave?" below asks about it again, under the name `left-at-0.5`. (`fine-tune-2000` is trained at a
+# quarter of the learning rate here, and the derivative of notebook 05 at an eighth.)
 #
-# The reshuffle test, on some 25,000 tokens of text. At the default alpha of .001 nineteen siblings
-# can decide nothing (notebook 04 uses .05):
+# The reshuffle test. At the default alpha of .001 nineteen siblings can decide nothing (notebook 04
+# uses .05):
 
 # %%
 for cell in record.find("robustness", test="reshuffle"):
@@ -103,8 +102,6 @@ for cell in record.find("robustness", test="reshuffle"):
 
 # %% [markdown]
 # ## The palimpsest, layer by layer
-#
-# Each checkpoint remembers what it just saw; older layers fade.
 #
 # **Prediction.** Draw the four curves for checkpoints at a quarter, a half, three quarters and the
 # end of training. Where does each peak, and what does a learning rate that never decays change?
@@ -144,7 +141,7 @@ for cell in record.find("evidence-against", axis="reference"):
     print(f"{cell['axes']['reference']:<28} z {e['z']:5.1f}   {e['verdict']}")
 
 # %% [markdown]
-# Other examples of the same corpus do as well as the same ones; several references help more.
+# Do other examples of the same corpus do as well as the same ones? Do several references help more?
 #
 # The last axes: the size of the models, how much text Bob published and at which temperature it was
 # sampled (both the partition test), and Alice's weight in a merge with an independent model.
@@ -218,8 +215,8 @@ for cell in passes.find("epochs", fraction=1.0):
     print(f"Alice's order as {cell['axes']['this order']:<26} z {e['z']:5.1f}   {e['verdict']}")
 
 # %% [markdown]
-# The last pass is remembered nearly as a single one would be, and of the one before it a trace is
-# left, which many queries still find. An owner who knows the orders of all passes tests the last.
+# Compare the last pass with a single one, and the pass before it with nothing. An owner who knows the
+# orders of all passes tests the one that is remembered best, and decides which before she looks.
 #
 # ## Break it
 #
@@ -245,17 +242,15 @@ stranger = held["independent"]
 for reference in ("reference-same", "alice@0.25", "alice@0.5"):
     e = query_test(transcript, stranger, [held[reference]], seed=seed)
     print(f"minus {reference:<15} z {e.z:5.1f}  exact p {e.pvalue:.4f}  {e.verdict}")
-print(e.verdict_reason)
+    print(f"    {e.verdict_reason}")
 
 # %% [markdown]
-# A stranger with a z of 8, and nothing but a gate between it and a false accusation. The checkpoint
-# of the middle is the dangerous one: its raw scores hardly rank with the order (correlation
-# −0.025), so a check of ranks gives no more than a caveat. The gate looks for waves over training
-# too.
-#
-# Mended: with a reference that is independent of the order, the stranger is a stranger again.
+# The suspect is a stranger in all three lines: a large z here is the reference's, and nothing but a
+# gate stands between it and a false accusation. The checkpoint of the middle is the dangerous one:
+# its memory rises and falls again, so a check of ranks alone may pass it. The gate looks for waves
+# over training too.
 
-# %% [markdown]
+# %% [markdown] tags=["panel"]
 # ## Look for yourself
 #
 # Choose a derivative, a test and an axis. Which derivative loses most, and in which test?
@@ -268,8 +263,8 @@ panels.study_panel(record, output_dir or ".")
 # %% [markdown]
 # ## Exercises for a class
 #
-# 1. Rounding and pruning barely matter, distillation into new weights costs little. What does that
-#    say about where the memory lies?
+# 1. Compare rounding, pruning and distillation into new weights. What do they say about where the
+#    memory lies?
 # 2. Why must `same-order-other-start` be found, and what would you have to know to tell it from a
 #    derivative?
 # 3. The merge with an unrelated model has half of Alice's weights. Compare its z with hers: is it a

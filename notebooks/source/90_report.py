@@ -54,11 +54,12 @@ print(f"independent models tested as placebos: {', '.join(placebos) or 'none'}")
 # ## Answer
 #
 # `smallest_effect` is the smallest correlation of interest. Left at 0, it is set by a rule that is
-# fixed beforehand: a quarter of what the same queries show on the owner's own model.
+# fixed beforehand: a quarter of what the same queries show on the owner's own model, and none if
+# they show nothing there.
 
 # %%
 own = query_test(run.transcript, run.scores("alice"), chosen, statistic, seed=seed)
-smallest = smallest_effect or round(own.statistic / 4, 4)
+smallest = smallest_effect or max(round(own.statistic / 4, 4), 0) or None
 evidence = query_test(
     run.transcript,
     run.scores(suspect),

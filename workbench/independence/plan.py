@@ -168,6 +168,8 @@ class QueryPlan:
     (7831, 0.9)
     >>> plan.totals(plan.queries)["requests"]
     490.0
+    >>> QueryPlan("Bob", "spearman", (), 1e-8, 0.9, KnownEffect.known(-0.01), QueryCost()).needed
+    'beyond any number'
     """
 
     label: str
@@ -205,6 +207,15 @@ class QueryPlan:
     def interval(self) -> tuple[int | None, int | None]:
         """Queries needed at the upper and the lower end of the effect's interval."""
         return self._queries(self.effect.high), self._queries(self.effect.low)
+
+    @property
+    def needed(self) -> str:
+        """Queries needed, and their interval, in words; also where no number suffices."""
+        if self.effect.units is None or self.interval == (None, None):
+            return _count(self.queries)
+        low, high = map(_count, self.interval)
+        interval = f"{100 * self.effect.confidence:.0f} % interval {low} to {high}"
+        return f"{_count(self.queries)} ({interval})"
 
     def expected_z(self, queries: ArrayLike, per_unit: float | None = None) -> Floats:
         """Expected z after so many queries."""
@@ -246,13 +257,7 @@ class QueryPlan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the summary."""
-        effect, (low, high) = self.effect, self.interval
-        needed = self.queries
-        interval = (
-            "no interval"
-            if effect.units is None
-            else f"{100 * effect.confidence:.0f} % interval {_count(low)} to {_count(high)}"
-        )
+        effect, needed = self.effect, self.queries
         lines = [
             ("planned for", f"{self.label}, {self.statistic}"),
             ("references", ", ".join(self.references) or "none"),
@@ -262,7 +267,7 @@ class QueryPlan:
                 f"{effect.per_unit:+.4f} per query ({effect.low:+.4f} to {effect.high:+.4f}; "
                 f"{effect.source})",
             ),
-            ("queries", f"{_count(needed)} ({interval})"),
+            ("queries", self.needed),
         ]
         if needed is not None:
             spent = self.totals(needed)
