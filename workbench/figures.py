@@ -364,8 +364,7 @@ def checkpoint_curves(
     described = ", ".join(f"{p:.0%} at checkpoint {f:.0%}" for f, p in peaks)
     return _finish(
         figure,
-        "Mean score by training position at each checkpoint. Remembered best, by position: "
-        f"{described}.",
+        f"Mean score by training position at each checkpoint. Highest, by position: {described}.",
     )
 
 

@@ -104,8 +104,9 @@ for name in ("alice", "derivative"):
     centre, mean, _ = figures.binned(positions, contrasts[name], bins)
     best = int(np.argmax(mean))
     rise = mean[best] - mean[0]
-    print(f"{name:<12} is highest around {centre[best]:.0%} of training, {rise:.3f} nats above", end=" ")
-    print("its start")
+    print(
+        f"{name:<12} highest around {centre[best]:.0%} of training, {rise:.3f} nats above its start"
+    )
 
 # %% [markdown]
 # ## The palimpsest
@@ -130,9 +131,9 @@ for fraction, values in layers.items():
     print(line + " nats per token against the reference")
 
 # %% [markdown]
-# Does each checkpoint know what it has seen better than what it has not, and what it saw late better
-# than what it saw early? Then it is a palimpsest: later layers cover the older ones without erasing
-# them.
+# Does each checkpoint know what it has seen better than what it has not, and what it saw late
+# better than what it saw early? Then it is a palimpsest: later layers cover the older ones without
+# erasing them.
 
 # %% tags=["panel", "nbval-ignore-output"]
 from workbench import panels

@@ -113,8 +113,8 @@ for label, references in choices.items():
     print(f"{label:<16} {numbers}  log10 p {e.log10_pvalue:.1f}")
 
 # %% [markdown]
-# A reference explains why some examples are easy for everyone. Did it matter whether it saw the same
-# examples or others of the same corpus? Did two explain more than one? Queries needed: about
+# A reference explains why some examples are easy for everyone. Did it matter whether it saw the
+# same examples or others of the same corpus? Did two explain more than one? Queries needed: about
 # $((z_\alpha + z_{power}) / \rho)^2$; where ρ is not above zero, no number suffices.
 
 # %%

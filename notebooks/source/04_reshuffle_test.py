@@ -183,7 +183,7 @@ figures.show(figures.sibling_dots({f"temperature {t:g}": e for t, e in by_temper
 # %%
 for temperature, e in by_temperature.items():
     scatter = np.std(e.details["siblings"], ddof=1)
-    print(f"temperature {temperature:<4g} lead {e.statistic:+.4f}, scatter {scatter:.4f} nats per token")
+    print(f"temperature {temperature:<4g} lead {e.statistic:+.4f}, scatter {scatter:.4f} nats")
 sharp, loose = min(by_temperature), max(by_temperature)
 pair = [by_temperature[t].details["siblings"] for t in (sharp, loose)]
 between = np.corrcoef(*pair)[0, 1]

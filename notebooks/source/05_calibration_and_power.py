@@ -118,7 +118,7 @@ for name, rows in groups.items():
 # real scores and real counts and all their ties and tails.
 
 # %%
-rng = np.random.default_rng(seed)
+rng, few = np.random.default_rng(seed), min(2000, transcript.n)
 reference = run.scores("reference-same")
 values = {
     "query: derivative": query_contrast(run.scores("derivative"), [reference]),
@@ -127,7 +127,6 @@ values = {
     "text: independent": observations.counts("independent").values,
 }
 fresh = {name: [] for name in values}
-few = min(2000, transcript.n)
 for trial in range(draws // 2):
     rows = rng.choice(transcript.n, few, replace=False)
     redrawn = RankDesign(rng.permutation(few))

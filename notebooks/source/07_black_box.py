@@ -77,8 +77,9 @@ for (form, model), e in evidence.items():
     print(f"{form:<16}{model:<13}{e.n:>8,}{e.z:>8.2f}   {shown}")
 
 # %% [markdown]
-# Exact p-values end at the floor of their permutations; the asymptotic ones go on and tell the forms
-# apart. The *independent* model was trained on the same examples in another order.
+# Exact p-values end at the floor of their permutations; where there are queries enough for them,
+# the asymptotic ones go on. The *independent* model was trained on the same examples in another
+# order.
 #
 # ## What it cost
 #
@@ -120,13 +121,12 @@ print(plan)
 # %%
 pilot, rest = plan.pilot.split(transcript)
 tested = plan.test_examples(transcript, plan.queries or rest.n)
-print(f"needed {plan.needed}; left by the pilot {rest.n}, tested {tested.n}, of the pilot's", end=" ")
-print(len(np.intersect1d(pilot.rows, tested.rows)))
+both = len(np.intersect1d(pilot.rows, tested.rows))
+print(f"{pilot.n} in the pilot, {tested.n} of the other {rest.n} to be tested, in both: {both}")
 number = {int(row): i for i, row in enumerate(transcript.rows)}
 rows = [number[int(row)] for row in tested.rows]
 kept = query_test(tested, suspect.take(rows), [reference.take(rows)], seed=seed)
-print(f"the test: z {kept.z:.2f}, exact p {kept.exact_text}")
-print(f"          asymptotic p {kept.asymptotic_text}; the plan was for {pvalue:g}")
+print(f"z {plan.expected_z(tested.n):.2f} expected, {kept.z:.2f} found; exact p {kept.exact_text}")
 
 # %% [markdown]
 # ### The mistake, made on purpose
@@ -158,12 +158,11 @@ for form in access.forms:
     plans[form] = plan_query(
         effect=effect, cost=cost, label=form, pvalue=pvalue, power=power, prices=(0.5, 1.5)
     )
-    print(f"{form:<16} asked {e.n:>6,}; needed {plans[form].needed}")
+    print(f"{form:<16} asked {e.n:>6,}, needed: {plans[form].needed}")
 
 # %% [markdown]
-# Where a test points the other way, or not at all, no number of queries can be planned on it. Then
-# plan for the smallest effect that would matter, chosen before anything is asked: a test of so many
-# queries that finds nothing excludes it.
+# A test that points the other way leaves nothing to plan on. Then plan for the smallest effect that
+# would matter, chosen before anything is asked: so many queries would find it, with that power.
 
 # %%
 least = plan_query(effect=smallest, pvalue=pvalue, power=power)

@@ -50,9 +50,10 @@ print(f"{record.name}: {done} of {len(record.cells)} cells, {len(record.position
 # ## Derivatives and controls
 #
 # Each is a named operation on a saved model, and either depends on Alice's order or does not. The
-# controls are the ones to watch: a model that never saw her order should be found once in a thousand
-# tests at most, and one depends on it though it shares no weight with hers, because it was trained
-# on the same examples in the same order. The null hypothesis is about the order and nothing else.
+# controls are the ones to watch: a model that never saw her order should be found once in a
+# thousand tests at most, and one depends on it though it shares no weight with hers, because it was
+# trained on the same examples in the same order. The null hypothesis is about the order and nothing
+# else.
 
 # %%
 for name, kind in DERIVATIVES.items():
@@ -133,7 +134,7 @@ figures.show(
 
 # %% [markdown]
 # **Prediction.** Which of these is the best reference for a heavy fine-tune, and which is none at
-# all, so that the test refuses it?
+# all, so that the test should refuse it?
 
 # %%
 for cell in record.find("evidence-against", axis="reference"):
@@ -215,8 +216,9 @@ for cell in passes.find("epochs", fraction=1.0):
     print(f"Alice's order as {cell['axes']['this order']:<26} z {e['z']:5.1f}   {e['verdict']}")
 
 # %% [markdown]
-# Compare the last pass with a single one, and the pass before it with nothing. An owner who knows the
-# orders of all passes tests the one that is remembered best, and decides which before she looks.
+# Compare the last pass with a single one, and the pass before it with nothing. An owner who knows
+# the orders of all passes tests the one that is remembered best, and decides which before she
+# looks.
 #
 # ## Break it
 #

@@ -229,7 +229,7 @@ def open_observations(
     ----------
     source : str
         ``tiny`` or another recipe, trained and sampled if not in the cache; or ``recorded``
-        (``recorded:NAME``).
+        (``recorded:PATH``: see `open_run`).
     full : bool
         400,000 tokens of each text, a ladder of fine-tunes, more temperatures, and fine-tuned
         siblings, in place of 100,000 tokens of three texts. Recorded observations are full.

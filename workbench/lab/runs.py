@@ -232,7 +232,8 @@ def open_run(source: str = "tiny", *, progress: bool = False) -> Run:
     ----------
     source : str
         A recipe (``tiny``, ``small``, ``medium``, ``smoke``), trained if it is not in the cache;
-        or ``recorded`` (``recorded:NAME``), the numbers of a run that was recorded.
+        or ``recorded``, the numbers of a run that was recorded (``recorded:PATH``: of one that you
+        recorded, the path without ``.parquet``).
     progress : bool
         Show training and scoring, with an estimate.
 
