@@ -156,6 +156,7 @@ print(mistake.verdict_reason)
 # %%
 own = query_test(transcript, scores["alice"], [reference], seed=seed)
 smallest = max(round(own.statistic / 4, 4), 0) or None
+print("smallest effect of interest:", smallest or "not fixed, for Alice's own model shows none")
 trials = {
     "independent": [reference, scores["reference-other"]],
     "reference-same": [scores["reference-other"], scores["independent"]],
