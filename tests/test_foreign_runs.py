@@ -249,7 +249,8 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.independence.references.enough_resamples", lambda _: 1999)
     monkeypatch.setattr(figures, "png", partial(figures.png, dpi=20))
     monkeypatch.setattr(
-        "IPython.display.display", lambda data, **_: sys.stdout.write(data["text/plain"] + "\n")
+        "IPython.display.display",
+        lambda data, **_: sys.stdout.write(data.get("text/plain", "") + "\n"),
     )
 
 
