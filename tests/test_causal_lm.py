@@ -986,30 +986,6 @@ def test_paths_that_are_not_there_and_files(tmp_path):
         CausalLMScorer(tmp_path / "a.bin").identity()
 
 
-def test_a_hub_id_out_of_reach_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"some/model at revision r1 .*could not be fetched") as e:
-        CausalLMScorer("some/model", revision="r1").identity()
-    assert "\n" not in str(e.value)
-
-
-def test_a_hub_id_is_fetched_without_pickles_and_recorded_by_commit(llama, monkeypatch, tmp_path):
-    commit = tmp_path / "0123abc"
-    asked = []
-
-    def download(name, revision, allow_patterns, ignore_patterns):
-        asked.append((name, revision, allow_patterns))
-        shutil.copytree(llama, commit, dirs_exist_ok=True)
-        return str(commit)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    identity = CausalLMScorer("some/model", revision="main", device="cpu").identity()
-    assert (identity.model, identity.revision, identity.label) == ("some/model", "0123abc", "model")
-    assert asked[0][:2] == ("some/model", "main")
-    assert asked[1][:2] == ("some/model", "0123abc")
-    assert not any(p.endswith((".bin", ".pt", "*")) for _, _, patterns in asked for p in patterns)
-
-
 def test_revision_of_a_folder_is_refused(llama):
     with pytest.raises(InputError, match="leave revision out"):
         CausalLMScorer(llama, revision="main").identity()

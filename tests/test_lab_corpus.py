@@ -214,7 +214,7 @@ class TestText:
         # Without a network the hub's client tries again for half a minute; offline it does not.
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(InputError, match="no data set of that name could be loaded") as caught:
+        with pytest.raises(InputError, match="cache here lacks the data set nobody") as caught:
             text_corpus("nobody-at-all/nothing", **SMALL)
         assert "\n" not in str(caught.value)
 

@@ -14,7 +14,7 @@ from workbench import presets
 from workbench.cli import app
 from workbench.errors import InputError
 from workbench.evidence import Evidence
-from workbench.presets import PRESETS, Preset, hub, open_preset, parse_suite
+from workbench.presets import PRESETS, Preset, open_preset, parse_suite
 
 LAB = """
 suite = "lab"
@@ -116,22 +116,11 @@ def refusal(*arguments) -> str:
 
 
 @pytest.fixture
-def no_hub(monkeypatch):
-    """No network, and whoever would begin to work or to download is caught at it."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-
-    def fetch(*others, local_files_only=False, **options):
-        if not local_files_only:
-            raise AssertionError("a download was begun")
-        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
-
-    def asked(self, *others, timeout=None, **options):
-        assert timeout is not None
-        assert timeout <= 5
-        raise OSError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", asked)
+def no_hub(monkeypatch, tmp_path):
+    """No network, and nothing in the cache."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def test_every_suite_is_there_and_names_its_sources():
@@ -204,14 +193,14 @@ def test_the_list_shows_every_preset():
 
 
 def test_without_a_hub_one_sentence_comes_before_any_work(no_hub, lab, at_hand):
-    message = refusal("pythia-6.9b-deduped", "--suspect", "a/b")
-    assert "data set hij/sequence_samples is not on this machine" in message
-    assert "--transcript" in message
+    lacks = r"HF_HUB_OFFLINE is set.*its cache here lacks the "
+    suspect = ("--suspect", at_hand / "alice")
+    other = ("--model-folder", f"EleutherAI/pythia-6.9b={at_hand / 'other'}")
+    assert re.search(lacks + "model a/b:", refusal("lab", "--suspect", "a/b"))
     rows = ("--transcript", at_hand / "rows.parquet")
-    message = refusal("lab-alice", "--suspect", at_hand / "alice", *rows)
-    assert "model lab/other at main is not on this machine" in message
-    assert "--model-folder lab/other=PATH" in message
-    assert "model a/b is not" in refusal("lab", "--suspect", "a/b", *rows)
+    assert re.search(lacks + "model lab/other:", refusal("lab-alice", *suspect, *rows))
+    whole = refusal("pythia-6.9b-deduped", *suspect, *other)
+    assert re.search(lacks + "data set hij/sequence_samples:", whole)
 
 
 def test_what_is_asked_for_wrongly_is_refused(lab, at_hand):
@@ -260,15 +249,3 @@ def test_a_suspect_that_knows_the_order_is_found(lab, at_hand, monkeypatch):
     )  # fmt: skip
     assert result.exception is None, result.exception
     assert "evidence" in result.output.lower()
-
-
-def test_a_part_of_a_data_set_is_found_or_named(tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    for name in ("part/a.parquet", "part/b.parquet", "other/c.parquet"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path))
-    assert hub.fetch_transcript("d", "part", None) == tmp_path / "part"
-    assert hub.fetch_transcript("d", "c", None) == tmp_path / "other/c.parquet"
-    with pytest.raises(InputError, match="no Parquet file of 'none'"):
-        hub.fetch_transcript("d", "none", None)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
+from workbench.hub import HubDataset, bars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,10 @@ Ints = NDArray[np.int64]
 
 
 def open_table(
-    source: Any, split: str = "train", as_written: Collection[str] = ()
+    source: Any,
+    split: str = "train",
+    as_written: Collection[str] = (),
+    subset: str | None = None,
 ) -> "pa.Table | pads.Dataset":
     """Open a source without reading its content.
 
@@ -57,6 +61,8 @@ def open_table(
         the Arrow stream interface. The index of a DataFrame is a column if it has a name.
     split : str
         Of a data set that has several.
+    subset : str, optional
+        Configuration, folder or file of a data set on the hub.
     as_written : collection of str
         Columns that a CSV file is to give as text, whatever they look like: usual names in small
         letters, or names as they stand there. Elsewhere a column has a type.
@@ -72,7 +78,7 @@ def open_table(
     2
     """
     if isinstance(source, str | Path):
-        data = _opened(source, split, as_written)
+        data = _opened(source, split, as_written, subset)
     else:
         data = _in_memory(source, split)
     names = data.schema.names
@@ -128,7 +134,7 @@ def _decoded(table: pa.Table) -> pa.Table:
 
 
 def _opened(
-    source: str | Path, split: str, as_written: Collection[str]
+    source: str | Path, split: str, as_written: Collection[str], subset: str | None
 ) -> "pa.Table | pads.Dataset":
     path = Path(source).expanduser()
     name = path.name.lower()
@@ -158,12 +164,12 @@ def _opened(
             if files:
                 return _parquet([str(f) for f in files])
             raise InputError(f"folder {source} holds no Parquet files and no saved data set")
+        return _fetched(HubDataset.ask(source, split, subset).fetch(), as_written)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(
             f"{source} cannot be read ({_first_line(error)}): it may be truncated or of another "
             "format; write it again"
         ) from error
-    return _hub_dataset(str(source), split)
 
 
 def _parquet(files: Path | list[str]) -> pads.Dataset:
@@ -274,26 +280,20 @@ def _split_of(loaded: Any, split: str, source: str) -> Any:
     return loaded[split]
 
 
-def _hub_dataset(name: str, split: str) -> pa.Table:
-    looks_like_path = (
-        name.startswith((".", "/", "~")) or name.count("/") > 1 or "." in Path(name).suffix
-    )
-    if looks_like_path:
-        raise InputError(f"{name} does not exist: check the path")
-    try:
-        import datasets
+def _fetched(files: list[Path], as_written: Collection[str]) -> "pa.Table | pads.Dataset":
+    """The files of a data set on the hub as one table."""
+    names = [str(path) for path in files]
+    if all(name.endswith(".parquet") for name in names):
+        return _parquet(names)
+    if all(name.endswith((".jsonl", ".jsonl.gz", ".csv", ".csv.gz")) for name in names):
+        return pa.concat_tables(
+            [_read_csv(f, as_written) if ".csv" in f.name else _read_jsonl(f) for f in files],
+            promote_options="default",
+        )
+    import datasets
 
-        return _table_of(datasets.load_dataset(name, split=split))
-    except ImportError as error:
-        raise InputError(
-            f"{name} is no file here, and reading data sets by name needs the package 'datasets': "
-            "pip install 'palimpsest-workbench[models]'"
-        ) from error
-    except Exception as error:
-        raise InputError(
-            f"{name} is no file or folder here, and no data set of that name could be loaded "
-            f"({type(error).__name__}): check the name and the network, or download it first"
-        ) from error
+    with bars(False):
+        return _table_of(datasets.load_dataset(str(files[0].parent), data_files=names)["train"])
 
 
 def _table_of(dataset: Any) -> pa.Table:

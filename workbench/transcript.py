@@ -425,6 +425,7 @@ class Transcript:
         unit: str | None = None,
         exposures: str | None = None,
         split: str = "train",
+        subset: str | None = None,
         shuffle: ShuffleClaim | None = None,
     ) -> "Transcript":
         """Read a transcript from a file, a folder, a table in memory or a data set by name.
@@ -437,15 +438,16 @@ class Transcript:
         source : str, Path, pandas.DataFrame, pyarrow.Table or datasets.Dataset
             ``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.csv``, ``.csv.gz``, ``.arrow`` or
             ``.feather`` file; a folder of Parquet files or of a saved Hugging Face data set; a
-            data set's name on the hub (published schema: `index`, `tokens`, optional `loss_*`);
-            or a table in memory. The index of a DataFrame is a column if it has a name. In CSV
-            token ids stand as ``"[1, 2, 3]"``, text is read as written, and an empty cell is
-            missing (empty text is ``""``).
+            data set on the hub, as ``ID``, ``ID@REVISION``, ``ID/SUBSET`` or
+            ``hf://datasets/ID[@REVISION]/PATH`` (published schema: `index`, `tokens`, optional
+            `loss_*`); or a table in memory. The index of a DataFrame is a column if it has a
+            name. In CSV token ids stand as ``"[1, 2, 3]"``, text is read as written, and an empty
+            cell is missing (empty text is ``""``).
         position, tokens, text, block, unit, exposures : str, optional
             Column names. Without them `position` or `index`, `tokens`, `input_ids`, `token_ids`
             or `text`, and `block`, `unit`, `exposures` are looked for; ambiguity is an error.
-        split : str
-            Split of a Hugging Face data set.
+        split, subset : str, optional
+            Split of a Hugging Face data set; its configuration, folder or file.
         shuffle : ShuffleClaim, optional
             Default: the owner's word that the order was random.
 
@@ -462,7 +464,8 @@ class Transcript:
         """
         label = table_name(source)
         usual = (*TOKEN_NAMES, "text")
-        data = open_table(source, split, [name for name in (tokens, text, *usual) if name])
+        as_written = [name for name in (tokens, text, *usual) if name]
+        data = open_table(source, split, as_written, subset)
         names = list(data.schema.names)
         position = find_column(names, position, POSITION_NAMES, "position", label, required=True)
         content = _find_content(names, tokens, text, label)

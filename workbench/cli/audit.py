@@ -36,7 +36,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Of the draw, permutations and bootstrap.")] = 0,
     json_path: JsonOption = None,
     transcript: Annotated[
-        Path | None, typer.Option(help="File or folder of the transcript, if it is at hand.")
+        str | None, typer.Option(help="File or folder of the transcript, if it is at hand.")
     ] = None,
     model_folder: Annotated[
         list[str] | None,
@@ -70,23 +70,18 @@ def audit(
             notes.append(
                 f"note: that {spec} is independent of this order is your word, not the preset's"
             )
-    # Everything that may be missing is asked for before any work.
-    models = [
-        _located(spec, preset, folders, i == 0) for i, spec in enumerate([suspect, *references])
-    ]
-    source = _transcript_source(preset, transcript)
-    _require(models, source)
-    examples = _read(preset, source)
-    chosen = examples.subsample(n, seed)
-    from workbench.cli.main import _conclude
+    from workbench.cli.main import _conclude, gather
     from workbench.scorers import open_scores
 
+    given = [_located(s, preset, folders, i == 0) for i, s in enumerate([suspect, *references])]
+    source = _transcript_source(preset, transcript)
+    models, examples = gather(given, source, "train", None, lambda: _read(preset, source), quiet)
+    chosen = examples.subsample(n, seed)
     window, encodings = preset.suite.window, cast(dict[str, Any], {})
     scored = [
         open_scores(
             spec,
             chosen,
-            revision=revision,
             prefix=window.prefix,
             length=None if window.length == "all" else window.length,
             dtype=dtype,
@@ -94,7 +89,7 @@ def audit(
             progress=not quiet,
             encodings=encodings,
         )
-        for spec, revision, _ in models
+        for spec in models
     ]
     case = QueryCase(
         chosen,
@@ -141,55 +136,35 @@ def _folders(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _located(
-    spec: str, preset: Preset, folders: dict[str, str], is_suspect: bool
-) -> tuple[str, str | None, bool]:
-    """What `open_scores` takes, the revision, and whether the hub is needed for it."""
-    model, sign, revision = spec.partition("@")
+def _located(spec: str, preset: Preset, folders: dict[str, str], is_suspect: bool) -> str:
+    """What `open_scores` takes: files at hand, or a model on the hub with its revision."""
+    model, sign, _ = spec.partition("@")
     for key in (spec, model):
         if key in folders:
-            return folders[key], None, False
+            return folders[key]
     if spec.startswith(("loss:", "loglik:")) or Path(spec).expanduser().exists():
         if not is_suspect:
             raise InputError(
                 f"{spec} says not which model it is, so whether it may be a reference cannot be "
                 f"checked: name the model, and its files with --model-folder ID={spec}"
             )
-        return spec, None, False
-    if sign:
-        return model, revision, True
+        return spec
     # a suspect is whatever its owner serves now; of a reference the sources name the revision
-    return model, None if is_suspect else preset.revision(model), True
+    return spec if sign or is_suspect else f"{spec}@{preset.revision(model)}"
 
 
-def _transcript_source(preset: Preset, given: Path | None) -> Path | tuple[str, str, str | None]:
-    if given is None:
-        return preset.transcript()
-    if not given.expanduser().exists():
-        raise InputError(f"{given} does not exist: check the path of the transcript")
-    return given.expanduser()
+def _transcript_source(preset: Preset, given: str | None) -> str:
+    if given is not None:
+        return given
+    dataset, subset, revision = preset.transcript()
+    return f"{dataset}/{subset}" + ("" if revision is None else f"@{revision}")
 
 
-def _require(
-    models: list[tuple[str, str | None, bool]], source: Path | tuple[str, str, str | None]
-) -> None:
-    from workbench.presets.hub import require
-
-    if not isinstance(source, Path):
-        require(source[0], source[2], "dataset", "give the file with --transcript")
-    for spec, revision, remote in models:
-        if remote:
-            require(spec, revision, "model", f"give its files with --model-folder {spec}=PATH")
-
-
-def _read(preset: Preset, source: Path | tuple[str, str, str | None]) -> Transcript:
-    from workbench.presets.hub import fetch_transcript
-
-    path = source if isinstance(source, Path) else fetch_transcript(*source)
+def _read(preset: Preset, source: str) -> Transcript:
     order = preset.suite.order
     if order.shuffle == "published_shuffler":
         raise InputError(
             f"the preset {preset.name} names a published shuffler, and an audit draws none: use "
             "'palimpsest test query' with --seed-bits"
         )
-    return Transcript.read(path, shuffle=ShuffleClaim(order.shuffle, source=order.source))
+    return Transcript.read(source, shuffle=ShuffleClaim(order.shuffle, source=order.source))

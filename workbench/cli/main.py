@@ -7,10 +7,10 @@ study does not match, 2 bad input, 3 could not be decided, 130 interrupted.
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from tqdm import tqdm
@@ -67,6 +67,7 @@ from workbench.cli.options import (
     StampOption,
     StatisticOption,
     SubsampleOption,
+    SubsetOption,
     TemperatureOption,
     TextsOption,
     ThroughOption,
@@ -143,6 +144,7 @@ def read_transcript(
     columns: list[str] | None,
     split: str,
     claim: ShuffleClaim | None = None,
+    subset: str | None = None,
 ) -> Transcript:
     named: dict[str, Any] = {}
     for item in columns or []:
@@ -152,7 +154,44 @@ def read_transcript(
                 f"--column {item!r} is not role=NAME with a role of {', '.join(ROLES)}"
             )
         named[role] = name
-    return Transcript.read(source, split=split, shuffle=claim, **named)
+    return Transcript.read(source, split=split, subset=subset, shuffle=claim, **named)
+
+
+Read = TypeVar("Read")
+
+
+def gather(
+    models: Sequence[str],
+    source: str,
+    split: str,
+    subset: str | None,
+    read: Callable[[], Read],
+    quiet: bool,
+) -> tuple[list[str], Read]:
+    """Models by commit, their weights fetched, and what is read from the source.
+
+    All that the hub may lack is asked for before anything is fetched, and what is here is read
+    before weights are.
+    """
+    from workbench.hub import HubDataset
+    from workbench.models.checkpoint import HubModel
+
+    asked = {
+        spec: HubModel.ask(spec)
+        for spec in models
+        if ("/" in spec or "@" in spec)  # a bare word may be a column of the table
+        and not spec.startswith(("loss:", "loglik:"))
+        and not spec.endswith(".parquet")
+        and not Path(spec).expanduser().exists()
+    }
+    here = [read()] if Path(source).expanduser().exists() else []
+    wanted: list[HubModel | HubDataset] = list(asked.values())
+    if not here:
+        wanted.append(HubDataset.ask(source, split, subset))
+    for each in wanted:
+        each.fetch(progress=not quiet)
+    by_commit = [asked[spec].name if spec in asked else spec for spec in models]
+    return by_commit, here[0] if here else read()
 
 
 def _claim(kind: str, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
@@ -193,6 +232,8 @@ def lab_train(
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Text column of --text.")] = "text",
+    split: SplitOption = "train",
+    subset: SubsetOption = None,
     observations: Annotated[
         bool,
         typer.Option(
@@ -213,6 +254,8 @@ def lab_train(
         corpus = lab.text_corpus(
             text,
             column=text_column,
+            split=split,
+            subset=subset,
             vocab_size=chosen.vocab_size,
             example_tokens=chosen.example_tokens,
             progress=not quiet,
@@ -459,19 +502,29 @@ def score(
     ] = 0,
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Score a transcript's examples under a model; resumes where it was stopped."""
     from workbench.scorers import Budget, CausalLMScorer, RayScorer, score_transcript
 
     _check_workers(cluster, workers)
-    examples = read_transcript(transcript, column, split)
+    if revision is not None and endpoint is None and not Path(model).expanduser().exists():
+        model, revision = f"{model}@{revision}", None
+    models, examples = gather(
+        [model] if endpoint is None else [],
+        transcript,
+        split,
+        subset,
+        lambda: read_transcript(transcript, column, split, subset=subset),
+        quiet,
+    )
     if plan is not None:
         examples = _planned(plan, examples)
     scorer: Any
     if endpoint is None:
         scorer = CausalLMScorer(
-            model,
+            models[0],
             revision=revision,
             dtype=dtype,
             device=device,
@@ -760,23 +813,32 @@ def test_query(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Does the suspect's likelihood rise with training position?"""
+    models = [suspect, *(reference or []), *(placebo or [])]
+    first = 1 + len(reference or [])  # of the placebos
     if commitment is not None:
         if salt_file is None:
             raise InputError("a committed test needs the commitment's secret: add --salt-file")
         fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
         fixed.check_test("query")
         fixed.refuse(fixed.deviations(_given(context)))
-        whole, examples = _committed_examples(fixed, transcript, column, split)
+        models, (whole, examples) = gather(
+            models,
+            transcript,
+            split,
+            subset,
+            lambda: _committed_examples(fixed, transcript, column, split, subset),
+            quiet,
+        )
         # before any model is asked: a damaged ledger must not cost queries
         book = None if ledger is None else Ledger(ledger, whole)
         window = fixed.window
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-        scored = scores_of(suspect)
-        references = [scores_of(spec) for spec in reference or []]
-        placebos = [scores_of(spec) for spec in placebo or []]
+        scored, *others = [scores_of(spec) for spec in models]
+        references, placebos = others[: first - 1], others[first - 1 :]
         stamps = _time_stamps(time_stamp, fixed)
 
         def as_committed() -> Evidence:
@@ -807,7 +869,15 @@ def test_query(
             "shuffler: add --shuffler, or leave them out"
         )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
-    examples = whole = read_transcript(transcript, column, split, claim)
+    models, whole = gather(
+        models,
+        transcript,
+        split,
+        subset,
+        lambda: read_transcript(transcript, column, split, claim, subset),
+        quiet,
+    )
+    examples = whole
     size = whole.n if shuffle_size is None else shuffle_size
     known = _known_shuffle(
         shuffler, shuffle_seed, seed_bits, size, shuffle_batch, shuffle_epoch, seed_drawn
@@ -823,8 +893,8 @@ def test_query(
     scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     case = QueryCase(
         examples,
-        scores_of(suspect),
-        [scores_of(spec) for spec in reference or []],
+        scores_of(models[0]),
+        [scores_of(spec) for spec in models[1:first]],
         {
             "statistic": statistic,
             "null": known or "permutation",
@@ -834,7 +904,7 @@ def test_query(
             "seed": seed,
             "alpha": alpha,
             "smallest_effect": smallest_effect,
-            "placebos": [scores_of(spec) for spec in placebo or []],
+            "placebos": [scores_of(spec) for spec in models[first:]],
         },
     )
     evidence = case.run() if book is None else book.test(case)
@@ -1751,7 +1821,7 @@ def _say(found: Any) -> None:
 
 # Options of a test that a commitment does not fix: where things are, and how models are run.
 _FREE = {"transcript", "suspect", "reference", "placebo", "json_path", "commitment", "salt_file",
-         "time_stamp", "bos", "dtype", "device", "column", "split", "quiet", "ledger",
+         "time_stamp", "bos", "dtype", "device", "column", "split", "subset", "quiet", "ledger",
          "design_json", "endpoint", "access", "through", "form", "tokenizer", "api_key_env",
          "max_requests", "max_tokens", "max_money", "prompt_price", "completion_price",
          "concurrency", "bundle", "places", "top", "draws", "temperature", "on_change",
@@ -1769,10 +1839,14 @@ def _given(context: typer.Context) -> dict[str, Any]:
 
 
 def _committed_examples(
-    commitment: Commitment, source: str, columns: list[str] | None, split: str
+    commitment: Commitment,
+    source: str,
+    columns: list[str] | None,
+    split: str,
+    subset: str | None = None,
 ) -> tuple[Transcript, Transcript]:
     """The whole transcript, and the examples that the committed design tests."""
-    whole = read_transcript(source, columns, split, commitment.claim)
+    whole = read_transcript(source, columns, split, commitment.claim, subset)
     design = commitment.design
     if design.name == "all rows":
         return whole, whole

@@ -29,6 +29,9 @@ ColumnOption = Annotated[
     ),
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")]
+SubsetOption = Annotated[
+    str | None, typer.Option("--subset", help="Its configuration, folder or file.")
+]
 PrefixOption = Annotated[int, typer.Option(help="Tokens at the start that are context only.")]
 LengthOption = Annotated[
     int | None, typer.Option(help="Tokens scored after the prefix (default: all).")

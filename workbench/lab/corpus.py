@@ -152,6 +152,7 @@ def text_corpus(
     *,
     column: str = "text",
     split: str = "train",
+    subset: str | None = None,
     vocab_size: int = 4096,
     example_tokens: int = 64,
     progress: bool = False,
@@ -162,9 +163,9 @@ def text_corpus(
     ----------
     source : str or Path
         Folder of text files (UTF-8; ``.txt``, ``.md``, ``.rst``, ``.tex``, ``.org``); a table with
-        a text column as in `Transcript.read`; a data set's name or saved folder.
-    column, split : str
-        Text column, and split of a data set.
+        a text column, or a data set, as in `Transcript.read`.
+    column, split, subset : str, optional
+        Text column; split and configuration of a data set.
     vocab_size, example_tokens : int
     progress : bool
 
@@ -190,7 +191,7 @@ def text_corpus(
         texts, unread = _read_text_files(files, path)
     else:
         files = [path] if path.is_file() else []
-        texts, unread = _read_column(path if saved or files else source, column, split), []
+        texts, unread = _read_column(path if saved or files else source, column, split, subset), []
     digest = hashlib.sha256()
     for text in texts:
         digest.update(len(text).to_bytes(8, "little") + text.encode())
@@ -300,8 +301,8 @@ def _read_text_files(files: Sequence[Path], root: Path) -> tuple[list[str], list
     return texts, unread
 
 
-def _read_column(source: str | Path, column: str, split: str) -> list[str]:
-    data, label = open_table(source, split, [column]), table_name(source)
+def _read_column(source: str | Path, column: str, split: str, subset: str | None) -> list[str]:
+    data, label = open_table(source, split, [column], subset), table_name(source)
     find_column(data.schema.names, column, (), "text", label)
     values = complete(column_of(data, column, label), column, label)
     if not is_text_type(values.type):

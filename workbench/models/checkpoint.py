@@ -8,7 +8,7 @@ import hashlib
 import json
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,11 @@ from typing import Any
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, home
+from workbench.hub import Snapshot, bars, parse_name
 
 __all__ = [
     "Checkpoint",
+    "HubModel",
     "context_length",
     "first_line",
     "quiet_transformers",
@@ -42,7 +44,9 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+INDEX = "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 # Names under which configurations keep the longest sequence; none of them means no limit.
 CONTEXT_NAMES = (
     "max_position_embeddings",
@@ -70,8 +74,8 @@ class Checkpoint:
         Parameters
         ----------
         model : str or Path
-            A folder made by ``save_pretrained``, or a hub id. A folder that exists is always the
-            folder.
+            A folder made by ``save_pretrained``, or a hub id (``ID@REVISION``). A folder that
+            exists is always the folder.
         revision : str, optional
             Hub revision.
 
@@ -92,12 +96,16 @@ class Checkpoint:
                     f"{model} is a folder, and a revision ({revision}) is a thing of the hub: "
                     "leave revision out"
                 )
-            name = folder.resolve().name
+            there = [path.name for path in folder.iterdir() if path.is_file()]
+            name, weights = folder.resolve().name, _weights(str(model), there, folder.joinpath)
         else:
-            _check_hub_id(model, "model")
-            folder, name = _hub_weights(str(model), revision), str(model)
-            revision = folder.name  # the commit, whatever branch or tag was asked for
-        return cls(folder, name, revision, _weight_files(folder, str(model)))
+            asked = HubModel.ask(model, revision)
+            folder, name, weights = asked.fetch(), asked.snapshot.id, asked.weights
+            revision = asked.snapshot.commit  # whatever branch or tag was asked for
+        files = sorted(folder / weight for weight in weights)
+        for path in files:
+            _safetensors_header(path)
+        return cls(folder, name, revision, tuple(files))
 
     @cached_property
     def config(self) -> Any:
@@ -143,45 +151,112 @@ class Checkpoint:
         return _sha256_of_files([self.folder / "config.json", *self.weight_files])
 
 
-def _weight_files(folder: Path, model: str) -> tuple[Path, ...]:
-    """The safetensors files that make up the model; an error of its own for each thing lacking."""
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"{model} holds an adapter, not a whole model: merge it into its base model "
-            "(merge_and_unload) and save the result"
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub whose weights may be read, though they are not fetched yet.
+
+    Attributes
+    ----------
+    snapshot : Snapshot
+    weights : tuple of str
+        Names of the safetensors files that make up the model.
+    """
+
+    snapshot: Snapshot
+    weights: tuple[str, ...]
+
+    @classmethod
+    def ask(cls, model: str | Path, revision: str | None = None) -> "HubModel":
+        """Ask for a model by ``ID`` or ``ID@REVISION``; fetches its configuration alone.
+
+        Raises
+        ------
+        InputError
+            It is not to be had, or has no safetensors weights; the message says what to do.
+        """
+        id, revision, _ = parse_name(model, "model", revision)
+        snapshot = Snapshot.find(id, revision, "model")
+        files = [name for name in snapshot.files if "/" not in name]
+        if snapshot.trouble is not None:  # the cache may lack what the hub has: say which
+            if INDEX in files:
+                snapshot.fetch(_shard_names(snapshot.fetch(["config.json", INDEX]) / INDEX, id))
+            else:
+                snapshot.fetch(["config.json", "model.safetensors"])
+        at = id if revision is None else f"{id}@{revision}"
+        weights = _weights(
+            at, files, lambda name: snapshot.fetch([name]) / name, snapshot.converted
         )
-    if not (folder / "config.json").is_file():
+        return cls(snapshot, weights)
+
+    @property
+    def name(self) -> str:
+        """``ID@COMMIT``."""
+        return f"{self.snapshot.id}@{self.snapshot.commit}"
+
+    def fetch(self, progress: bool = False) -> Path:
+        """Folder with configuration, tokenizer and weights."""
+        small = [name for name in SMALL_FILES if name in self.snapshot.files]
+        return self.snapshot.fetch([*small, *self.weights], progress)
+
+
+def _weights(
+    model: str,
+    files: Sequence[str],
+    read: Callable[[str], Path],
+    converted: Callable[[], str | None] = lambda: None,
+) -> tuple[str, ...]:
+    """Names of the safetensors files that make up the model; an error for each thing lacking."""
+    if "adapter_config.json" in files:
+        base = _json_object(read("adapter_config.json"), model).get("base_model_name_or_path")
+        raise InputError(
+            f"{model} holds an adapter{f' of {base!r}' if base else ''}, not a whole model: merge "
+            "it into its base model (merge_and_unload), save the result and give that folder"
+        )
+    kinds = {Path(name).suffix for name in files}
+    if ".gguf" in kinds and ".safetensors" not in kinds:
+        raise InputError(
+            f"{model} has GGUF weights only: give the model that they were made from, or serve "
+            "them and give the server's address (--endpoint)"
+        )
+    if "config.json" not in files:
         raise InputError(
             f"{model} has no config.json, so it is not a model folder: give a folder that "
             "save_pretrained wrote"
         )
+    _json_object(read("config.json"), model)
+    if "model.safetensors" in files:
+        return ("model.safetensors",)
+    if INDEX in files:
+        names = _shard_names(read(INDEX), model)
+        lacking = next((name for name in names if name not in files), None)
+        if lacking is not None:
+            raise InputError(f"{model} lacks {lacking}, a part of its weights: copy it there")
+        return tuple(names)
+    if PICKLES & kinds:
+        pull = converted()
+        remedy = (
+            "save it again with save_pretrained, which writes safetensors"
+            if pull is None
+            else f"take {model.partition('@')[0]}@{pull}, which brings them as safetensors"
+        )
+        raise InputError(
+            f"{model} has pickled weights only, which can run code when they are loaded: {remedy}"
+        )
+    raise InputError(
+        f"{model} has no weights (model.safetensors): give a folder that save_pretrained wrote"
+    )
+
+
+def _json_object(path: Path, model: str) -> dict[str, Any]:
     try:
-        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stated = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stated, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{model}: config.json is not valid JSON ({first_line(error)}): save the model again"
+            f"{model}: {path.name} is not valid JSON ({first_line(error)}): save the model again"
         ) from error
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif index.is_file():
-        files = [folder / name for name in _shard_names(index, model)]
-    else:
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            raise InputError(
-                f"{model} has pickled weights only, which can run code when they are loaded: save "
-                "it again with save_pretrained, which writes safetensors"
-            )
-        raise InputError(
-            f"{model} has no weights (model.safetensors): give a folder that save_pretrained wrote"
-        )
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{model} lacks {path.name}, a part of its weights: copy it there")
-        _safetensors_header(path)
-    return tuple(sorted(files))
+    return stated
 
 
 def _shard_names(index: Path, model: str) -> list[str]:
@@ -213,40 +288,6 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _check_hub_id(name: str | Path, what: str) -> None:
-    text = str(name)
-    looks_like_path = isinstance(name, Path) or text.startswith((".", "/", "~"))
-    if looks_like_path or text.count("/") > 1 or "\\" in text or not text:
-        raise InputError(f"{what} {text!r} does not exist: check the path of the folder")
-
-
-def _hub_weights(model: str, revision: str | None) -> Path:
-    """Fetch configuration, tokenizer and safetensors weights; return the folder in hub's cache."""
-    folder = _hub_files(model, revision, ["*.json", *TOKENIZER_FILES])
-    index = folder / "model.safetensors.index.json"
-    names = _shard_names(index, model) if index.is_file() else ["model.safetensors"]
-    return _hub_files(model, folder.name, ["*.json", *TOKENIZER_FILES, *names])
-
-
-def _hub_files(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    import huggingface_hub
-
-    try:
-        with quiet_transformers():
-            return Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
-                )
-            )
-    except Exception as error:  # not found, gated, offline, network: the remedy is the same
-        at = "" if revision is None else f" at revision {revision}"
-        raise InputError(
-            f"{name}{at} is no folder here and could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}): check the name and the network, or download it and give "
-            "the folder"
-        ) from error
-
-
 def tokenizer_folder(tokenizer: str | Path) -> Path:
     """Folder of a tokenizer's files: the one named, or one fetched from the hub.
 
@@ -258,8 +299,13 @@ def tokenizer_folder(tokenizer: str | Path) -> Path:
     folder = Path(tokenizer).expanduser()
     if folder.is_dir():
         return folder
-    _check_hub_id(tokenizer, "tokenizer")
-    return _hub_files(str(tokenizer), None, ["config.json", *TOKENIZER_FILES])
+    id, revision, _ = parse_name(tokenizer, "model")
+    snapshot = Snapshot.find(id, revision, "model")
+    files = [name for name in TOKENIZER_FILES if name in snapshot.files]
+    if not files and snapshot.trouble is None:
+        raise InputError(f"{tokenizer} has no tokenizer: name a folder or hub id that has one")
+    config = [name for name in ("config.json",) if name in snapshot.files]
+    return snapshot.fetch([*config, *(files or ["tokenizer.json"])])
 
 
 def tokenizer_sha256_of(folder: Path) -> str | None:
@@ -316,25 +362,16 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no log messages from the model libraries; everything put back after."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_bars_off = are_progress_bars_disabled()
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bars(False):
             warnings.simplefilter("ignore")
             logging.set_verbosity(logging.CRITICAL)
             logging.disable_progress_bar()
-            disable_progress_bars()
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if shown:
             logging.enable_progress_bar()
-        if not hub_bars_off:
-            enable_progress_bars()
