@@ -226,7 +226,7 @@ def test_a_caveat_cannot_be_left_out_of_rows_taken_by_hand(tmp_path):
     assert lines(verify_bundle(path))["gates"] == "does not match"
 
 
-def test_an_order_that_looks_unshuffled_stays_undecided(tmp_path):
+def test_an_order_that_looks_unshuffled_stays_not_valid(tmp_path):
     """The check needs the content: a verifier takes the owner's word, against the owner too."""
     transcript, models = case()
     lengths = 1 + np.argsort(np.argsort(transcript.positions))
@@ -235,7 +235,7 @@ def test_an_order_that_looks_unshuffled_stays_undecided(tmp_path):
     )
     models = {k: replace(m, digests=sorted_by_length.row_digests) for k, m in models.items()}
     _, evidence, found = bundled(tmp_path / "b.zip", sorted_by_length, models)
-    assert evidence.verdict == found.evidence.verdict == "could not be decided"
+    assert evidence.verdict == found.evidence.verdict == "not valid"
     assert found.ok
 
 
@@ -331,7 +331,7 @@ CHANGES = {
     ),
     "verdict": (
         lambda m: {"evidence.json": edited(
-            m, "evidence.json", lambda e: e.update(verdict="no evidence found at this power"))},
+            m, "evidence.json", lambda e: e.update(verdict="no evidence"))},
         {"verdict"},
     ),
     "a gate's words": (

@@ -79,7 +79,7 @@ def test_the_recorded_run_shows_what_it_should():
                 run.transcript, scores[suspect], references, smallest_effect=smallest
             )
             assert cleared.pvalue > 0.001
-            assert cleared.verdict == "no evidence found at this power"
+            assert cleared.verdict == "no evidence"
             check = cleared.references_check
             assert check is None or check.smallest_corrected > 0.05
 

@@ -491,14 +491,14 @@ def test_memory_is_found_and_the_evidence_says_how(statistic, tmp_path):
     assert str(again) == str(found)
 
 
-def test_a_reference_that_knows_the_order_decides_nothing():
+def test_a_reference_that_knows_the_order_is_not_valid():
     rng = np.random.default_rng(17)
     transcript, suspect, _ = remembering(rng)
     _, other, _ = remembering(rng, memory=0.0)
     knows = scores_of(suspect.loglik_mean + 0.1 * rng.normal(size=transcript.n), "sibling")
     design = design_queries(transcript, 400, "midlate-vs-early")  # where this memory lies
     found = pair_test(transcript, scores_of(other.loglik_mean), [knows], design)
-    assert found.verdict == "could not be decided"
+    assert found.verdict == "not valid"
     assert "references" in found.verdict_reason
     placebo = scores_of(suspect.loglik_mean, "placebo")
     found = pair_test(
@@ -519,10 +519,28 @@ def test_power_limits_speak_for_pairs():
     found = pair_test(
         transcript, nothing, [], design_queries(transcript, 1600), smallest_effect=0.25
     )
-    assert found.verdict == "no evidence found at this power"
-    few = pair_test(transcript, nothing, [], design_queries(transcript, 16), smallest_effect=0.25)
-    assert few.verdict == "could not be decided"
-    assert few.log10_pvalue is None  # eight pairs have no normal tail
+    assert found.verdict == "no evidence"
+    few = pair_test(transcript, nothing, [], design_queries(transcript, 24), smallest_effect=0.25)
+    assert few.verdict == "no evidence"
+    assert "0.2500, is not excluded" in few.verdict_reason
+    assert "pairs would find it with a power of 0.9" in few.verdict_reason
+    assert few.log10_pvalue is None  # twelve pairs have no normal tail
+
+
+def test_few_units_put_alpha_out_of_reach():
+    rng = np.random.default_rng(18)
+    transcript = transcript_of(rng.permutation(8000))
+    scores = scores_of(1.0 * transcript.positions)
+    for compare, queries, told in (
+        ("pairs", 16, "this many pairs cannot give a p-value below 0.00391, and alpha is 0.001: "
+         "use at least 10 pairs"),
+        ("windows", 10, "this many units in each window cannot give a p-value below 0.00397, and "
+         "alpha is 0.001: use at least 7 units in each window"),
+    ):  # fmt: skip
+        design = design_queries(transcript, queries, "late-vs-early", compare=compare)
+        found = pair_test(transcript, scores, [], design)
+        assert found.verdict == "not valid"
+        assert told in found.verdict_reason
 
 
 # ---------------------------------------------------------------------- wrong ways

@@ -45,7 +45,7 @@ def test_holm_decides_over_the_whole_family(cases):
     assert done == [1, 1, 1, 1]
     verdicts = {name: found.verdict for name, found in family.evidence.items()}
     assert verdicts.pop(("derivative", "run 0")) == "evidence"
-    assert set(verdicts.values()) == {"could not be decided"}
+    assert set(verdicts.values()) == {"no evidence"}
     hit = family.evidence["derivative", "run 0"]
     assert hit.pvalue == 1 / 4000
     assert hit.correction.pvalue == hit.correction.floor == 4 / 4000
@@ -66,7 +66,7 @@ def test_too_few_permutations_for_the_family_are_said(cases):
     )
     found = family.evidence["derivative", "run 0"]
     assert found.pvalue <= found.alpha
-    assert found.verdict == "could not be decided"
+    assert found.verdict == "not valid"
     assert "use at least 3,999 permutations" in found.verdict_reason
 
 

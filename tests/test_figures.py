@@ -317,14 +317,14 @@ def test_names_are_words_and_no_formulas():
 
 def test_the_chosen_cell_is_marked_where_it_stands():
     cells = {
-        (row, column): {"z": z, "verdict": "evidence" if z > 4 else "could not be decided"}
+        (row, column): {"z": z, "verdict": "evidence" if z > 4 else "no evidence"}
         for row, column, z in (("pruned", "query", 9.0), ("pruned", "text", 1.0), ("x", "text", 0))
     }
     plain = survival_matrix(cells)
     figure = survival_matrix(cells, chosen=("x", "text"), xlabel="heat")
     marks = figure.axes[0].patches[len(plain.axes[0].patches) :]
     assert {(mark.get_x(), mark.get_y()) for mark in marks} == {(0.5, 0.5)}
-    assert figure.alt_text.endswith("x, text: 0.0 (could not be decided). Chosen: x, text.")
+    assert figure.alt_text.endswith("x, text: 0.0 (no evidence). Chosen: x, text.")
     assert "2 derivatives and controls by 2 columns (heat);" in figure.alt_text
     assert "by 2 tests;" in plain.alt_text
     with pytest.raises(InputError, match=r"\('x', 'query'\) is not among those given"):

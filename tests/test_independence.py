@@ -1,6 +1,7 @@
 """The query test end to end on arrays: verdicts, gates, references, bad input."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,15 +9,12 @@ import pytest
 from scipy import stats
 
 from workbench import Evidence, InputError, ScorerIdentity, Scores, ShuffleClaim, Transcript
-from workbench.independence import (
-    queries_needed,
-    query_contrast,
-    query_test,
-    reshuffle_test,
-)
+from workbench.independence import query_contrast, query_test, reshuffle_test
+from workbench.power import queries_needed
 from workbench.statistics import STATISTICS
 
 N = 3000
+WAYS = ("greater", "less", "two-sided")
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +110,36 @@ def test_effect_is_the_planted_one(data):
 
 def test_an_independent_model_is_cleared_at_this_power(data):
     evidence = _test(data, "independent")
-    assert evidence.verdict == "no evidence found at this power"
+    assert evidence.verdict == "no evidence"
     assert evidence.pvalue > 0.001
     assert evidence.statistic_upper95 < 0.1
-    assert "0.1000" in evidence.verdict_reason
+    limit = f"correlations above {evidence.statistic_upper95:+.4f} are excluded at 95 %"
+    assert limit in evidence.verdict_reason
+    assert "the smallest of interest, 0.1000, is excluded" in evidence.verdict_reason
+    assert "had a power of about 0.9" in evidence.verdict_reason
 
 
-def test_a_large_p_without_a_smallest_effect_decides_nothing(data):
+def test_a_large_p_says_what_is_excluded_and_how_many_queries_would_show_what_was_measured(data):
     evidence = _test(data, "independent", smallest_effect=None)
-    assert evidence.verdict == "could not be decided"
-    assert "smallest_effect" in evidence.verdict_reason
+    assert evidence.verdict == "no evidence"
+    limit = f"correlations above {evidence.statistic_upper95:+.4f} are excluded at 95 %"
+    assert limit in evidence.verdict_reason
+    ways = {way: _test(data, "independent", smallest_effect=None, alternative=way) for way in WAYS}
+    for way, found in ways.items():
+        z = {"greater": 1, "less": -1}.get(way, np.sign(found.z)) * found.z
+        told = re.search(r"about ([\d,]+) queries would find", found.verdict_reason)
+        if z <= 0:
+            assert told is None
+            assert "fix a smallest effect of interest (smallest_effect)" in found.verdict_reason
+            continue
+        level = 0.001 / (2 if way == "two-sided" else 1)
+        needed = queries_needed(z / np.sqrt(N), level, 0.9)
+        assert needed <= int(told[1].replace(",", "")) < 1.11 * needed
+    assert f"below {-ways['less'].statistic_upper95:+.4f}" in ways["less"].verdict_reason
+    assert f"beyond ±{ways['two-sided'].statistic_upper95:.4f}" in ways["two-sided"].verdict_reason
 
 
-def test_too_few_queries_decide_nothing(data):
+def test_too_few_queries_say_how_many_would_see_the_smallest_effect(data):
     few = data["transcript"].subsample(60, 0)
     evidence = query_test(
         few,
@@ -133,15 +148,20 @@ def test_too_few_queries_decide_nothing(data):
         n_resamples=1999,
         smallest_effect=0.05,
     )
-    assert evidence.verdict == "could not be decided"
-    assert "ask more queries" in evidence.verdict_reason
+    assert evidence.verdict == "no evidence"
+    assert "the smallest of interest, 0.0500, is not excluded" in evidence.verdict_reason
+    assert "had a power of about 0.01 or less to find it" in evidence.verdict_reason
+    told = re.search(r"about ([\d,]+) queries would find it with a power", evidence.verdict_reason)
+    assert int(told[1].replace(",", "")) == pytest.approx(
+        queries_needed(0.05, 0.001, 0.9), rel=0.1
+    )  # the null sd of 60 ranks is 1/√59
     assert evidence.log10_pvalue is None
     assert "exact p-value stands alone" in evidence.summary()
 
 
-def test_too_few_permutations_decide_nothing(data):
+def test_too_few_permutations_are_not_valid(data):
     evidence = _test(data, n_resamples=99)
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "at least 999 permutations" in evidence.verdict_reason
 
 
@@ -190,13 +210,13 @@ def test_scores_are_never_recomputed(data, monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_reference_that_knows_the_order_decides_nothing(data):
+def test_a_reference_that_knows_the_order_is_not_valid(data):
     evidence = _test(data, "independent", references=("leaky",), alternative="less")
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "leaky" in evidence.verdict_reason
     assert evidence.references_check.smallest_corrected < 0.001
     hidden = _test(data, references=("reference", "leaky"))
-    assert hidden.verdict == "could not be decided"
+    assert hidden.verdict == "not valid"
 
 
 def test_an_early_checkpoint_of_the_owner_is_no_reference():
@@ -213,7 +233,7 @@ def test_an_early_checkpoint_of_the_owner_is_no_reference():
     )
     found = query_test(transcript, stranger, [checkpoint], n_resamples=999)
     assert found.pvalue == found.pvalue_floor  # the false signal is there
-    assert found.verdict == "could not be decided"
+    assert found.verdict == "not valid"
     assert "checkpoint is related to the order" in found.verdict_reason
     ranks_alone = stats.spearmanr(order, checkpoint.loglik_mean).pvalue
     assert ranks_alone > 1e-3  # which ranks alone would have let pass
@@ -252,14 +272,14 @@ def test_unshuffled_orders_are_refused(data):
     transcript = Transcript.from_arrays(np.arange(500), tokens=tokens)
     scores = Scores.from_arrays(loglik=rng.normal(size=500), transcript=transcript)
     evidence = query_test(transcript, scores, n_resamples=999)
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "looks unshuffled" in evidence.verdict_reason
     for kind in ("unknown", "natural"):
         claimed = Transcript.from_arrays(
             data["order"], tokens=data["transcript"].tokens(), shuffle=ShuffleClaim(kind)
         )
         evidence = query_test(claimed, data["derivative"], n_resamples=999)
-        assert evidence.verdict == "could not be decided"
+        assert evidence.verdict == "not valid"
 
 
 def test_owners_word_habitual_seed_and_published_shuffler_are_said(data):
@@ -286,7 +306,7 @@ def test_placebos_guard_the_order(data):
     assert sound.verdict == "evidence"
     assert "1 placebo model(s), smallest corrected p 0." in sound.gates[0].detail
     evidence = _test(data, placebos=[data["leaky"]])
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "placebo" in evidence.verdict_reason
 
 

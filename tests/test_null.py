@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from workbench.errors import InputError
-from workbench.independence import queries_needed
 from workbench.null import NullDistribution, log10_normal_tail, permutation_null
+from workbench.power import queries_needed
 from workbench.statistics import RankDesign
 
 SIMULATIONS = 1000

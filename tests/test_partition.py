@@ -77,7 +77,7 @@ def test_independent_text_is_cleared(data, statistic):
         data, "other", statistic=statistic, n_blocks=40, smallest_effect=0.95 * own.statistic
     )
     assert found.pvalue > 0.01
-    assert found.verdict == "no evidence found at this power"
+    assert found.verdict == "no evidence"
 
 
 def test_statistic_is_spearman_of_position_and_count(data):
@@ -160,7 +160,7 @@ def test_placebos_are_tested_the_same_way(data):
     assert cleared.verdict == "evidence"
     assert "2 placebo model(s), smallest corrected p " in cleared.gates[0].detail
     caught = run(data, "other", placebos=[data["bob"]])
-    assert caught.verdict == "could not be decided"
+    assert caught.verdict == "not valid"
     assert "the independent model bob, tested as a placebo" in caught.verdict_reason
 
 
@@ -307,12 +307,12 @@ def test_another_tokenizers_ids_are_a_caveat(data):
     assert any("may be another tokenizer's" in caveat for caveat in evidence.caveats)
 
 
-def test_an_unshuffled_transcript_decides_nothing(data):
+def test_an_unshuffled_transcript_is_not_valid(data):
     lengths = np.sort(np.random.default_rng(0).integers(9, LENGTH, N))
     rows = [row[:n] for row, n in zip(data["examples"], lengths, strict=True)]
     transcript = Transcript.from_arrays(np.arange(N), tokens=rows)
     evidence = partition_test(transcript, data["bob"], n_resamples=1999)
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "looks unshuffled" in evidence.verdict_reason
 
 

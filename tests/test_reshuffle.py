@@ -137,25 +137,34 @@ def test_the_owners_order_ranks_first(models):
 
 def test_siblings_cannot_show_less_than_their_number(models):
     evidence = reshuffle_test(*models, procedure=PROCEDURE)
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "at least 999 siblings" in evidence.verdict_reason
 
 
-def test_models_from_elsewhere_decide_nothing(models):
+def test_models_from_elsewhere_are_not_valid(models):
     """However small the model-based p: alone it is never evidence."""
     evidence = reshuffle_test(*models, alpha=0.05)
     assert evidence.pvalue_model < 1e-6
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
     assert "how these models were made is not declared" in evidence.verdict_reason
 
 
-def test_an_unrelated_text_is_cleared_only_beside_an_effect_of_interest(models):
+def test_an_unrelated_text_excludes_nothing_and_says_how_much_text_it_would_take(models):
     rng = np.random.default_rng(4)
     same = scores(rng, name="rerun")
-    blind = reshuffle_test(same, models[1], procedure=PROCEDURE, alpha=0.05)
-    assert blind.verdict == "could not be decided"
-    cleared = reshuffle_test(same, models[1], procedure=PROCEDURE, alpha=0.05, smallest_effect=0.1)
-    assert cleared.verdict == "no evidence found at this power"
+    settings = {"procedure": PROCEDURE, "alpha": 0.05}
+    for smallest in (None, 0.001, 0.1):
+        found = reshuffle_test(same, models[1], **settings, smallest_effect=smallest)
+        assert found.verdict == "no evidence"
+        assert "a rank among siblings excludes no effect" in found.verdict_reason
+        if smallest is None:
+            told = "documents like these" if found.z > 0 else "fix a smallest effect of interest"
+            assert told in found.verdict_reason
+        elif smallest == 0.001:
+            assert "documents like these would find it with a power" in found.verdict_reason
+    numbers = [float(m.loglik_sum.sum() / m.n_tokens.sum()) for m in (same, *models[1])]
+    blind = reshuffle_test(numbers[0], numbers[1:], **settings, smallest_effect=0.001)
+    assert "cannot be told from one number per model" in blind.verdict_reason
 
 
 def test_released_weights_are_a_line_of_their_own(models):
@@ -193,7 +202,7 @@ def test_a_natural_order_has_no_siblings(models):
     evidence = reshuffle_test(
         *models, procedure=PROCEDURE, shuffle=ShuffleClaim("natural"), alpha=0.05
     )
-    assert evidence.verdict == "could not be decided"
+    assert evidence.verdict == "not valid"
 
 
 def test_evidence_grows_with_text(models):

@@ -229,7 +229,7 @@ CHANGES = {
             pvalue_model=1e-9))}, {"t"}),
     "the verdict": (
         lambda m: {"evidence.json": edited(m, "evidence.json", lambda e: e.update(
-            verdict="could not be decided"))}, {"verdict"}),
+            verdict="not valid"))}, {"verdict"}),
     "the procedure told": (
         lambda m: {"evidence.json": edited(m, "evidence.json", lambda e: e["transcript"].update(
             procedure="better"))}, {"procedure of the evidence"}),

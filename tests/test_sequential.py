@@ -392,8 +392,11 @@ def test_recorded_derivative_is_found_and_the_independent_model_is_not(recorded)
     found = {who: test.evidence() for who, test in recorded.items()}
     assert found["derivative"].verdict == "evidence"
     assert found["derivative"].pvalue < 1e-8
-    assert found["independent"].verdict == "could not be decided"
-    assert "ask about more examples" in found["independent"].verdict_reason
+    other = found["independent"]
+    assert other.verdict == "no evidence"
+    assert "may be stopped at any time excludes no effect" in other.verdict_reason
+    assert "ask about more examples" in other.verdict_reason
+    assert ("pairs would find" in other.verdict_reason) == (other.statistic > 0)
 
 
 def test_wealth_curve(recorded):

@@ -65,7 +65,7 @@ _PUBLIC = {
     "partition_test": "workbench.independence",
     "plan_query": "workbench.pilot",
     "precomputed_scores": "workbench.scorers",
-    "queries_needed": "workbench.independence",
+    "queries_needed": "workbench.power",
     "query_contrast": "workbench.independence",
     "query_test": "workbench.independence",
     "reshuffle_by_tokens": "workbench.independence",

@@ -32,13 +32,13 @@ __all__ = [
     "Verdict",
 ]
 
-Verdict = Literal["evidence", "no evidence found at this power", "could not be decided"]
+Verdict = Literal["evidence", "no evidence", "not valid"]
 EVIDENCE: Verdict = "evidence"
-NO_EVIDENCE: Verdict = "no evidence found at this power"
-UNDECIDED: Verdict = "could not be decided"
+NO_EVIDENCE: Verdict = "no evidence"
+NOT_VALID: Verdict = "not valid"
+MARKS: dict[Verdict, str] = {EVIDENCE: "●", NO_EVIDENCE: "○", NOT_VALID: "◌"}
 
-FORMAT = "palimpsest evidence 2"
-FORMER_FORMAT = "palimpsest evidence 1"  # still read
+FORMAT = "palimpsest evidence 3"
 
 # What a positive never shows; every report says so.
 CAVEATS_ALWAYS = (
@@ -79,7 +79,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Gate:
-    """One validity gate: passed, passed with a caveat, or failed (then nothing is decided)."""
+    """One validity gate: passed, passed with a caveat, or failed (then the test is not valid)."""
 
     number: int
     name: str
@@ -101,7 +101,7 @@ class ReferenceCheck:
         One per quantity: ``name``, ``correlation`` (by rank), ``pvalue`` (exact, two-sided; of the
         largest among the test's weights of position and waves over training), ``corrected`` (Holm).
     smallest_corrected : float
-        Below .001 the test cannot decide; from .001 to .05 it carries a caveat.
+        Below .001 the test is not valid; from .001 to .05 it carries a caveat.
     detectable_correlation : float
         Correlation that this check would have flagged below .001 nine times in ten
         (normal approximation). Passing is not proof.
@@ -193,9 +193,6 @@ class Evidence:
     pvalue_model : float or None
         Reshuffle test: Student's t law with T − 1 degrees of freedom. Model-based: it holds if the
         log-likelihoods are Gaussian over reruns, and alone it is never evidence.
-    verdict : str
-        ``evidence``, ``no evidence found at this power`` or ``could not be decided``.
-    verdict_reason : str
     n, n_units : int
         Examples and units that were permuted; for the reshuffle test, documents and siblings.
     effect : Effect
@@ -222,6 +219,12 @@ class Evidence:
         For the reshuffle test `n_resamples` is the number of siblings.
     software : dict
         Versions.
+    verdict : str
+        ``evidence``: valid, and the p-value is at most `alpha`. ``no evidence``: valid, and above
+        it. ``not valid``: a gate failed, or `alpha` cannot be reached. Set with gate 6 by
+        `workbench.verdicts.conclude`.
+    verdict_reason : str
+        Why; of no evidence the effect that is excluded, and what size of test would have found one.
     commitment : dict or None
         What was fixed beforehand (`workbench.commitment.Commitment`): ``sha256`` of it, ``dated``
         (``self-dated``, or that a time-stamp is attached), ``time_stamps``. None without one.
@@ -242,8 +245,6 @@ class Evidence:
     pvalue_asymptotic: float | None
     log10_pvalue: float | None
     pvalue_model: float | None
-    verdict: Verdict
-    verdict_reason: str
     n: int
     n_units: int
     effect: Effect
@@ -263,6 +264,8 @@ class Evidence:
     n_resamples: int
     details: dict[str, Any]
     software: dict[str, str]
+    verdict: Verdict = NOT_VALID
+    verdict_reason: str = "nothing was concluded"
     commitment: dict[str, Any] | None = None
     correction: Correction | None = None
     distribution: NullDistribution | None = field(default=None, repr=False, compare=False)
@@ -317,7 +320,7 @@ class Evidence:
                 "not given by a test that may be stopped at any time"
                 if self._anytime
                 else f"{names.statistic} below {self.statistic_upper95:+.4f} (one-sided 95 %, "
-                f"approximate){interest}",
+                f"{'approximate' if self.pvalue_model is None else 'model-based'}){interest}",
             ),
             (names.rows, f"{self.n:,}{names.units.format(self.n_units)}"),
         ]
@@ -416,13 +419,12 @@ class Evidence:
 
     def _repr_html_(self) -> str:
         # Labels come from model folders and transcripts: everything is escaped.
-        marks = {EVIDENCE: "●", NO_EVIDENCE: "○", UNDECIDED: "◌"}
         body = "".join(
             f"<tr><th scope='row' style='text-align:left;vertical-align:top'>{html.escape(a)}</th>"
             f"<td style='text-align:left'>{html.escape(b)}</td></tr>"
             for a, b in self.rows()
         )
-        title = html.escape(f"{marks[self.verdict]} {self.test} test: {self.verdict}")
+        title = html.escape(f"{MARKS[self.verdict]} {self.test} test: {self.verdict}")
         return (
             f"<table class='palimpsest-evidence'><caption><strong>{title}</strong></caption>"
             f"<tbody>{body}</tbody></table>"
@@ -510,11 +512,9 @@ class Evidence:
             raise InputError(
                 f"this is not JSON ({error}): give a file written by a test"
             ) from error
-        if isinstance(content, Mapping) and content.get("format") == FORMER_FORMAT:
-            content = _from_former(content)
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise InputError(f"this is not evidence of the form {FORMAT!r}: run the test again")
-        values = {"commitment": None, **{k: v for k, v in content.items() if k != "format"}}
+        values = {k: v for k, v in content.items() if k != "format"}
         expected = {f.name for f in fields(cls)} - {"distribution"}
         if set(values) | {"correction"} != expected:
             wrong = sorted((set(values) ^ expected) - {"correction"})
@@ -592,13 +592,6 @@ _NAMES = {
         "text", "difference", "t", "documents", " under {:,} siblings", "rank among {:,} siblings"
     ),
 }
-
-
-def _from_former(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence of the first format, which knew the query test alone."""
-    effect = {k: v for k, v in content["effect"].items() if k != "nats"}
-    effect |= {"difference": content["effect"]["nats"], "quantity": Effect(0, 0, 0).quantity}
-    return {**content, "format": FORMAT, "effect": effect, "pvalue_model": None}
 
 
 def _power_of_ten(log10: float) -> str:

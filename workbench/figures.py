@@ -25,7 +25,6 @@ from scipy.stats import beta, kstwo, norm
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
-from workbench.gates import decisive_floor
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
 from workbench.independence.sequential import SequentialTest
@@ -33,6 +32,7 @@ from workbench.null import rejection_limit
 from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
+from workbench.verdicts import decisive_floor
 
 __all__ = [
     "binned",

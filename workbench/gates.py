@@ -1,27 +1,19 @@
-"""Validity gates and verdicts: what must hold before a p-value means anything.
+"""Validity gates: what must hold before a p-value means anything.
 
 One function per gate: what was checked, whether it passed, and what is left to be said. Knows
 transcripts, null distributions and checks that others made; computes no statistic.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from workbench.errors import InputError
 from workbench.evidence import (
     CAVEATS_ALWAYS,
-    EVIDENCE,
     EXTRAPOLATED_LOG10,
-    NO_EVIDENCE,
-    UNDECIDED,
-    Correction,
-    Evidence,
     Gate,
     ReferenceCheck,
-    Verdict,
 )
 from workbench.null import NullDistribution
 from workbench.scores import Scores
@@ -30,15 +22,8 @@ from workbench.statistics.repeats import compare_blocks
 from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
-    "PAIR_WORDS",
-    "PARTITION_WORDS",
-    "QUERY_WORDS",
     "REFERENCE_FAILS",
-    "RESHUFFLE_WORDS",
-    "WINDOW_WORDS",
-    "Words",
     "closing_caveats",
-    "decisive_floor",
     "gate_choice",
     "gate_counts",
     "gate_known_shuffle",
@@ -48,9 +33,6 @@ __all__ = [
     "gate_shuffle",
     "gate_tail",
     "gate_text",
-    "gate_verdict",
-    "reach_verdict",
-    "with_correction",
 ]
 
 # Fewer seeds than these are a bound on the p-value that a reader will not expect.
@@ -347,183 +329,6 @@ def gate_references(check: ReferenceCheck) -> Gate:
             "would do this in one audit of twenty.",
         )
     return Gate(1, name, "pass", str(check))
-
-
-@dataclass(frozen=True)
-class Words:
-    """How one test speaks of its data in a verdict."""
-
-    statistic: str
-    draws: str
-    little: str
-    remedy: str
-    pvalue: str = "exact p"
-
-
-QUERY_WORDS = Words(
-    "correlation", "permutations", "few queries", "ask more queries or use a closer reference"
-)
-PAIR_WORDS = Words(
-    "correlation",
-    "sign flips",
-    "few pairs",
-    "ask more pairs or use a closer reference",
-    "certified p",
-)
-WINDOW_WORDS = Words(
-    "correlation",
-    "choices of the late units",
-    "few queries",
-    "ask more queries or use a closer reference",
-    "certified p",
-)
-PARTITION_WORDS = Words("correlation", "permutations", "little text", "collect more text")
-RESHUFFLE_WORDS = Words("difference", "siblings", "little text or too few siblings",
-                    "collect more text, or retrain more siblings")  # fmt: skip
-
-
-def decisive_floor(evidence: Evidence) -> float:
-    """Smallest value that the p-value on which the verdict rests could have taken.
-
-    The certified or anytime p-value of a designed test has none: `Evidence.pvalue_floor` is that
-    of the exact one beside it.
-    """
-    return evidence.pvalue_floor if evidence.compared is None else 0.0
-
-
-def reach_verdict(
-    gates: Sequence[Gate],
-    pvalue: float,
-    floor: float,
-    alpha: float,
-    upper95: float,
-    smallest_effect: float | None,
-    words: "Words",
-    correction: Correction | None = None,
-) -> tuple[Verdict, str]:
-    """Gate 6: evidence, no evidence found at this power, or could not be decided.
-
-    Where the test is one of many, the corrected p-value and its floor decide.
-    """
-    said, factor = f"{words.pvalue} {pvalue:.3g}", 1.0
-    if correction is not None:
-        said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
-        factor = correction.floor / floor if floor else 1.0
-        pvalue, floor = correction.pvalue, correction.floor
-    failed = [gate for gate in gates if gate.status == "fail"]
-    if failed:
-        return (
-            UNDECIDED,
-            f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}",
-        )
-    if floor > alpha * (1 + 1e-9):
-        needed = int(np.ceil(factor / alpha - 1e-9)) - 1
-        return UNDECIDED, (
-            f"this many {words.draws} cannot give a p-value below {min(1.0, floor):.3g}, and alpha "
-            f"is {alpha:g}: use at least {needed:,} {words.draws}"
-        )
-    if pvalue <= alpha * (1 + 1e-9):
-        caveats = sum(gate.status == "caveat" for gate in gates)
-        but = f" ({caveats} with a caveat)" if caveats else ""
-        return EVIDENCE, f"{said} is at most alpha {alpha:g}, and no gate failed{but}"
-    if smallest_effect is None:
-        return UNDECIDED, (
-            f"{said} is above alpha {alpha:g}, and without smallest_effect, fixed "
-            f"beforehand, that cannot be told from too {words.little}"
-        )
-    if upper95 < smallest_effect:
-        return NO_EVIDENCE, (
-            f"{said} is above alpha {alpha:g}, and the {words.statistic} is below "
-            f"{upper95:.4f} (95 %), less than the smallest of interest, {smallest_effect:.4f}"
-        )
-    return UNDECIDED, (
-        f"{said} is above alpha {alpha:g}, but {words.statistic}s up to "
-        f"{upper95:.4f} (95 %) are compatible with the data, above the smallest of interest, "
-        f"{smallest_effect:.4f}: {words.remedy}"
-    )
-
-
-def gate_verdict(
-    verdict: Verdict, upper95: float, smallest_effect: float | None, words: "Words"
-) -> Gate:
-    """Gate 6 as a line of its own: the upper limit, and what it is compared with."""
-    limit = f"upper 95 % limit of the {words.statistic} {upper95:.4f}"
-    if smallest_effect is None:
-        return Gate(6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed")
-    if verdict == EVIDENCE:
-        # the limit is no part of this verdict: an effect that is there may well be large
-        return Gate(
-            6,
-            "verdict",
-            "pass",
-            f"the p-value decides; {limit}, and the smallest of interest, {smallest_effect:.4f}, "
-            "would have counted only if nothing had been found",
-        )
-    return Gate(
-        6,
-        "verdict",
-        "caveat" if verdict == UNDECIDED else "pass",
-        f"{limit}, smallest of interest {smallest_effect:.4f}",
-    )
-
-
-WORDS = {
-    "query": QUERY_WORDS,
-    "pairs": PAIR_WORDS,
-    "windows": WINDOW_WORDS,
-    "partition": PARTITION_WORDS,
-    "reshuffle": RESHUFFLE_WORDS,
-}
-
-
-def with_correction(
-    evidence: Evidence, correction: Correction, gate: Gate, caveats: Sequence[str] = ()
-) -> Evidence:
-    """The same evidence as one of many tests: its verdict rests on the corrected p-value.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        Not corrected before.
-    correction : Correction
-    gate : Gate
-        What makes the correction valid.
-    caveats : sequence of str
-        What is left to be said of it.
-
-    Raises
-    ------
-    InputError
-        The evidence already carries a correction.
-    """
-    if evidence.correction is not None:
-        raise InputError(
-            f"this evidence is corrected already ({evidence.correction.name}): correct the "
-            "evidence of the test itself"
-        )
-    words = WORDS[evidence.compared or evidence.test]
-    gates = [*(g for g in evidence.gates if g.number != 6), gate]
-    limit, smallest = evidence.statistic_upper95, evidence.smallest_effect
-    verdict, reason = reach_verdict(
-        gates,
-        evidence.pvalue,
-        decisive_floor(evidence),
-        evidence.alpha,
-        limit,
-        smallest,
-        words,
-        correction,
-    )
-    gates.append(gate_verdict(verdict, limit, smallest, words))
-    gates.sort(key=lambda found: found.number)
-    return replace(
-        evidence,
-        correction=correction,
-        verdict=verdict,
-        verdict_reason=reason,
-        gates=tuple(gates),
-        caveats=(*caveats, *evidence.caveats),
-    )
 
 
 def gate_tail(claim: ShuffleClaim, procedure: str | None) -> Gate:

@@ -44,7 +44,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from workbench.archive import printable
 from workbench.errors import InputError
-from workbench.evidence import Evidence
+from workbench.evidence import MARKS, Evidence
 from workbench.home import atomic_write
 from workbench.pages import find_chromium, print_pdf, render
 
@@ -1169,7 +1169,7 @@ def _test_row(found: Evidence, path: Path, folder: Path) -> dict[str, Any]:
         "references": ", ".join(str(r.get("label", "unnamed")) for r in found.references) or "none",
         "verdict": found.verdict,
         "reason": found.verdict_reason,
-        "mark": {"evidence": "●", "no evidence found at this power": "○"}.get(found.verdict, "◌"),
+        "mark": MARKS[found.verdict],
         "pvalue": f"{found.pvalue_exact:.2g}",
         "floor": f"{found.pvalue_floor:.2g}",
         "at_floor": math.isclose(found.pvalue_exact, found.pvalue_floor, rel_tol=1e-6),

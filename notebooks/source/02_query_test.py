@@ -128,7 +128,7 @@ for label, e in by_reference.items():
 # A reference that knows Alice's order (a checkpoint of hers, a sibling of the same suite) would
 # cancel real signal or fake it. So each reference, each difference of references and what is
 # subtracted are tested against the same null, two-sided, with Holm's correction. Below .001 the
-# test refuses to decide. Passing is not proof: the check prints what it would have found.
+# test is not valid. Passing is not proof: the check prints what it would have found.
 
 # %%
 check = by_reference["both"].references_check
@@ -285,8 +285,9 @@ panels.query_panel(run)
 # %% [markdown]
 # ## The evidence, whole
 #
-# Every result carries its gates (what the software checked), its caveats, and three possible
-# verdicts: *evidence*, *no evidence found at this power*, *could not be decided*.
+# Every result carries its gates (what the software checked), its caveats, and one of three
+# verdicts: *evidence*, *no evidence* (with the effect that is excluded, and how many queries would
+# show one), *not valid* (with the remedy).
 
 # %%
 query_test(transcript, scores[suspect], [reference], smallest_effect=smallest, seed=seed)

@@ -236,7 +236,7 @@ panels.reshuffle_panel(observations)
 #
 # or `palimpsest test reshuffle --texts bob.jsonl --alice RERUN --sibling S1 --sibling S2 …
 # --procedure "how they were made" --alpha 0.05`. T siblings give no p below 1 / (T + 1). The
-# `procedure` is a declaration: without it the outcome is "could not be decided". `palimpsest lab
+# `procedure` is a declaration: without it the test is "not valid". `palimpsest lab
 # siblings` makes a set on this machine and prints these options.
 #
 # ## The evidence, whole

@@ -235,8 +235,8 @@ else:
 # palimpsest report notebooks/90_report.ipynb -p source=tiny
 # ```
 #
-# Exit status: 0 the test ran, whatever the verdict; 1 a notebook failed, or a bundle does not
-# match; 2 bad input; 3 could not be decided; 130 interrupted.
+# Exit status: 0 the test was valid, whatever it found; 1 a notebook failed, or a bundle does not
+# match; 2 bad input; 3 the test was not valid; 130 interrupted.
 
 # %% [markdown]
 # ## From a laptop to a cluster

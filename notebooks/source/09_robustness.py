@@ -81,8 +81,7 @@ for (name, test), e in matrix.items():
         print(f"{name:<24}{test:<22}{e['z']:>7.1f}  {e['pvalue']:>8.2g}  {e['verdict']}")
 
 # %% [markdown]
-# Evidence here means what it means everywhere: no gate failed, and the exact p is at most .001. The
-# controls are *could not be decided* because this study fixed no smallest effect of interest.
+# Evidence here means what it means everywhere: no gate failed, and the exact p is at most .001.
 # Whatever lies beyond is measured in z. One row of the matrix tests one suspect several times; a
 # report would close the family and correct (notebook 08).
 #
@@ -92,8 +91,8 @@ for (name, test), e in matrix.items():
 # leave?" below asks about it again, under the name `left-at-0.5`. (`fine-tune-2000` is trained at a
 # quarter of the learning rate here, and the derivative of notebook 05 at an eighth.)
 #
-# The reshuffle test. At the default alpha of .001 nineteen siblings can decide nothing (notebook 04
-# uses .05):
+# The reshuffle test. Nineteen siblings cannot reach the default alpha of .001, so the verdict is
+# *not valid* (notebook 04 uses .05):
 
 # %%
 for cell in record.find("robustness", test="reshuffle"):

@@ -124,7 +124,7 @@ for name in ("independent", "reference-same", "reference-other"):
 # %% [markdown]
 # ## Validity gates
 #
-# What the software checked. A failed gate means *could not be decided*, whatever the p-value; a
+# What the software checked. A failed gate means *not valid*, whatever the p-value; a
 # caveat is said and left to the reader. Gate 5 (choices) appears only where something was chosen
 # from data.
 

@@ -1,7 +1,7 @@
 """The command ``palimpsest``: thin, every command is a call that a notebook could make.
 
-Exit status: 0 ran (whatever the verdict), 1 a notebook or a study's cell failed, or a bundle or a
-study does not match, 2 bad input, 3 could not be decided, 130 interrupted.
+Exit status: 0 ran, whatever a valid test found, 1 a notebook or a study's cell failed, or a bundle
+or a study does not match, 2 bad input, 3 a test was not valid, 130 interrupted.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
 from workbench.cli.options import (
     BAD_INPUT,
-    COULD_NOT_DECIDE,
     FAILED,
     INTERRUPTED,
+    INVALID,
     AccessOption,
     AlphaOption,
     AlternativeOption,
@@ -90,7 +90,7 @@ from workbench.designed import (
     learned_sha256,
 )
 from workbench.errors import InputError
-from workbench.evidence import UNDECIDED, Evidence
+from workbench.evidence import NOT_VALID, Evidence
 from workbench.independence import (
     Ledger,
     PairCase,
@@ -1913,8 +1913,8 @@ def _conclude(evidence: Evidence, json_path: Path | None) -> None:
     if json_path is not None:
         evidence.write(json_path)
     typer.echo(evidence.summary())
-    if evidence.verdict == UNDECIDED:
-        raise typer.Exit(COULD_NOT_DECIDE)
+    if evidence.verdict == NOT_VALID:
+        raise typer.Exit(INVALID)
 
 
 @ledger_app.command("show")

@@ -9,8 +9,8 @@ from workbench.null import ALTERNATIVES
 from workbench.statistics import STATISTICS
 from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
 
-# Exit status; 0: the command ran, whatever the verdict.
-FAILED, BAD_INPUT, COULD_NOT_DECIDE, INTERRUPTED = 1, 2, 3, 130
+# Exit status; 0: the command ran, and its test, if any, was valid.
+FAILED, BAD_INPUT, INVALID, INTERRUPTED = 1, 2, 3, 130
 
 TranscriptOption = Annotated[
     str,

@@ -67,8 +67,8 @@ def siblings_commit(
     declared = procedure or declared_procedure([alice, *sibling])
     if declared is None:
         raise InputError(
-            "how rerun and siblings were made is not declared, and without it nothing could be "
-            "decided: add --procedure"
+            "how rerun and siblings were made is not declared, and without it the test would not "
+            "be valid: add --procedure"
         )
 
     def named(model: str) -> CommittedModel:

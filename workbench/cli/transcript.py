@@ -5,9 +5,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from workbench.cli.options import COULD_NOT_DECIDE, QuietOption, SeedBitsOption, ShuffleSeedOption
+from workbench.cli.options import INVALID, QuietOption, SeedBitsOption, ShuffleSeedOption
 from workbench.errors import InputError
-from workbench.independence import queries_needed
+from workbench.power import queries_needed
 from workbench.transcript import ShuffleClaim, Transcript
 from workbench.transcripts import READERS, TrainingOrder, open_order
 
@@ -201,7 +201,7 @@ def check(
 ) -> None:
     """Natural order, near-repeats, suggested unit and block, and how many examples to ask for.
 
-    Exit status 3 where the order looks unshuffled: no test could decide.
+    Exit status 3 where the order looks unshuffled: no test would be valid.
     """
     from workbench.transcripts.checks import check_order, check_transcript
 
@@ -221,4 +221,4 @@ def check(
             f"{rho:g} with power {power:g}{short}"
         )
     if found.description.looks_unshuffled:
-        raise typer.Exit(COULD_NOT_DECIDE)
+        raise typer.Exit(INVALID)

@@ -15,7 +15,7 @@ from workbench.independence.noise import NoiseFloor, noise_floor
 from workbench.independence.pairs import pair_test
 from workbench.independence.partition import partition_test
 from workbench.independence.plan import KnownEffect, QueryPlan
-from workbench.independence.query import queries_needed, query_contrast, query_test
+from workbench.independence.query import query_contrast, query_test
 from workbench.independence.reshuffle import reshuffle_by_tokens, reshuffle_test
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "noise_floor",
     "pair_test",
     "partition_test",
-    "queries_needed",
     "query_contrast",
     "query_test",
     "reshuffle_by_tokens",

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from workbench.errors import InputError
-from workbench.gates import PAIR_WORDS, WINDOW_WORDS, Words
 from workbench.independence.account import BOOTSTRAP_RESAMPLES
 from workbench.independence.design import Compare, QueryDesign
 from workbench.null import Alternative, NullDistribution, permutation_null, sign_flip_null
@@ -39,7 +38,6 @@ Progress = Callable[[int], object]
 class Compared(ABC):
     """One score vector on the units of a design, and what the test asks of it."""
 
-    words: ClassVar[Words]
     contrast: ClassVar[str]
     bootstrap: ClassVar[str]
     exchanged: ClassVar[str]
@@ -93,7 +91,6 @@ class ComparedPairs(Compared):
     differences : ndarray of float64, shape (pairs,)
     """
 
-    words: ClassVar[Words] = PAIR_WORDS
     contrast: ClassVar[str] = "late minus early of pairs"
     bootstrap: ClassVar[str] = "bootstrap over pairs"
     exchanged: ClassVar[str] = (
@@ -163,7 +160,6 @@ class ComparedWindows(Compared):
         One number per unit.
     """
 
-    words: ClassVar[Words] = WINDOW_WORDS
     contrast: ClassVar[str] = "late window against early, all units with all"
     bootstrap: ClassVar[str] = "bootstrap over the units of each"
     exchanged: ClassVar[str] = (

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 from workbench.errors import InputError
 from workbench.evidence import Correction, Evidence, Gate
-from workbench.gates import decisive_floor, with_correction
 from workbench.home import atomic_write, content_key
 from workbench.independence.cases import QueryCase
 from workbench.independence.corrections import Exploration, Rate, explore, holm, holm_log10
+from workbench.verdicts import decisive_floor, with_correction
 
 __all__ = ["Family", "family_test"]
 

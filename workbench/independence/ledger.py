@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from workbench.errors import InputError
 from workbench.evidence import Correction, Evidence, Gate
-from workbench.gates import decisive_floor, with_correction
 from workbench.home import content_key
 from workbench.independence.cases import PairCase, QueryCase
 from workbench.independence.corrections import open_ledger_factor
 from workbench.transcript import Transcript
+from workbench.verdicts import decisive_floor, with_correction
 
 __all__ = ["Ledger", "LedgerEntry", "as_entered"]
 

@@ -20,8 +20,6 @@ from workbench.gates import (
     gate_repeats,
     gate_seeds,
     gate_shuffle,
-    gate_verdict,
-    reach_verdict,
 )
 from workbench.independence.account import (
     SMALLEST_FLOAT,
@@ -45,6 +43,7 @@ from workbench.null import Alternative, NullDistribution
 from workbench.scores import Scores
 from workbench.statistics import Contrasted, QueryStatistic, find_statistic
 from workbench.transcript import Transcript
+from workbench.verdicts import conclude
 
 __all__ = [
     "asked_scores",
@@ -167,14 +166,12 @@ def pair_test(
     if check is not None:
         gates.append(gate_references(check))
     limit = upper95(correlation, compared.correlation_sd, alternative)
-    verdict, reason = reach_verdict(gates, pvalue, 0.0, alpha, limit, smallest_effect, kind.words)
-    gates.append(gate_verdict(verdict, limit, smallest_effect, kind.words))
     gates.sort(key=lambda gate: gate.number)
     caveats += closing_caveats(gates, asymptotic)
     choices = Choices(chosen)
     mean, low, high = compared.effect(np.random.default_rng(streams[2]))
     quantity = f"{suspect.units}, late window minus early; {kind.bootstrap}"
-    return Evidence(
+    evidence = Evidence(
         test="query",
         contrast=f"{choices.name(contrasted, suspect, references)}; {kind.contrast}",
         statistic=correlation,
@@ -185,8 +182,6 @@ def pair_test(
         pvalue_asymptotic=None if asymptotic is None else max(10.0**asymptotic, SMALLEST_FLOAT),
         log10_pvalue=asymptotic,
         pvalue_model=None,
-        verdict=verdict,
-        verdict_reason=reason,
         n=design.queries,
         n_units=2 * design.pairs,
         effect=Effect(mean, low, high, 0.95, quantity),
@@ -211,6 +206,7 @@ def pair_test(
         software=software(),
         distribution=null,
     )
+    return conclude(evidence)
 
 
 # ---------------------------------------------------------------- shared with the sequential test

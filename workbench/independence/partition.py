@@ -9,15 +9,12 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
-    PARTITION_WORDS,
     closing_caveats,
     gate_choice,
     gate_counts,
     gate_repeats,
     gate_seeds,
     gate_shuffle,
-    gate_verdict,
-    reach_verdict,
 )
 from workbench.independence.account import (
     SMALLEST_FLOAT,
@@ -37,6 +34,7 @@ from workbench.statistics.partition import order_blocks
 from workbench.statistics.rank import RankDesign
 from workbench.texts import Texts
 from workbench.transcript import Transcript
+from workbench.verdicts import conclude
 
 __all__ = ["partition_test"]
 
@@ -174,13 +172,9 @@ def partition_test(
         *(gate_choice([], [said]) for said in rows_on_word(transcript)),
     ]
     limit = upper95(correlation, design.scale(contrast) * distribution.sd, alternative)
-    verdict, reason = reach_verdict(
-        gates, pvalue, distribution.floor, alpha, limit, smallest_effect, PARTITION_WORDS
-    )
-    gates.append(gate_verdict(verdict, limit, smallest_effect, PARTITION_WORDS))
     gates.sort(key=lambda gate: gate.number)
     caveats = [*_text_caveats(found[0]), *repeats_caveat(transcript)]
-    return Evidence(
+    evidence = Evidence(
         test="partition",
         contrast=_partition_name(found[0], statistic, n_blocks, order),
         statistic=correlation,
@@ -191,8 +185,6 @@ def partition_test(
         pvalue_asymptotic=None if log10 is None else max(10.0**log10, SMALLEST_FLOAT),
         log10_pvalue=log10,
         pvalue_model=None,
-        verdict=verdict,
-        verdict_reason=reason,
         n=transcript.n,
         n_units=design.n_units,
         effect=effect_of_order(design, contrast, streams[1], unit),
@@ -214,6 +206,7 @@ def partition_test(
         software=software(),
         distribution=distribution,
     )
+    return conclude(evidence)
 
 
 def _ngrams_of(

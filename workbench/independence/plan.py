@@ -20,8 +20,8 @@ from scipy.stats import norm
 from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.home import atomic_write
-from workbench.independence.query import queries_needed
 from workbench.null import LARGEST_SHARE, log10_normal_tail
+from workbench.power import power_at, queries_needed
 from workbench.transcript import How, Transcript
 
 __all__ = ["KnownEffect", "Pilot", "QueryPlan", "draw_examples"]
@@ -229,7 +229,7 @@ class QueryPlan:
 
     def power_at(self, queries: int) -> float:
         """Probability that so many queries reach the p-value, if the effect is as estimated."""
-        return float(norm.sf(norm.isf(self.pvalue) - self.expected_z(queries)))
+        return power_at(float(self.expected_z(queries)), self.pvalue)
 
     # ------------------------------------------------------------------ how much
 

@@ -5,13 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
-    QUERY_WORDS,
     closing_caveats,
     gate_known_shuffle,
     gate_measurement,
@@ -19,8 +17,6 @@ from workbench.gates import (
     gate_repeats,
     gate_seeds,
     gate_shuffle,
-    gate_verdict,
-    reach_verdict,
 )
 from workbench.independence.account import (
     SMALLEST_FLOAT,
@@ -51,8 +47,9 @@ from workbench.statistics import Contrasted, PositionWeights, find_statistic
 from workbench.statistics.adaptive import hold_out
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
+from workbench.verdicts import conclude
 
-__all__ = ["checked_inputs", "identity_of", "queries_needed", "query_contrast", "query_test"]
+__all__ = ["checked_inputs", "identity_of", "query_contrast", "query_test"]
 
 Floats = NDArray[np.float64]
 
@@ -142,8 +139,8 @@ def query_test(
     smallest_effect : float, optional
         Smallest correlation of interest (of the statistic's weights of position with the rank of
         its contrast), fixed beforehand (for instance a quarter of what the
-        same queries show on the owner's own model). Without it a large p-value cannot be told
-        from too few queries, and the verdict is "could not be decided".
+        same queries show on the owner's own model). The verdict then says whether the test had
+        the power to see it.
     placebos : sequence of Scores
         Independent models that are neither suspect nor reference, tested the same way, two-sided
         and by as many permutations of their own as that takes: a small p-value of theirs says that
@@ -245,13 +242,9 @@ def query_test(
         gates.append(gate_references(references_check))
     # The null's mean is 0 but for weights of position where units differ in size.
     limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
-    verdict, reason = reach_verdict(
-        gates, pvalue, distribution.floor, alpha, limit, smallest_effect, QUERY_WORDS
-    )
-    gates.append(gate_verdict(verdict, limit, smallest_effect, QUERY_WORDS))
     gates.sort(key=lambda gate: gate.number)
     caveats += closing_caveats(gates, log10)
-    return Evidence(
+    found = Evidence(
         test="query",
         contrast=choices.name(contrasted, suspect, references),
         statistic=correlation,
@@ -262,8 +255,6 @@ def query_test(
         pvalue_asymptotic=None if log10 is None else max(10.0**log10, SMALLEST_FLOAT),
         log10_pvalue=log10,
         pvalue_model=None,
-        verdict=verdict,
-        verdict_reason=reason,
         n=transcript.n,
         n_units=design.n_units,
         effect=effect_of_order(transcript.design, contrast, streams[2], suspect.units),
@@ -289,19 +280,7 @@ def query_test(
         software=software(),
         distribution=distribution,
     )
-
-
-def queries_needed(correlation: float, alpha: float, power: float) -> int:
-    """Examples needed to find a correlation: ((z_α + z_power) / ρ)², rounded up.
-
-    Examples
-    --------
-    >>> queries_needed(0.0779, alpha=1e-8, power=0.9)
-    7831
-    """
-    if not (0 < abs(correlation) < 1 and 0 < alpha < 1 and 0 < power < 1):
-        raise InputError("correlation, alpha and power must each lie between 0 and 1")
-    return int(np.ceil(((norm.isf(alpha) + norm.ppf(power)) / abs(correlation)) ** 2))
+    return conclude(found)
 
 
 def checked_inputs(

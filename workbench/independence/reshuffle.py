@@ -9,12 +9,9 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.evidence import Effect, Evidence, histogram_dict
 from workbench.gates import (
-    RESHUFFLE_WORDS,
     closing_caveats,
     gate_tail,
     gate_text,
-    gate_verdict,
-    reach_verdict,
 )
 from workbench.independence.account import SMALLEST_FLOAT, software
 from workbench.null import NullDistribution
@@ -25,6 +22,7 @@ from workbench.statistics.reshuffle import (
     normal_z_pvalue,
 )
 from workbench.transcript import ShuffleClaim
+from workbench.verdicts import conclude
 
 __all__ = ["reshuffle_by_tokens", "reshuffle_test"]
 
@@ -72,7 +70,7 @@ def reshuffle_test(
     procedure : str, optional
         One sentence that declares how rerun and siblings were made, by one procedure that differs
         in the order of the tail alone. Without it the rank p-value is not exact, and the outcome
-        is "could not be decided".
+        is "not valid".
     released : Scores or float, optional
         The same under the owner's released weights: reported on a line of its own, model-based.
     weighting : {"tokens", "documents"}
@@ -83,7 +81,7 @@ def reshuffle_test(
     label : str
         Name of the text in reports.
     alpha : float
-        Level of the rank p-value; 1/(T + 1) or more, or nothing can be decided.
+        Level of the rank p-value; 1/(T + 1) or more, or the test is not valid.
     smallest_effect : float, optional
         Smallest difference of interest in nats per token, fixed beforehand.
 
@@ -117,17 +115,6 @@ def reshuffle_test(
     found = compare_with_siblings(values[0], values[1:])
     claim = shuffle or ShuffleClaim()
     gates = [gate_tail(claim, procedure), gate_text(models)]
-    verdict, reason = reach_verdict(
-        gates,
-        found.pvalue_rank,
-        found.floor,
-        alpha,
-        found.upper95,
-        smallest_effect,
-        RESHUFFLE_WORDS,
-    )
-    gates.append(gate_verdict(verdict, found.upper95, smallest_effect, RESHUFFLE_WORDS))
-    gates.sort(key=lambda gate: gate.number)
     draws = NullDistribution(
         found.alice,
         float(found.siblings.mean()),
@@ -135,7 +122,7 @@ def reshuffle_test(
         found.siblings,
         approximable=False,
     )
-    return Evidence(
+    evidence = Evidence(
         test="reshuffle",
         contrast="owner's order minus mean of its siblings, nats per token",
         statistic=found.difference,
@@ -146,8 +133,6 @@ def reshuffle_test(
         pvalue_asymptotic=None,
         log10_pvalue=None,
         pvalue_model=max(found.pvalue_t, SMALLEST_FLOAT),
-        verdict=verdict,
-        verdict_reason=reason,
         n=alice.n if isinstance(alice, Scores) else 1,
         n_units=len(siblings),
         effect=Effect(
@@ -175,6 +160,7 @@ def reshuffle_test(
         software=software(),
         distribution=draws,
     )
+    return conclude(evidence)
 
 
 def reshuffle_by_tokens(

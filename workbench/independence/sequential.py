@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.evidence import EVIDENCE, Effect, Evidence, Gate
-from workbench.gates import Words, closing_caveats, gate_references, reach_verdict
+from workbench.evidence import Effect, Evidence
+from workbench.gates import closing_caveats, gate_references
 from workbench.independence.account import SMALLEST_FLOAT, software, transcript_account
 from workbench.independence.choices import Choices
 from workbench.independence.comparisons import rank_biserial
@@ -29,6 +29,7 @@ from workbench.scores import Scores
 from workbench.statistics import Contrasted, QueryStatistic
 from workbench.statistics.betting import THETAS, SignMartingale
 from workbench.transcript import Transcript
+from workbench.verdicts import conclude
 
 __all__ = ["FITTED_FIRST", "Asker", "SequentialTest", "Step"]
 
@@ -37,7 +38,6 @@ Ints = NDArray[np.int64]
 
 # A fit to few examples is poor: the first batch of a fitted contrast is this many batches long.
 FITTED_FIRST = 4
-WORDS = Words("correlation", "pairs", "few pairs", "ask more pairs", "anytime p")
 WITHHELD = (
     "p-values for a fixed number of queries are withheld from a test that may be watched; the "
     "anytime p-value stands alone"
@@ -225,26 +225,10 @@ class SequentialTest:
         )
         if check is not None:
             gates.append(gate_references(check))
-        verdict, reason = reach_verdict(gates, step.pvalue, 0.0, self.alpha, 1.0, None, WORDS)
-        if verdict != EVIDENCE and not any(gate.status == "fail" for gate in gates):
-            left = design.pairs - step.pairs
-            what = f"ask on, {left:,} pairs are left" if left else "ask about more examples"
-            reason = (
-                f"anytime p {step.pvalue:.3g} after {step.pairs:,} pairs is above alpha "
-                f"{self.alpha:g}: {what}"
-            )
-        gates.append(
-            Gate(
-                6,
-                "verdict",
-                "caveat",
-                "no upper limit: a test that may be stopped any time has none",
-            )
-        )
         gates.sort(key=lambda gate: gate.number)
         difference = float(self._differences.mean())
         choices = Choices(self._statistic)
-        return Evidence(
+        evidence = Evidence(
             test="query",
             contrast=(
                 f"{choices.name(self._contrasted, suspect, references)}; late minus early of "
@@ -258,8 +242,6 @@ class SequentialTest:
             pvalue_asymptotic=None,
             log10_pvalue=None,
             pvalue_model=None,
-            verdict=verdict,
-            verdict_reason=reason,
             n=step.queries,
             n_units=2 * step.pairs,
             effect=Effect(
@@ -288,6 +270,7 @@ class SequentialTest:
                     "log10_pvalue": step.log10_pvalue,
                     "log10_wealth": step.log10_wealth,
                     "pairs": step.pairs,
+                    "pairs_left": design.pairs - step.pairs,
                     "pairs_without_difference": step.pairs - self._wealth.pairs,
                     "martingale": f"mixture of tanh(theta rank) bets, theta {THETAS}",
                     "queries": [s.queries for s in self.steps],
@@ -298,3 +281,4 @@ class SequentialTest:
             },
             software=software(),
         )
+        return conclude(evidence)

@@ -1,0 +1,297 @@
+"""Verdicts: what a piece of evidence shows, from its own numbers and gates.
+
+Three: evidence; no evidence, with the effect that is excluded and the size of a test that would
+have found one; not valid, with the gate that failed or the level that is out of reach, and the
+remedy. Computes no statistic; sizes and powers are normal approximations and say so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from scipy.stats import norm
+from scipy.stats import t as student_t
+
+from workbench.errors import InputError
+from workbench.evidence import (
+    EVIDENCE,
+    NO_EVIDENCE,
+    NOT_VALID,
+    Correction,
+    Evidence,
+    Gate,
+    Verdict,
+)
+from workbench.power import power_at, queries_needed
+
+__all__ = ["conclude", "decisive_floor", "with_correction"]
+
+POWER = 0.9  # for which sizes are told
+LARGEST_EFFECT = 0.999
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How one test speaks of its data in a verdict."""
+
+    size: str
+    draws: str = "permutations"
+    statistic: str = "correlation"
+    pvalue: str = "exact p"
+    besides: str = ""
+
+
+_WORDS = {
+    "query": _Words("queries", besides=", or fewer with a closer reference"),
+    "pairs": _Words("pairs", "pairs", pvalue="certified p"),
+    "windows": _Words("queries", "units in each window", pvalue="certified p"),
+    "sequential": _Words("pairs", "pairs", pvalue="anytime p"),
+    "partition": _Words("tokens of text"),
+    "reshuffle": _Words("documents like these", "siblings", "difference"),
+}
+
+
+def conclude(evidence: Evidence) -> Evidence:
+    """The evidence with its verdict, the reason, and gate 6, which shows the upper limit.
+
+    Where the test is one of many, the corrected p-value and its floor decide.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Complete but for these; what it says of them is replaced.
+    """
+    gates = [gate for gate in evidence.gates if gate.number != 6]
+    verdict, reason = _verdict(evidence, gates)
+    gates = sorted([*gates, _limit_gate(evidence, verdict)], key=lambda gate: gate.number)
+    return replace(evidence, verdict=verdict, verdict_reason=reason, gates=tuple(gates))
+
+
+def with_correction(
+    evidence: Evidence, correction: Correction, gate: Gate, caveats: Sequence[str] = ()
+) -> Evidence:
+    """The same evidence as one of many tests: its verdict rests on the corrected p-value.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Not corrected before.
+    correction : Correction
+    gate : Gate
+        What makes the correction valid.
+    caveats : sequence of str
+        What is left to be said of it.
+
+    Raises
+    ------
+    InputError
+        The evidence already carries a correction.
+    """
+    if evidence.correction is not None:
+        raise InputError(
+            f"this evidence is corrected already ({evidence.correction.name}): correct the "
+            "evidence of the test itself"
+        )
+    return conclude(
+        replace(
+            evidence,
+            correction=correction,
+            gates=(*evidence.gates, gate),
+            caveats=(*caveats, *evidence.caveats),
+        )
+    )
+
+
+def decisive_floor(evidence: Evidence) -> float:
+    """Smallest value that the p-value on which the verdict rests could have taken.
+
+    The certified or anytime p-value of a designed test has none: `Evidence.pvalue_floor` is that
+    of the exact one beside it.
+    """
+    return evidence.pvalue_floor if evidence.compared is None else 0.0
+
+
+def _kind(evidence: Evidence) -> str:
+    return "sequential" if "anytime" in evidence.details else evidence.compared or evidence.test
+
+
+def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
+    words, alpha, correction = _WORDS[_kind(evidence)], evidence.alpha, evidence.correction
+    said, pvalue = f"{words.pvalue} {evidence.pvalue:.3g}", evidence.pvalue
+    if "anytime" in evidence.details:
+        said += f" after {evidence.details['anytime']['pairs']:,} pairs"
+    if correction is not None:
+        said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
+        pvalue = correction.pvalue
+    level = alpha / _factor(evidence)
+    failed = [gate for gate in gates if gate.status == "fail"]
+    if failed:
+        return NOT_VALID, f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}"
+    smallest, enough = _reach(evidence, level)
+    if smallest > level * (1 + 1e-9):
+        return NOT_VALID, (
+            f"this many {words.draws} cannot give a p-value below "
+            f"{min(1.0, smallest * alpha / level):.3g}, and alpha is {alpha:g}: use at least "
+            f"{enough:,} {words.draws}"
+        )
+    if pvalue <= alpha * (1 + 1e-9):
+        caveats = sum(gate.status == "caveat" for gate in gates)
+        but = f" ({caveats} with a caveat)" if caveats else ""
+        return EVIDENCE, f"{said} is at most alpha {alpha:g}, and no gate failed{but}"
+    found = [f"{said} is above alpha {alpha:g}", *_excluded(evidence), *_size(evidence, level)]
+    return NO_EVIDENCE, "; ".join(found)
+
+
+def _factor(evidence: Evidence) -> float:
+    """How many times smaller a p-value must be because the test is one of many."""
+    correction, floor = evidence.correction, decisive_floor(evidence)
+    if correction is None:
+        return 1.0
+    return correction.floor / floor if floor else correction.pvalue / evidence.pvalue
+
+
+def _reach(evidence: Evidence, level: float) -> tuple[float, int]:
+    """Smallest p-value that a test of this size could have had, and the draws that `level` takes.
+
+    Nothing but the number of draws, siblings or exchanged units counts here.
+    """
+    kind, details = _kind(evidence), evidence.details
+    if kind == "windows":
+        late, early = details["certified"]["late"], details["certified"]["early"]
+        enough = next(k for k in count(1) if math.comb(2 * k, k) * level >= 1 - 1e-9)
+        return 1 / math.comb(late + early, late), enough
+    if kind in ("pairs", "sequential"):
+        pairs = details["certified" if kind == "pairs" else "anytime"]["pairs"]
+        pairs += details["anytime"]["pairs_left"] if kind == "sequential" else 0
+        return 0.5**pairs, math.ceil(-math.log2(level) - 1e-9)
+    return evidence.pvalue_floor, math.ceil(1 / level - 1e-9) - 1
+
+
+# ---------------------------------------------------------------- what a large p leaves open
+
+
+def _directed(evidence: Evidence, value: float) -> float:
+    """The value in the direction tested."""
+    return {"less": -value, "two-sided": abs(value)}.get(evidence.alternative, value)
+
+
+def _excluded(evidence: Evidence) -> list[str]:
+    kind, limit = _kind(evidence), evidence.statistic_upper95
+    if kind == "reshuffle":
+        return ["a rank among siblings excludes no effect"]
+    if kind == "sequential":
+        return ["a test that may be stopped at any time excludes no effect"]
+    if limit >= 1:
+        return ["so few examples exclude no correlation"]
+    beyond = {
+        "greater": f"above {limit:+.4f}",
+        "less": f"below {-limit:+.4f}",
+        "two-sided": f"beyond ±{limit:.4f}",
+    }
+    return [f"correlations {beyond[evidence.alternative]} are excluded at 95 % (approximate)"]
+
+
+def _strengths(evidence: Evidence) -> tuple[float, float | None]:
+    """The z of what was measured, in the direction tested, and that expected of the smallest."""
+    kind, smallest = _kind(evidence), evidence.smallest_effect
+    if kind == "sequential":  # z is withheld; ranks 1 to k have the null sd 2/√(3k)
+        told = evidence.details["anytime"]
+        pairs = told["pairs"] - told["pairs_without_difference"]
+        return _directed(evidence, evidence.statistic) * math.sqrt(3 * pairs) / 2, None
+    measured = _directed(evidence, evidence.z)
+    if smallest is None:
+        return measured, None
+    tail = norm.isf(0.05) if kind != "reshuffle" else student_t.isf(0.05, evidence.n_units - 1)
+    spread = evidence.statistic_upper95 - _directed(evidence, evidence.statistic)
+    return measured, float(smallest * tail / spread)
+
+
+def _size(evidence: Evidence, level: float) -> list[str]:
+    """What size of test would have found an effect: the smallest of interest, or the measured."""
+    kind = _kind(evidence)
+    words, smallest = _WORDS[kind], evidence.smallest_effect
+    if evidence.alternative == "two-sided":
+        level /= 2
+    if kind in ("pairs", "sequential") or (
+        kind == "windows" and evidence.details["certified"]["how"] == "bound"
+    ):
+        level = float(norm.sf(math.sqrt(-2 * math.log(level))))  # of a bound exp(-z²/2)
+    measured, expected = _strengths(evidence)
+    found = []
+    if smallest is not None and expected is not None:
+        power = power_at(expected, level)
+        had = f"this test had a power of about {_share(power)} to find it (normal approximation)"
+        if kind == "reshuffle":
+            found = [f"for the smallest difference of interest, {smallest:.4f}, {had}"]
+        elif evidence.statistic_upper95 < smallest:
+            return [f"the smallest of interest, {smallest:.4f}, is excluded, and {had}"]
+        else:
+            found = [f"the smallest of interest, {smallest:.4f}, is not excluded, and {had}"]
+        if power < POWER:
+            return [*found, _needed(evidence, words, expected, level, "would find it")]
+    if measured > 0:
+        effect = f"would find a {words.statistic} of {evidence.statistic:+.4f}, as measured,"
+        return [*found, _needed(evidence, words, measured, level, effect)]
+    nothing = f"nothing in the direction tested was measured, so no number of {words.size} follows"
+    if kind == "sequential":
+        return [*found, nothing + _left(evidence)]
+    return [*found, f"{nothing}: fix a smallest effect of interest (smallest_effect) beforehand"]
+
+
+def _needed(evidence: Evidence, words: _Words, z: float, level: float, what: str) -> str:
+    """How much of the data it takes, as a clause."""
+    kind, details = _kind(evidence), evidence.details
+    amount: Any = {
+        "pairs": evidence.n_units // 2,
+        "sequential": evidence.n_units // 2,
+        "partition": details.get("text_tokens"),
+    }.get(kind, evidence.n)
+    if kind == "reshuffle" and amount == 1:
+        return f"what amount of text {what} cannot be told from one number per model"
+    share = min(z / math.sqrt(amount), LARGEST_EFFECT)
+    number = queries_needed(share, level, POWER)
+    step = 10 ** max(0, len(str(number)) - 2)
+    clause = (
+        f"about {-(-number // step) * step:,} {words.size} {what} with a power of {POWER:g} "
+        f"(normal approximation){words.besides}"
+    )
+    if kind == "reshuffle":
+        clause += ", if the siblings' spread falls with the root of their number"
+    return clause + (_left(evidence) if kind == "sequential" else "")
+
+
+def _left(evidence: Evidence) -> str:
+    left = evidence.details["anytime"]["pairs_left"]
+    return f": ask on, {left:,} pairs are left" if left else ": ask about more examples"
+
+
+def _share(power: float) -> str:
+    return "0.01 or less" if power < 0.015 else "0.99 or more" if power > 0.985 else f"{power:.2f}"
+
+
+def _limit_gate(evidence: Evidence, verdict: Verdict) -> Gate:
+    """Gate 6, a line of its own: the upper limit, and what it is compared with."""
+    if _kind(evidence) == "sequential":
+        text = "no upper limit: a test that may be stopped any time has none"
+        return Gate(6, "verdict", "caveat", text)
+    upper, smallest = evidence.statistic_upper95, evidence.smallest_effect
+    limit = f"upper 95 % limit of the {_WORDS[_kind(evidence)].statistic} {upper:.4f}"
+    if smallest is None:
+        return Gate(6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed")
+    if verdict == EVIDENCE:
+        # the limit is no part of this verdict: an effect that is there may well be large
+        return Gate(
+            6,
+            "verdict",
+            "pass",
+            f"the p-value decides; {limit}, and the smallest of interest, {smallest:.4f}, "
+            "would have counted only if nothing had been found",
+        )
+    return Gate(
+        6,
+        "verdict",
+        "pass" if verdict == NO_EVIDENCE and upper < smallest else "caveat",
+        f"{limit}, smallest of interest {smallest:.4f}",
+    )
