@@ -222,7 +222,7 @@ def _size(evidence: Evidence, level: float) -> list[str]:
     found = []
     if smallest is not None and expected is not None:
         power = power_at(expected, level)
-        had = f"this test had a power of about {_share(power)} to find it (normal approximation)"
+        had = f"this test had a power of {_share(power)} to find it (normal approximation)"
         if kind == "reshuffle":
             found = [f"for the smallest difference of interest, {smallest:.4f}, {had}"]
         elif evidence.statistic_upper95 < smallest:
@@ -268,7 +268,13 @@ def _left(evidence: Evidence) -> str:
 
 
 def _share(power: float) -> str:
-    return "0.01 or less" if power < 0.015 else "0.99 or more" if power > 0.985 else f"{power:.2f}"
+    return (
+        "0.01 or less"
+        if power < 0.015
+        else "0.99 or more"
+        if power > 0.985
+        else f"about {power:.2f}"
+    )
 
 
 def _limit_gate(evidence: Evidence, verdict: Verdict) -> Gate:

@@ -106,8 +106,8 @@ for name in observations.texts:
 
 # %% [markdown]
 # A large p clears nobody by itself: what matters is which effect it excludes. Fix the smallest one
-# of interest beforehand, here a quarter of what Alice's own text shows, and the verdict says whether
-# it is excluded and whether the test had the power to see it.
+# of interest beforehand, here a quarter of what Alice's own text shows, and the verdict says
+# whether it is excluded and whether the test had the power to see it.
 
 # %%
 smallest = max(round(results["alice"].statistic / 4, 4), 0) or None
