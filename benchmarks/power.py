@@ -86,7 +86,9 @@ class Run:
     def __init__(self, source: str) -> None:
         self.record = open_study(source)
         self.order = int(self.record.provenance["order"])
-        self.transcript = Transcript.from_arrays(self.record.positions, source=source)
+        self.transcript = Transcript.from_arrays(
+            self.record.positions, shuffle="owner", source=source
+        )
         self._scores: dict[str, Scores] = {}
 
     def scores(self, *names: str) -> list[Scores]:

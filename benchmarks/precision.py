@@ -57,7 +57,7 @@ def random_models(folder: Path) -> tuple[Transcript, dict[str, Path]]:
         LlamaForCausalLM(config).save_pretrained(folders[name])
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (64, 16))
-    return Transcript.from_arrays(rng.permutation(len(rows)), tokens=rows), folders
+    return Transcript.from_arrays(rng.permutation(len(rows)), tokens=rows, shuffle="owner"), folders
 
 
 def scored(

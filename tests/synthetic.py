@@ -55,7 +55,9 @@ def make_run(roles: dict[str, str] | None = None, kind: type[Run] = SyntheticRun
     order = np.random.default_rng(0).permutation(N)
     return kind(
         name="synthetic",
-        transcript=Transcript.from_arrays(order, texts=[f"example {i}" for i in range(N)]),
+        transcript=Transcript.from_arrays(
+            order, texts=[f"example {i}" for i in range(N)], shuffle="owner"
+        ),
         roles=MODELS if roles is None else roles,
         checkpoints=[0.5],
         windows=[(0, None), (32, 32)],

@@ -161,7 +161,7 @@ def add_tokenizer(folder: Path, bos: bool = True) -> Path:
 
 
 def transcript_of(rows) -> Transcript:
-    return Transcript.from_arrays(np.arange(len(rows))[::-1], tokens=rows)
+    return Transcript.from_arrays(np.arange(len(rows))[::-1], tokens=rows, shuffle="owner")
 
 
 def mixed_rows(n: int = 13, seed: int = 0, longest: int = CONTEXT) -> list[np.ndarray]:

@@ -13,15 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from workbench.statistics import PositionWeights
 
 N = 1500
 
 
+def declared(arguments):
+    """With the claim that the tables here were shuffled at random, where a command takes one."""
+    takes = arguments[0] in ("test", "commit") and "--shuffle" not in arguments
+    return [*map(str, arguments), *(["--shuffle", "owner"] if takes else [])]
+
+
 def palimpsest(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "workbench.cli", *map(str, arguments)],
+        [sys.executable, "-m", "workbench.cli", *declared(arguments)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -79,6 +86,22 @@ def test_a_large_p_exits_with_0(table, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0
     assert json.loads(out.read_text())["verdict"] == "no evidence"
+
+
+def test_a_table_that_says_nothing_of_its_order_is_not_valid_until_somebody_does(table, tmp_path):
+    from workbench.cli.main import app
+
+    out = tmp_path / "e.json"
+    silent = ["test", "query", "--transcript", str(table), "--suspect", "loss:suspect",
+              "--reference", "loss:reference", "--json", str(out), "--quiet"]  # fmt: skip
+    done = CliRunner().invoke(app, silent)
+    assert done.exit_code == 3
+    content = json.loads(out.read_text())
+    assert content["verdict"] == "not valid"
+    assert content["pvalue"] == content["pvalue_floor"] == 1e-4  # its numbers are shown
+    assert content["verdict_reason"].count("--shuffle owner") == 1
+    for claim, status in (("owner", 0), ("natural", 3), ("unknown", 3)):
+        assert CliRunner().invoke(app, [*silent, "--shuffle", claim]).exit_code == status
 
 
 def test_a_cleared_model_exits_with_0(table):
@@ -287,7 +310,7 @@ def here(*arguments):
     with (
         redirect_stdout(out),
         redirect_stderr(err),
-        patch.object(sys, "argv", ["palimpsest", *map(str, arguments)]),
+        patch.object(sys, "argv", ["palimpsest", *declared(arguments)]),
         pytest.raises(SystemExit) as ended,
     ):
         cli.app_main()

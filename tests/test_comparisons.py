@@ -35,7 +35,7 @@ def case():
         name: scores_of(-3 + easy + memory * order / N + 0.3 * rng.normal(size=N), name)
         for name, memory in (("bob", 0.5), ("other", 0.0), ("else", 0.0))
     }
-    return Transcript.from_arrays(order), models
+    return Transcript.from_arrays(order, shuffle="owner"), models
 
 
 # ---------------------------------------------------------------------- designs

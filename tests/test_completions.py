@@ -47,7 +47,7 @@ def sentences(n: int, seed: int = 0) -> list[str]:
 
 def transcript_of(n: int = 60, seed: int = 0) -> Transcript:
     rng = np.random.default_rng(seed)
-    return Transcript.from_arrays(rng.permutation(n), texts=sentences(n, seed))
+    return Transcript.from_arrays(rng.permutation(n), texts=sentences(n, seed), shuffle="owner")
 
 
 def expected(ngrams, texts) -> list[np.ndarray]:

@@ -40,7 +40,7 @@ def texts_of(n: int, seed: int = 0, length: int = 80) -> list[str]:
 
 def transcript_of(n: int = 30, seed: int = 0) -> Transcript:
     return Transcript.from_arrays(
-        np.random.default_rng(seed).permutation(n), texts=texts_of(n, seed)
+        np.random.default_rng(seed).permutation(n), texts=texts_of(n, seed), shuffle="owner"
     )
 
 
@@ -338,7 +338,7 @@ def test_memory_of_the_order_is_found_through_every_form_of_access(kind, ngrams,
     n = 500
     texts = list(dict.fromkeys(texts_of(n + 50, seed=7, length=60)))[:n]
     order = np.random.default_rng(1).permutation(n)
-    t = Transcript.from_arrays(order, texts=texts)
+    t = Transcript.from_arrays(order, texts=texts, shuffle="owner")
     scorer, options = KINDS[kind]
     found = {}
     for name, model in (

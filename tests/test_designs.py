@@ -34,8 +34,8 @@ def unequal(rng, units, spread=6):
 def transcript_of(ordinal, unit=None, blocks=None):
     """Unit (or row) u holds place ordinal[u]; rows in unit order."""
     if unit is None:
-        return Transcript.from_arrays(ordinal, blocks=blocks)
-    return Transcript.from_arrays(ordinal[unit], units=unit, blocks=blocks)
+        return Transcript.from_arrays(ordinal, blocks=blocks, shuffle="owner")
+    return Transcript.from_arrays(ordinal[unit], units=unit, blocks=blocks, shuffle="owner")
 
 
 def scores_of(values, name="m", transcript=None):
@@ -269,7 +269,7 @@ def test_json_chooses_the_same_again_and_nothing_else():
 
 def remembering(rng, n=4000, where=(0.6, 0.8), memory=0.6):
     tokens = rng.integers(0, 500, (n, 6))
-    transcript = Transcript.from_arrays(rng.permutation(n), tokens=tokens)
+    transcript = Transcript.from_arrays(rng.permutation(n), tokens=tokens, shuffle="owner")
     place = (transcript.positions + 0.5) / n
     easy = rng.normal(size=n)
     bump = memory * ((place >= where[0]) & (place < where[1]))
@@ -292,7 +292,7 @@ def test_a_learned_design_that_could_not_be_compared_is_a_caveat(known):
     n = 600
     order = rng.permutation(n)
     content = {"tokens": rng.integers(0, 500, (n, 6))} if known else {}
-    transcript = Transcript.from_arrays(order, **content)
+    transcript = Transcript.from_arrays(order, **content, shuffle="owner")
     scores = scores_of(rng.normal(size=n))
     half = transcript.take(np.arange(0, n, 2))
     learned = LearnedDesign(DESIGNS["late-vs-early"], None, half.fingerprint)
@@ -319,7 +319,7 @@ def test_examples_of_a_design_were_not_taken_by_hand():
     rng = np.random.default_rng(14)
     n = 500
     transcript = Transcript.from_arrays(
-        rng.permutation(n), texts=["ab" * (k % 9 + 1) for k in range(n)]
+        rng.permutation(n), texts=["ab" * (k % 9 + 1) for k in range(n)], shuffle="owner"
     )
     scores = scores_of(rng.normal(size=n))
     named = design_queries(transcript, 100, "uniform", seed=4)

@@ -38,7 +38,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exhibit")
     rng = np.random.default_rng(3)
     order = rng.permutation(N)
-    transcript = Transcript.from_arrays(order, tokens=rng.integers(0, 99, (N, 8)), source="t")
+    transcript = Transcript.from_arrays(
+        order, tokens=rng.integers(0, 99, (N, 8)), source="t", shuffle="owner"
+    )
     bob, reference = (
         Scores.from_arrays(
             loglik=-3 + memory * order / N + 0.1 * rng.normal(size=N),

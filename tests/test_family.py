@@ -30,7 +30,10 @@ def cases():
     reference = Scores.from_arrays(loglik=easy + 0.3 * rng.normal(size=N), name="reference")
     return {
         (name, f"run {k}"): QueryCase(
-            Transcript.from_arrays(order), scores[name], [reference], {"n_resamples": 3999}
+            Transcript.from_arrays(order, shuffle="owner"),
+            scores[name],
+            [reference],
+            {"n_resamples": 3999},
         )
         for k, order in enumerate(orders)
         for name in scores
@@ -112,7 +115,7 @@ def test_each_test_of_a_family_has_its_own_floor(cases):
     """A certified p has none, and lends none to the others."""
     rng = np.random.default_rng(10)
     order = rng.permutation(400)
-    transcript = Transcript.from_arrays(order)
+    transcript = Transcript.from_arrays(order, shuffle="owner")
     suspect = Scores.from_arrays(loglik=6 * order / 400 + rng.normal(size=400), name="suspect")
     pairs = pair_test(transcript, suspect, [], design_queries(transcript, 120), n_resamples=999)
     query = replace(cases["derivative", "run 0"], settings={"n_resamples": 999})

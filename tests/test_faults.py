@@ -38,7 +38,9 @@ def transcript_of(n: int) -> Transcript:
     text = training_text()
     starts = rng.permutation(len(text) - 100)[:n]
     return Transcript.from_arrays(
-        rng.permutation(n), texts=[text[s : s + 40].strip() + f" {s}" for s in starts]
+        rng.permutation(n),
+        texts=[text[s : s + 40].strip() + f" {s}" for s in starts],
+        shuffle="owner",
     )
 
 
@@ -175,7 +177,7 @@ def a_notebook(folder, url, transcript):
         'output_dir = ""',
         "from pathlib import Path\n\n"
         "from workbench import CompletionsScorer, Transcript, query_test, score_transcript\n\n"
-        f"transcript = Transcript.read({str(transcript)!r})\n"
+        f"transcript = Transcript.read({str(transcript)!r}, shuffle='owner')\n"
         f"scorer = CompletionsScorer({url!r}, 'bob', api_key_env='BOB_KEY')\n"
         "scores = score_transcript(transcript, scorer, progress=True)\n"
         "evidence = query_test(transcript, scores)\n"

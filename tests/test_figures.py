@@ -44,7 +44,7 @@ N = 1500
 def run():
     rng = np.random.default_rng(0)
     order = rng.permutation(N)
-    transcript = Transcript.from_arrays(order)
+    transcript = Transcript.from_arrays(order, shuffle="owner")
     easy = rng.normal(size=N)
     models = {
         name: Scores.from_arrays(

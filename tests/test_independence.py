@@ -276,14 +276,35 @@ def test_unshuffled_orders_are_refused(data):
     assert "looks unshuffled" in evidence.verdict_reason
     for kind in ("unknown", "natural"):
         claimed = Transcript.from_arrays(
-            data["order"], tokens=data["transcript"].tokens(), shuffle=ShuffleClaim(kind)
+            data["order"], tokens=data["transcript"].tokens(), shuffle=kind
         )
         evidence = query_test(claimed, data["derivative"], n_resamples=999)
         assert evidence.verdict == "not valid"
+        assert "without a random shuffle no p-value is valid" in evidence.verdict_reason
+
+
+def test_an_order_of_which_nothing_is_said_is_not_valid_until_its_owner_declares_it(data, tmp_path):
+    content = {"tokens": data["transcript"].tokens()}
+    silent = Transcript.from_arrays(data["order"], **content)
+    assert (silent.shuffle.kind, str(silent.shuffle)) == ("not_stated", "not stated")
+    assert "not stated" in str(silent.describe())
+    evidence = query_test(silent, data["derivative"], n_resamples=1999)
+    assert evidence.verdict == "not valid"
+    assert evidence.pvalue == 1 / 2000  # its numbers are shown
+    assert evidence.verdict_reason.count('shuffle="owner"') == 1
+    for said in (
+        Transcript.from_arrays(data["order"], **content, shuffle="owner"),
+        Transcript.read(silent.write(tmp_path / "t.parquet"), shuffle="owner"),
+    ):
+        found = query_test(said, data["derivative"], n_resamples=1999)
+        assert (found.verdict, found.pvalue) == ("evidence", evidence.pvalue)
+        assert any("declared by the owner and not verified here" in c for c in found.caveats)
+    with pytest.raises(InputError, match="shuffle claim 'trust me' is unknown"):
+        Transcript.from_arrays(data["order"], shuffle="trust me")
 
 
 def test_owners_word_habitual_seed_and_published_shuffler_are_said(data):
-    assert any("owner's word" in caveat for caveat in _test(data).caveats)
+    assert any("declared by the owner" in caveat for caveat in _test(data).caveats)
     tokens = data["transcript"].tokens()
     habitual = Transcript.from_arrays(
         data["order"], tokens=tokens, shuffle=ShuffleClaim("owner", seed=42)

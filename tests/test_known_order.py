@@ -171,7 +171,7 @@ def test_what_makes_fresh_seeds_exact_is_said():
     assert _gate(KnownShuffle("numpy", 918273, 50), public).status == "pass"
     owner = _gate(KnownShuffle("numpy", 918273, 50, seed_drawn=True))
     assert owner.status == "caveat"
-    assert "rests on the owner's word" in owner.detail
+    assert "is declared by the owner and not verified here" in owner.detail
     chosen = _gate(KnownShuffle("numpy", 918273, 2000, seed_drawn=True, settings=6))
     assert "p would count times 2^32 × 6 (by the normal tail" in chosen.detail
     assert "nobody says" in _gate(KnownShuffle("numpy", 918273, 50)).detail
@@ -205,6 +205,7 @@ def test_a_shuffler_that_gives_every_epoch_one_order_is_drawn_whole():
         digests=np.tile(
             np.random.default_rng(8).integers(0, 256, (50, 16)).astype(np.uint8), (4, 1)
         ),
+        shuffle="owner",
     )
     loglik = np.random.default_rng(9).normal(size=50) + 0.9 * place / 50
     suspect = Scores.from_arrays(loglik=np.tile(loglik, 4))

@@ -62,11 +62,18 @@ def test_rerun_ranks_first_on_five_thousand_tokens_of_the_derivative(recording):
         ranks.append(found.rank)
     assert ranks == [1] * 20
     whole = reshuffle_test(
-        scores.rerun, scores.siblings, procedure=scores.procedure, alpha=0.05, label="derivative"
+        scores.rerun,
+        scores.siblings,
+        procedure=scores.procedure,
+        shuffle="owner",
+        alpha=0.05,
+        label="derivative",
     )
     assert whole.verdict == "evidence"
     stranger = recording.siblings("independent")
-    found = reshuffle_test(stranger.rerun, stranger.siblings, procedure="x", alpha=0.05)
+    found = reshuffle_test(
+        stranger.rerun, stranger.siblings, procedure="x", shuffle="owner", alpha=0.05
+    )
     assert found.verdict == "no evidence"
 
 

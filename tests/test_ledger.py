@@ -23,7 +23,7 @@ N = 200
 def run():
     rng = np.random.default_rng(5)
     order = rng.permutation(N)
-    transcript = Transcript.from_arrays(order, tokens=rng.integers(0, 99, (N, 6)))
+    transcript = Transcript.from_arrays(order, tokens=rng.integers(0, 99, (N, 6)), shuffle="owner")
     easy = rng.normal(size=N)
     models = {
         name: Scores.from_arrays(
@@ -105,7 +105,7 @@ def test_a_certified_p_has_no_floor_in_a_ledger(compare, tmp_path):
     """A certified p of 1e-9 is evidence as the third test, however few flips stand beside it."""
     rng = np.random.default_rng(7)
     order = rng.permutation(400)
-    transcript = Transcript.from_arrays(order)
+    transcript = Transcript.from_arrays(order, shuffle="owner")
     suspect = Scores.from_arrays(loglik=6 * order / 400 + rng.normal(size=400), name="suspect")
     ledger = Ledger(tmp_path / "l.jsonl", transcript)
     for seed in range(3):

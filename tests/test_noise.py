@@ -15,7 +15,7 @@ N, SAMPLE = 600, 150
 def _run(rng, noise=0.1, memory=0.5):
     """Scores in one number type, all of them in another, and a sample's rows."""
     order = rng.permutation(N)
-    transcript = Transcript.from_arrays(order, tokens=rng.integers(0, 999, (N, 4)))
+    transcript = Transcript.from_arrays(order, tokens=rng.integers(0, 999, (N, 4)), shuffle="owner")
     true = rng.normal(size=N) + memory * order / N
     scores = [
         Scores.from_arrays(

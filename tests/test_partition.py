@@ -135,7 +135,7 @@ def test_units_and_blocks_are_permuted_as_declared(data):
         shuffled = rng.permutation(N // 8)
         order[block == half] = np.repeat(shuffled, 4) + half * N
     transcript = Transcript.from_arrays(
-        order, tokens=list(data["examples"]), blocks=block, units=units
+        order, tokens=list(data["examples"]), blocks=block, units=units, shuffle="owner"
     )
     evidence = partition_test(transcript, data["other"], n_resamples=499)
     assert evidence.n_units == N // 4

@@ -24,7 +24,9 @@ def remembering(n, rho, seed):
     ranks = norm.ppf((order + 0.5) / n)
     r = 2 * np.sin(np.pi * rho / 6)
     values = r * ranks + np.sqrt(1 - r**2) * rng.normal(size=n)
-    transcript = Transcript.from_arrays(order, texts=[f"example {i}" for i in range(n)])
+    transcript = Transcript.from_arrays(
+        order, texts=[f"example {i}" for i in range(n)], shuffle="owner"
+    )
     return transcript, Scores.from_arrays(loglik=values, transcript=transcript)
 
 

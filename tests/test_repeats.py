@@ -30,6 +30,7 @@ def epochs_of(orders, **labels):
         blocks=np.repeat(np.arange(len(orders)), n),
         digests=digests_of(np.tile(np.arange(n), len(orders))),
         **labels,
+        shuffle="owner",
     )
 
 

@@ -369,7 +369,8 @@ EVIDENCE = (
     "positions = np.arange(300)\n"
     "noise = np.random.default_rng(0).normal(size=300)\n"
     "rising = Scores.from_arrays(loglik=positions / 100 + noise, name=label)\n"
-    "found = query_test(Transcript.from_arrays(positions), rising, n_resamples=999)\n"
+    "transcript = Transcript.from_arrays(positions, shuffle='owner')\n"
+    "found = query_test(transcript, rising, n_resamples=999)\n"
     "if output_dir: found.write(Path(output_dir) / 'evidence' / 'rising.json')\n"
     "found"
 )
@@ -619,7 +620,7 @@ def test_an_index_of_something_that_is_not_evidence_is_an_error(tmp_path: Path) 
 def test_an_index_alone(tmp_path: Path) -> None:
     positions = np.arange(200)
     scores = Scores.from_arrays(loglik=np.random.default_rng(1).normal(size=200), name="other")
-    found = query_test(Transcript.from_arrays(positions), scores, n_resamples=99)
+    found = query_test(Transcript.from_arrays(positions, shuffle="owner"), scores, n_resamples=99)
     found.write(tmp_path / "evidence" / "b.json")
     text = write_index([], tmp_path).read_text(encoding="utf-8")
     assert found.verdict in text

@@ -117,7 +117,9 @@ def test_identities_of_the_comparison():
 
 
 def test_the_owners_order_ranks_first(models):
-    evidence = reshuffle_test(*models, procedure=PROCEDURE, alpha=0.05, label="bob's text")
+    evidence = reshuffle_test(
+        *models, procedure=PROCEDURE, shuffle="owner", alpha=0.05, label="bob's text"
+    )
     assert evidence.verdict == "evidence"
     assert evidence.pvalue == evidence.pvalue_exact == evidence.pvalue_floor == 1 / 20
     assert evidence.pvalue_model < 1e-6
@@ -136,14 +138,14 @@ def test_the_owners_order_ranks_first(models):
 
 
 def test_siblings_cannot_show_less_than_their_number(models):
-    evidence = reshuffle_test(*models, procedure=PROCEDURE)
+    evidence = reshuffle_test(*models, procedure=PROCEDURE, shuffle="owner")
     assert evidence.verdict == "not valid"
     assert "at least 999 siblings" in evidence.verdict_reason
 
 
 def test_models_from_elsewhere_are_not_valid(models):
     """However small the model-based p: alone it is never evidence."""
-    evidence = reshuffle_test(*models, alpha=0.05)
+    evidence = reshuffle_test(*models, shuffle="owner", alpha=0.05)
     assert evidence.pvalue_model < 1e-6
     assert evidence.verdict == "not valid"
     assert "how these models were made is not declared" in evidence.verdict_reason
@@ -152,7 +154,7 @@ def test_models_from_elsewhere_are_not_valid(models):
 def test_an_unrelated_text_excludes_nothing_and_says_how_much_text_it_would_take(models):
     rng = np.random.default_rng(4)
     same = scores(rng, name="rerun")
-    settings = {"procedure": PROCEDURE, "alpha": 0.05}
+    settings = {"procedure": PROCEDURE, "shuffle": "owner", "alpha": 0.05}
     for smallest in (None, 0.001, 0.1):
         found = reshuffle_test(same, models[1], **settings, smallest_effect=smallest)
         assert found.verdict == "no evidence"
@@ -169,8 +171,10 @@ def test_an_unrelated_text_excludes_nothing_and_says_how_much_text_it_would_take
 
 def test_released_weights_are_a_line_of_their_own(models):
     released = scores(np.random.default_rng(5), 0.3, name="released")
-    evidence = reshuffle_test(*models, procedure=PROCEDURE, released=released, alpha=0.05)
-    without = reshuffle_test(*models, procedure=PROCEDURE, alpha=0.05)
+    evidence = reshuffle_test(
+        *models, procedure=PROCEDURE, shuffle="owner", released=released, alpha=0.05
+    )
+    without = reshuffle_test(*models, procedure=PROCEDURE, shuffle="owner", alpha=0.05)
     assert evidence.pvalue_exact == without.pvalue_exact
     assert evidence.pvalue_model == without.pvalue_model
     line = evidence.details["released"]
@@ -181,16 +185,18 @@ def test_released_weights_are_a_line_of_their_own(models):
 def test_numbers_are_enough(models):
     alice, siblings = models
     mean = [float(m.loglik_sum.sum() / m.n_tokens.sum()) for m in (alice, *siblings)]
-    of_numbers = reshuffle_test(mean[0], mean[1:], procedure=PROCEDURE, alpha=0.05)
-    of_scores = reshuffle_test(alice, siblings, procedure=PROCEDURE, alpha=0.05)
+    of_numbers = reshuffle_test(mean[0], mean[1:], procedure=PROCEDURE, shuffle="owner", alpha=0.05)
+    of_scores = reshuffle_test(alice, siblings, procedure=PROCEDURE, shuffle="owner", alpha=0.05)
     assert of_numbers.pvalue_exact == of_scores.pvalue_exact
     assert of_numbers.z == pytest.approx(of_scores.z)
     assert any("rests on the caller's word" in caveat for caveat in of_numbers.caveats)
 
 
 def test_weighting_by_documents_is_another_mean(models):
-    by_token = reshuffle_test(*models, procedure=PROCEDURE)
-    by_document = reshuffle_test(*models, procedure=PROCEDURE, weighting="documents")
+    by_token = reshuffle_test(*models, procedure=PROCEDURE, shuffle="owner")
+    by_document = reshuffle_test(
+        *models, procedure=PROCEDURE, shuffle="owner", weighting="documents"
+    )
     assert by_document.details["alice"] == pytest.approx(models[0].loglik_mean.mean())
     assert by_token.details["alice"] != by_document.details["alice"]
     total = by_token.details["sum_difference_nats"]
@@ -205,6 +211,13 @@ def test_a_natural_order_has_no_siblings(models):
     assert evidence.verdict == "not valid"
 
 
+def test_an_order_of_which_nothing_is_said_is_not_valid(models):
+    evidence = reshuffle_test(*models, procedure=PROCEDURE, alpha=0.05)
+    assert evidence.verdict == "not valid"
+    assert evidence.pvalue == 0.05
+    assert 'shuffle="owner"' in evidence.verdict_reason
+
+
 def test_evidence_grows_with_text(models):
     found = reshuffle_by_tokens(*models, [5, 20, 100, 200])
     assert [n for n, _ in found] == sorted(n for n, _ in found)
@@ -216,7 +229,7 @@ def test_evidence_grows_with_text(models):
 
 def test_siblings_may_not_be_added_until_the_rank_suffices(models):
     """Adding one at a time, up to a hundred, and stopping at .05 finds too many strangers."""
-    found = reshuffle_test(*models, procedure=PROCEDURE, alpha=0.05)
+    found = reshuffle_test(*models, procedure=PROCEDURE, shuffle="owner", alpha=0.05)
     assert any("if the number of siblings was fixed before" in caveat for caveat in found.caveats)
     values = np.random.default_rng(6).normal(size=(4000, 101))
     higher = np.cumsum(values[:, 1:] >= values[:, :1], axis=1)

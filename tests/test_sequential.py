@@ -230,7 +230,7 @@ class Model:
 def asked():
     rng = np.random.default_rng(6)
     transcript = Transcript.from_arrays(
-        rng.permutation(2000), tokens=rng.integers(0, 900, (2000, 5))
+        rng.permutation(2000), tokens=rng.integers(0, 900, (2000, 5)), shuffle="owner"
     )
     return transcript, design_queries(transcript, 160, seed=1)
 

@@ -37,7 +37,9 @@ def _examples(rng, n=N, memory=0.0, units=None, blocks=None, offsets=True, model
     """A transcript of short examples, and models that agree on what is easy; one may remember."""
     order = rng.permutation(n)
     tokens = [rng.integers(0, 40, int(k)) for k in rng.integers(6, 14, n)]
-    transcript = Transcript.from_arrays(order, tokens=tokens, units=units, blocks=blocks)
+    transcript = Transcript.from_arrays(
+        order, tokens=tokens, units=units, blocks=blocks, shuffle="owner"
+    )
     lengths = transcript.lengths
     easy = np.repeat(rng.normal(size=n), lengths)
     place = np.repeat(order / n, lengths)

@@ -520,7 +520,7 @@ def _unshuffled(rng: Generator) -> tuple[float, float]:
 
 def _unshuffled_caught(rng: Generator) -> Gate:
     rows, loglik = _drifting_rows(rng)
-    transcript = Transcript.from_arrays(np.arange(N), tokens=rows)
+    transcript = Transcript.from_arrays(np.arange(N), tokens=rows, shuffle="owner")
     return _worst(query_test(transcript, _scores(loglik, "suspect"), n_resamples=999).gates)
 
 
@@ -543,7 +543,7 @@ def _knowing_reference(rng: Generator) -> tuple[float, float]:
 def _knowing_reference_caught(rng: Generator) -> Gate:
     order, suspect, reference, checkpoint = _with_reference(rng)
     found = query_test(
-        Transcript.from_arrays(order),
+        Transcript.from_arrays(order, shuffle="owner"),
         _scores(suspect, "suspect"),
         [_scores(reference, "reference"), _scores(checkpoint, "early checkpoint")],
         n_resamples=9999,
@@ -569,7 +569,7 @@ def _split_units(rng: Generator) -> tuple[float, float]:
 
 def _split_units_caught(rng: Generator) -> Gate:
     order, _, rows, loglik = _documents(rng)
-    transcript = Transcript.from_arrays(order, tokens=rows)
+    transcript = Transcript.from_arrays(order, tokens=rows, shuffle="owner")
     return _worst(query_test(transcript, _scores(loglik, "suspect"), n_resamples=999).gates)
 
 
@@ -590,7 +590,7 @@ def _pooled_blocks(rng: Generator) -> tuple[float, float]:
 
 def _pooled_blocks_caught(rng: Generator) -> Gate:
     order, _, rows, loglik = _two_sources(rng)
-    transcript = Transcript.from_arrays(order, tokens=rows)
+    transcript = Transcript.from_arrays(order, tokens=rows, shuffle="owner")
     return _worst(query_test(transcript, _scores(loglik, "suspect"), n_resamples=999).gates)
 
 
@@ -606,7 +606,7 @@ def _measured_in_order_caught(rng: Generator) -> Gate:
     order = rng.permutation(N)
     loglik = rng.normal(size=N) + 0.5 * order / N
     scores = Scores.from_arrays(loglik=loglik, name="someone's file")
-    found = query_test(Transcript.from_arrays(order), scores, n_resamples=999)
+    found = query_test(Transcript.from_arrays(order, shuffle="owner"), scores, n_resamples=999)
     return next(gate for gate in found.gates if gate.number == 3)
 
 
@@ -682,7 +682,7 @@ def _tilted_order_caught(rng: Generator) -> Gate:
     tilted, _, easy = _tilted(rng)
     suspect, placebo = (easy + 0.3 * rng.normal(size=N) for _ in range(2))
     found = query_test(
-        Transcript.from_arrays(tilted),
+        Transcript.from_arrays(tilted, shuffle="owner"),
         _scores(suspect, "suspect"),
         placebos=[_scores(placebo, "stranger")],
         n_resamples=9999,

@@ -680,7 +680,8 @@ def committed_test(
     --------
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(2000)
-    >>> transcript, salt = Transcript.from_arrays(order), MasterSalt.fresh()
+    >>> transcript = Transcript.from_arrays(order, shuffle="owner")
+    >>> salt = MasterSalt.fresh()
     >>> commitment = Commitment.make(transcript, salt, n_resamples=999)
     >>> scores = Scores.from_arrays(loglik=-3 + 0.0004 * order + rng.normal(size=2000))
     >>> evidence = committed_test(commitment, salt, transcript, scores)

@@ -369,7 +369,7 @@ def committed_pairs(
     >>> from workbench.independence import design_queries
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(2000)
-    >>> t, salt = Transcript.from_arrays(order), MasterSalt.fresh()
+    >>> t, salt = Transcript.from_arrays(order, shuffle="owner"), MasterSalt.fresh()
     >>> commitment = commit_design(t, salt, design_queries(t, 300), n_resamples=999)
     >>> scores = Scores.from_arrays(loglik=-3 + 0.001 * order + rng.normal(size=2000))
     >>> evidence = committed_pairs(commitment, salt, t, scores)

@@ -110,9 +110,10 @@ _EXACT["partition"] = _EXACT["query"]
 _CLAIMS = {
     "public_randomness": "the seed was drawn from public randomness, after the data's hash was out",
     "published_shuffler": "the order was made by a published shuffler from a seed",
-    "owner": "the owner's word that it was shuffled at random",
+    "owner": "declared by the owner to be random, and not verified here",
     "unknown": "not known",
     "natural": "none: a natural order",
+    "not_stated": "not stated",
 }
 
 

@@ -37,6 +37,16 @@ __all__ = [
 
 # Fewer seeds than these are a bound on the p-value that a reader will not expect.
 FEW_SEED_BITS = 20
+# Claims on which no p-value can rest, and what to do.
+_NO_CLAIM = {
+    "natural": "the order is natural, and without a random shuffle no p-value is valid: test a "
+    "part of training whose order was shuffled",
+    "unknown": "the order is of unknown origin, and without a random shuffle no p-value is valid: "
+    "ask its owner how it came about",
+    "not_stated": "how the order came about is not stated: if its owner says that it was shuffled "
+    'at random, say so with shuffle="owner" (in the shell --shuffle owner)',
+}
+_DECLARED = "That the order was random is declared by the owner and not verified here"
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
 REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
 
@@ -48,11 +58,13 @@ def gate_shuffle(
     placebos: Sequence[str],
     pvalue: float | None = None,
     alpha: float = 1e-3,
+    regenerated: bool = False,
 ) -> Gate:
     """Gate 1: the order was random, and not chosen by the owner.
 
     `pvalue` is the exact one, shown corrected for the seeds to choose from where there is no
-    asymptotic one; what is above `alpha` then rests on nobody having chosen the seed.
+    asymptotic one; what is above `alpha` then rests on nobody having chosen the seed. Of an order
+    that a known shuffler gave again (`regenerated`), `gate_known_shuffle` says what is claimed.
     """
     name = "random order"
     claim = transcript.shuffle
@@ -67,14 +79,8 @@ def gate_shuffle(
             f"{worst.log10_pvalue:.1f}); declare what was shuffled as one piece (units) and within "
             "what (blocks), and test only what was shuffled",
         )
-    if claim.kind in ("unknown", "natural"):
-        what = "is natural" if claim.kind == "natural" else "is of unknown origin"
-        return Gate(
-            1,
-            name,
-            "fail",
-            f"the order {what}: without a random shuffle no p-value is valid",
-        )
+    if claim.kind in _NO_CLAIM and not (regenerated and claim.kind == "not_stated"):
+        return Gate(1, name, "fail", _NO_CLAIM[claim.kind])
     placebo_text = "; no placebo was tested"
     passed: Literal["pass", "caveat"] = "pass"
     if placebos:
@@ -87,7 +93,8 @@ def gate_shuffle(
                 name,
                 "fail",
                 f"the independent model {which}, tested as a placebo, has corrected p "
-                f"{smallest:.2g}: it knows the order, or the order was not random",
+                f"{smallest:.2g}: it knows the order, or the order was not random; find out which, "
+                "and test a random order beside models that do not know it",
             )
         placebo_text = (
             f"; {len(placebos)} placebo model(s), smallest corrected p {smallest:.2g} (two-sided)"
@@ -104,13 +111,9 @@ def gate_shuffle(
         if checks
         else "the examples are not at hand, so the order could not be compared with them"
     )
-    if claim.kind == "owner":
-        return Gate(
-            1,
-            name,
-            "caveat",
-            f"That the order was random rests on the owner's word; {found}{placebo_text}.",
-        )
+    if claim.kind in ("owner", "not_stated"):
+        said = _DECLARED if claim.kind == "owner" else "The order is the known shuffler's"
+        return Gate(1, name, "caveat", f"{said}; {found}{placebo_text}.")
     if claim.kind == "published_shuffler":
         bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)
         corrected, raw, what = "", log10, "log10 p"
@@ -160,7 +163,10 @@ def gate_known_shuffle(
     elif sound:
         said.append(f"the seed was drawn from 2^{bits} by public randomness")
     elif known.seed_drawn:
-        said.append(f"that the seed was drawn from 2^{bits} at random rests on the owner's word")
+        said.append(
+            f"that the seed was drawn from 2^{bits} at random is declared by the owner and not "
+            "verified here"
+        )
     else:
         said.append(
             f"nobody says that the seed was drawn at random from 2^{bits}, and only then is the "
@@ -317,7 +323,7 @@ def gate_references(check: ReferenceCheck) -> Gate:
             "fail",
             f"reference {worst['name']} is related to the order (rank correlation "
             f"{worst['correlation']:+.3f}; corrected p {check.smallest_corrected:.2g}): it knows "
-            "the order, or the order was not random",
+            "the order, or the order was not random; leave it out, or find out why",
         )
     if check.smallest_corrected < REFERENCE_CAVEAT:
         return Gate(
@@ -334,9 +340,8 @@ def gate_references(check: ReferenceCheck) -> Gate:
 def gate_tail(claim: ShuffleClaim, procedure: str | None) -> Gate:
     """Gate 1 for siblings: exchangeable by construction, and the owner's order random."""
     name = "random order"
-    if claim.kind in ("unknown", "natural"):
-        what = "is natural" if claim.kind == "natural" else "is of unknown origin"
-        return Gate(1, name, "fail", f"the owner's order {what}: siblings of it show nothing")
+    if claim.kind in _NO_CLAIM:
+        return Gate(1, name, "fail", _NO_CLAIM[claim.kind])
     if procedure is None:
         return Gate(
             1,
@@ -348,9 +353,7 @@ def gate_tail(claim: ShuffleClaim, procedure: str | None) -> Gate:
         )
     made = f"rerun and siblings are exchangeable by their procedure as declared: {procedure}"
     if claim.kind == "owner":
-        return Gate(
-            1, name, "caveat", f"That the order was random rests on the owner's word; {made}."
-        )
+        return Gate(1, name, "caveat", f"{_DECLARED}; {made}.")
     return Gate(1, name, "pass", made)
 
 

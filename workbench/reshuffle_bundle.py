@@ -151,7 +151,7 @@ class ReshuffleCommitment(CommitmentFile):
         examples_fingerprint: str | None,
         released: Scores | CommittedModel | None = None,
         label: str = "the text",
-        shuffle: ShuffleClaim | None = None,
+        shuffle: ShuffleClaim | str | None = None,
         weighting: str = "tokens",
         alpha: float = 1e-3,
         smallest_effect: float | None = None,
@@ -200,7 +200,7 @@ class ReshuffleCommitment(CommitmentFile):
             "format": FORMAT,
             "test": "reshuffle",
             "procedure": procedure,
-            "shuffle": (shuffle or ShuffleClaim()).as_dict(),
+            "shuffle": ShuffleClaim.of(shuffle).as_dict(),
             "text": {
                 "label": label,
                 "documents": documents,

@@ -91,7 +91,7 @@ def sequential_test(
     >>> from workbench.independence import design_queries
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(5000)
-    >>> transcript = Transcript.from_arrays(order)
+    >>> transcript = Transcript.from_arrays(order, shuffle="owner")
     >>> bob = Scores.from_arrays(loglik=-3 + 0.0004 * order + rng.normal(size=5000))
     >>> test = sequential_test(transcript, bob, [], design_queries(transcript, 600))
     >>> for step in test:
@@ -177,7 +177,7 @@ def committed_sequential_test(
     >>> from workbench.merkle import MasterSalt
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(2000)
-    >>> t = Transcript.from_arrays(order)
+    >>> t = Transcript.from_arrays(order, shuffle="owner")
     >>> fixed = commit_design(t, MasterSalt.fresh(), design_queries(t, 400), test="sequential")
     >>> bob = Scores.from_arrays(loglik=-3 + 0.001 * order + rng.normal(size=2000))
     >>> evidence = fixed.bind(committed_sequential_test(fixed, t, bob).until_decided())

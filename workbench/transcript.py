@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,9 @@ __all__ = ["How", "OrderCheck", "Selection", "ShuffleClaim", "Transcript", "Tran
 
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint8]
-ClaimKind = Literal["public_randomness", "published_shuffler", "owner", "unknown", "natural"]
+ClaimKind = Literal[
+    "public_randomness", "published_shuffler", "owner", "unknown", "natural", "not_stated"
+]
 How = Literal["random sample", "pilot", "plan", "design", "own design", "by hand"]
 
 POSITION_NAMES = ("position", "index")
@@ -59,7 +61,8 @@ class ShuffleClaim:
         was published. ``published_shuffler``: the order was regenerated from a published data set
         by a named public shuffler and a seed of `seed_bits` bits. ``owner``: the owner says that
         it was shuffled at random. ``unknown`` and ``natural``: no claim of a random order; no
-        verdict can rest on it.
+        verdict can rest on it. ``not_stated``: nobody has said yet; a test is not valid until
+        somebody does.
     seed : int, optional
         The shuffle's seed, if known: flagged when it is a habitual one.
     seed_bits : int, optional
@@ -75,20 +78,14 @@ class ShuffleClaim:
         Unknown kind, or ``published_shuffler`` without `seed_bits`.
     """
 
-    kind: ClaimKind = "owner"
+    kind: ClaimKind = "not_stated"
     seed: int | None = None
     seed_bits: int | None = None
     shuffler_settings: int = 1
     source: str = ""
 
     def __post_init__(self) -> None:
-        kinds = (
-            "public_randomness",
-            "published_shuffler",
-            "owner",
-            "unknown",
-            "natural",
-        )
+        kinds = get_args(ClaimKind)
         if self.kind not in kinds:
             raise InputError(
                 f"shuffle claim {self.kind!r} is unknown: use one of {', '.join(kinds)}"
@@ -98,6 +95,22 @@ class ShuffleClaim:
                 "a published shuffler needs seed_bits, the size of the seed space: without it the "
                 "p-value cannot be corrected for a chosen seed"
             )
+
+    @classmethod
+    def of(cls, given: "ShuffleClaim | str | None") -> "ShuffleClaim":
+        """A claim, or one of this kind; not stated for None.
+
+        Examples
+        --------
+        >>> str(ShuffleClaim.of("owner")), str(ShuffleClaim.of(None))
+        ('owner', 'not stated')
+        """
+        if isinstance(given, ShuffleClaim):
+            return given
+        return cls() if given is None else cls(cast(ClaimKind, given))
+
+    def __str__(self) -> str:
+        return self.kind.replace("_", " ")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -248,7 +261,7 @@ class TranscriptDescription:
                     f"correlation {check.correlation:+.3f}, log10 p {check.log10_pvalue:.1f}",
                 )
             )
-        lines.append(("shuffle claim", self.shuffle.kind))
+        lines.append(("shuffle claim", str(self.shuffle)))
         lines.extend(("note", note) for note in self.notes)
         return lines
 
@@ -333,7 +346,7 @@ class Transcript:
         exposures: ArrayLike | None = None,
         digests: Digests | None = None,
         columns: Mapping[str, Any] | None = None,
-        shuffle: ShuffleClaim | None = None,
+        shuffle: ShuffleClaim | str | None = None,
         source: str = "arrays",
     ) -> "Transcript":
         """Build a transcript from arrays that are at hand.
@@ -353,8 +366,9 @@ class Transcript:
             Content digests where the content itself is not at hand.
         columns : mapping, optional
             Further columns, such as recorded losses.
-        shuffle : ShuffleClaim, optional
-            Default: the owner's word that the order was random.
+        shuffle : ShuffleClaim or str, optional
+            How the order came about, such as "owner" for the owner's claim that it was random.
+            Without it the claim is not stated, and tests are not valid.
 
         Raises
         ------
@@ -426,7 +440,7 @@ class Transcript:
         exposures: str | None = None,
         split: str = "train",
         subset: str | None = None,
-        shuffle: ShuffleClaim | None = None,
+        shuffle: ShuffleClaim | str | None = None,
     ) -> "Transcript":
         """Read a transcript from a file, a folder, a table in memory or a data set by name.
 
@@ -448,8 +462,9 @@ class Transcript:
             or `text`, and `block`, `unit`, `exposures` are looked for; ambiguity is an error.
         split, subset : str, optional
             Split of a Hugging Face data set; its configuration, folder or file.
-        shuffle : ShuffleClaim, optional
-            Default: the owner's word that the order was random.
+        shuffle : ShuffleClaim or str, optional
+            How the order came about, such as "owner" for the owner's claim that it was random.
+            Without it the claim is not stated, and tests are not valid.
 
         Raises
         ------
@@ -516,7 +531,7 @@ class Transcript:
         data: "pa.Table | pads.Dataset | None",
         content: str | None,
         digests: Digests | None,
-        shuffle: ShuffleClaim | None,
+        shuffle: ShuffleClaim | str | None,
         source: str,
         is_text: bool | None = None,
     ) -> "Transcript":
@@ -552,7 +567,7 @@ class Transcript:
             strata,
             unit,
             kind,
-            shuffle or ShuffleClaim(),
+            ShuffleClaim.of(shuffle),
             source,
             np.arange(n, dtype=np.int64),
             n_blocks,

@@ -1043,7 +1043,7 @@ def _claims(contents: BundleContents) -> list[Finding]:
         Finding(
             "random order",
             UNCHECKED,
-            f"that the order was shuffled as claimed ({contents.commitment.shuffle.kind}) is "
+            f"that the order was shuffled as claimed ({contents.commitment.claim}) is "
             "outside of any bundle",
         ),
         Finding(

@@ -202,14 +202,14 @@ panels.partition_panel(observations)
 # ## With your own text
 #
 # ```python
-# transcript = Transcript.read("transcript.parquet")      # columns: position, tokens
-# texts = Texts.read("bob.jsonl")                         # column: text, or tokens
+# transcript = Transcript.read("transcript.parquet", shuffle="owner")  # columns: position, tokens
+# texts = Texts.read("bob.jsonl")  # column: text, or tokens
 # partition_test(transcript, tokenise_texts(texts, "my/tokenizer"))
 # ```
 #
 # or `palimpsest test partition --transcript transcript.parquet --texts bob.jsonl --tokenizer
-# my/tokenizer`. `palimpsest sample --model …` makes text to rehearse with. Prompts are kept apart
-# and never counted: whoever wrote them, it was not the model.
+# my/tokenizer --shuffle owner`. `palimpsest sample --model …` makes text to rehearse with. Prompts
+# are kept apart and never counted: whoever wrote them, it was not the model.
 #
 # ## The evidence, whole
 

@@ -62,7 +62,7 @@ results = {}
 for name in dict.fromkeys(["alice", text, "independent"]):
     s = observations.siblings(name)
     test = {"procedure": s.procedure, "released": s.released, "label": name, "alpha": 0.05}
-    results[name] = reshuffle_test(s.rerun, s.siblings, **test)
+    results[name] = reshuffle_test(s.rerun, s.siblings, shuffle="owner", **test)
     e = results[name]
     print(f"{name:<12} rank {e.details['rank']:>2}, exact p {e.pvalue:.3f}, t {e.z:5.2f}", end=", ")
     print(f"model-based p {e.pvalue_model:.1e}: {e.verdict}")
@@ -165,7 +165,9 @@ for temperature, name in observations.temperatures.items():
     rows = np.arange(min(observations.siblings(t).rerun.n for t in observations.sibling_texts))
     siblings = [sibling.take(rows) for sibling in s.siblings]
     test = {"procedure": s.procedure, "label": f"temperature {temperature:g}", "alpha": 0.05}
-    by_temperature[temperature] = reshuffle_test(s.rerun.take(rows), siblings, **test)
+    by_temperature[temperature] = reshuffle_test(
+        s.rerun.take(rows), siblings, shuffle="owner", **test
+    )
     e = by_temperature[temperature]
     print(f"temperature {temperature:<4g} rank {e.details['rank']:>2}  t {e.z:5.2f}", end="  ")
     print(f"{e.details['scored_tokens']:,} tokens")
@@ -199,12 +201,14 @@ print(f"correlation over siblings, temperature {sharp:g} against {loose:g}: {bet
 if observations.fine_tuned:
     s = observations.siblings("derivative", fine_tuned=True)
     test = {"procedure": s.procedure, "label": "derivative, fine-tuned", "alpha": 0.05}
-    results["derivative, fine-tuned"] = reshuffle_test(s.rerun, s.siblings, **test)
+    results["derivative, fine-tuned"] = reshuffle_test(s.rerun, s.siblings, shuffle="owner", **test)
     half = np.arange(s.rerun.n, 2 * s.rerun.n)  # the documents that were not fine-tuned on
     plain = observations.siblings("derivative")
     siblings = [sibling.take(half) for sibling in plain.siblings]
     test = {"procedure": plain.procedure, "label": "same half, as they are", "alpha": 0.05}
-    results["same half, as they are"] = reshuffle_test(plain.rerun.take(half), siblings, **test)
+    results["same half, as they are"] = reshuffle_test(
+        plain.rerun.take(half), siblings, shuffle="owner", **test
+    )
     for name in list(results)[-2:]:
         print(f"{name:<24} rank {results[name].details['rank']}, t {results[name].z:.2f}")
 print("fine-tuned siblings:", "at hand" if observations.fine_tuned else "full=True makes them")
@@ -231,12 +235,13 @@ panels.reshuffle_panel(observations)
 #
 # ```python
 # siblings = [score_texts(texts, folder) for folder in sibling_folders]
-# reshuffle_test(score_texts(texts, rerun_folder), siblings, procedure="how they were made")
+# reshuffle_test(score_texts(texts, rerun_folder), siblings, procedure="how they were made",
+#                shuffle="owner")
 # ```
 #
 # or `palimpsest test reshuffle --texts bob.jsonl --alice RERUN --sibling S1 --sibling S2 …
-# --procedure "how they were made" --alpha 0.05`. T siblings give no p below 1 / (T + 1). The
-# `procedure` is a declaration: without it the test is "not valid". `palimpsest lab
+# --procedure "how they were made" --alpha 0.05 --shuffle owner`. T siblings give no p below
+# 1 / (T + 1). The `procedure` is a declaration: without it the test is "not valid". `palimpsest lab
 # siblings` makes a set on this machine and prints these options.
 #
 # ## The evidence, whole

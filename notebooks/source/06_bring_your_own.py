@@ -56,15 +56,17 @@ path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 print(json.dumps(rows[0]))
 
 # %%
-transcript = Transcript.read(path)
+transcript = Transcript.read(path, shuffle="owner")
 transcript.describe()
 
 # %% [markdown]
 # The column `unit` says that three examples moved as one (a packed chunk, a document): they lie
 # side by side in training, wherever that was. The test will permute 400 units, not 1,200 rows.
 #
-# If you have arrays already, no file is needed. Say also how the order came about: the evidence
-# rests on it.
+# `shuffle="owner"` says how the order came about: its owner declares that it was shuffled
+# at random. The evidence rests on that, so it is never assumed: without a claim no test is valid.
+#
+# If you have arrays already, no file is needed. A claim may say more, such as the seed.
 
 # %%
 claim = ShuffleClaim("owner", seed=987654321)
@@ -129,7 +131,7 @@ except InputError as error:
 #
 # ```
 # palimpsest test query --transcript data/recorded/tiny.parquet \
-#     --suspect loglik:derivative --reference loglik:reference-same
+#     --suspect loglik:derivative --reference loglik:reference-same --shuffle owner
 # ```
 
 # %%
@@ -231,7 +233,7 @@ else:
 # palimpsest score --model my/model     --transcript t.parquet --out suspect.parquet
 # palimpsest score --model my/reference --transcript t.parquet --out reference.parquet
 # palimpsest test query --transcript t.parquet --suspect suspect.parquet \
-#     --reference reference.parquet --smallest-effect 0.02 --json evidence.json
+#     --reference reference.parquet --smallest-effect 0.02 --shuffle owner --json evidence.json
 # palimpsest report notebooks/90_report.ipynb -p source=tiny
 # ```
 #

@@ -238,7 +238,7 @@ for column, loglik in columns.items():
 print(", ".join(held))
 
 # %%
-transcript = Transcript.from_arrays(record.positions)
+transcript = Transcript.from_arrays(record.positions, shuffle="owner")
 stranger = held["independent"]
 for reference in ("reference-same", "alice@0.25", "alice@0.5"):
     e = query_test(transcript, stranger, [held[reference]], seed=seed)

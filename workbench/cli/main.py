@@ -194,8 +194,8 @@ def gather(
     return by_commit, here[0] if here else read()
 
 
-def _claim(kind: str, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
-    return ShuffleClaim(cast(Any, kind), seed=seed, seed_bits=seed_bits)
+def _claim(kind: str | None, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
+    return ShuffleClaim(cast(Any, kind or "not_stated"), seed=seed, seed_bits=seed_bits)
 
 
 def _check_workers(cluster: str | None, workers: int | None) -> None:
@@ -304,7 +304,7 @@ def lab_siblings(
     )
     # The lines after the first are options of 'palimpsest test reshuffle'.
     typer.echo(f"# {made.procedure}")
-    typer.echo(f"--alice {made.rerun}")
+    typer.echo(f"--shuffle owner --alice {made.rerun}")
     for folder in made.siblings:
         typer.echo(f"--sibling {folder}")
     typer.echo(f"--released {made.released}")
@@ -779,7 +779,7 @@ def test_query(
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     shuffler: Annotated[
@@ -1056,7 +1056,7 @@ def test_pairs(
     seed: Annotated[int, typer.Option(help="Of the design, the flips and the bootstrap.")] = 0,
     alpha: Annotated[float, typer.Option(help="Level of the certified p-value.")] = 1e-3,
     smallest_effect: SmallestOption = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     prefix: PrefixOption = 0,
@@ -1241,7 +1241,7 @@ def test_sequential(
     draws: DrawsOption = 4,
     temperature: TemperatureOption = 1.0,
     on_change: OnChangeOption = "warn",
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     prefix: PrefixOption = 0,
@@ -1366,7 +1366,7 @@ def test_partition(
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     column: ColumnOption = None,
@@ -1454,7 +1454,7 @@ def test_reshuffle(
         ),
     ] = None,
     time_stamp: StampOption = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Does the owner's order explain a text better than fresh shuffles of the same examples?"""
@@ -1513,7 +1513,7 @@ def commit(
     seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     subsample: SubsampleOption = None,

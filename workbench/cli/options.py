@@ -139,11 +139,11 @@ SmallestOption = Annotated[
     typer.Option("--smallest-effect", help="Smallest correlation of interest, fixed beforehand."),
 ]
 ShuffleOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--shuffle",
-        help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
-        "natural.",
+        help="How the order came about: owner (says that it was shuffled at random), "
+        "public_randomness, published_shuffler, unknown, natural (default: what the file says).",
     ),
 ]
 ShuffleSeedOption = Annotated[

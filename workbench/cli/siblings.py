@@ -52,14 +52,14 @@ def siblings_commit(
     smallest_effect: Annotated[
         float | None, typer.Option(help="Smallest difference of interest, nats per token.")
     ] = None,
-    shuffle: ShuffleOption = "owner",
+    shuffle: ShuffleOption = None,
 ) -> None:
     """Fix a reshuffle test before the text is scored; publish the SHA-256."""
     from workbench.cli.main import read_texts
     from workbench.lab import declared_procedure
     from workbench.reshuffle_bundle import ReshuffleCommitment
     from workbench.scorers import CausalLMScorer, tokenise_texts
-    from workbench.transcript import ShuffleClaim, digest_fingerprint
+    from workbench.transcript import digest_fingerprint
 
     if out.exists():
         raise InputError(f"{out} exists, and a commitment is never replaced: name another file")
@@ -83,7 +83,7 @@ def siblings_commit(
         examples_fingerprint=digest_fingerprint(tokenise_texts(given, alice).digests),
         released=None if released is None else named(released),
         label=given.label,
-        shuffle=ShuffleClaim(shuffle),  # type: ignore[arg-type]
+        shuffle=shuffle,
         weighting=weighting,
         alpha=alpha,
         smallest_effect=smallest_effect,

@@ -146,7 +146,7 @@ def family_test(
     >>> from workbench import Scores, Transcript
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(800)
-    >>> t = Transcript.from_arrays(order)
+    >>> t = Transcript.from_arrays(order, shuffle="owner")
     >>> suspects = {"derivative": order / 800, "stranger": np.zeros(800)}
     >>> found = family_test("two suspects", {
     ...     name: QueryCase(t, Scores.from_arrays(loglik=memory + rng.normal(size=800), name=name),

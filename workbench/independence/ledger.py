@@ -138,7 +138,7 @@ class Ledger:
     >>> import tempfile
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(500)
-    >>> transcript = Transcript.from_arrays(order)
+    >>> transcript = Transcript.from_arrays(order, shuffle="owner")
     >>> from workbench.scores import Scores
     >>> suspect = Scores.from_arrays(loglik=order / 500 + rng.normal(size=500))
     >>> ledger = Ledger(Path(tempfile.mkdtemp()) / "ledger.jsonl", transcript)

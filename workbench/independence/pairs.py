@@ -127,7 +127,7 @@ def pair_test(
     >>> from workbench.independence.design import design_queries
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(5000)
-    >>> transcript = Transcript.from_arrays(order)
+    >>> transcript = Transcript.from_arrays(order, shuffle="owner")
     >>> scores = Scores.from_arrays(loglik=-3 + 0.0004 * order + rng.normal(size=5000))
     >>> evidence = pair_test(transcript, scores, [], design_queries(transcript, 400))
     >>> evidence.verdict, evidence.n, evidence.pvalue < 1e-12

@@ -123,7 +123,7 @@ def partition_test(
     >>> examples = rng.integers(0, 200, size=(1000, 16))
     >>> order = rng.permutation(1000)
     >>> late = [examples[i][:12] for i in np.argsort(order)[600:]]
-    >>> transcript = Transcript.from_arrays(order, tokens=list(examples))
+    >>> transcript = Transcript.from_arrays(order, tokens=list(examples), shuffle="owner")
     >>> partition_test(transcript, Texts.from_tokens(late), n_resamples=999).verdict
     'evidence'
     """

@@ -169,7 +169,7 @@ def query_test(
     >>> rng = np.random.default_rng(0)
     >>> order = rng.permutation(2000)
     >>> loglik = -3 + 0.0004 * order + rng.normal(size=2000)
-    >>> transcript = Transcript.from_arrays(order)
+    >>> transcript = Transcript.from_arrays(order, shuffle="owner")
     >>> evidence = query_test(transcript, Scores.from_arrays(loglik=loglik), n_resamples=999)
     >>> evidence.verdict, evidence.pvalue, evidence.log10_pvalue < -8
     ('evidence', 0.001, True)
@@ -227,6 +227,7 @@ def query_test(
             [placebo.label for placebo in placebos],
             pvalue,
             alpha,
+            regenerated=known is not None,
         ),
         gate_repeats(transcript, redrawn=known is not None),
         gate_measurement([suspect, *references]),

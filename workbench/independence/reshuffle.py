@@ -42,7 +42,7 @@ def reshuffle_test(
     procedure: str | None = None,
     released: Scores | float | None = None,
     weighting: str = "tokens",
-    shuffle: ShuffleClaim | None = None,
+    shuffle: ShuffleClaim | str | None = None,
     label: str = "the text",
     alpha: float = 1e-3,
     smallest_effect: float | None = None,
@@ -76,8 +76,9 @@ def reshuffle_test(
     weighting : {"tokens", "documents"}
         "tokens": total log-likelihood by total tokens, so that each token counts alike (the sum
         and this mean give the same ranks). "documents": mean of the documents' means.
-    shuffle : ShuffleClaim, optional
-        How the owner's order came about; by default the owner's word.
+    shuffle : ShuffleClaim or str, optional
+        How the owner's order came about, such as "owner" for the owner's claim that it was random.
+        Without it the test is not valid.
     label : str
         Name of the text in reports.
     alpha : float
@@ -99,7 +100,8 @@ def reshuffle_test(
 
     Examples
     --------
-    >>> found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25, -2.1], procedure="simulated", alpha=0.2)
+    >>> found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25, -2.1], procedure="simulated", alpha=0.2,
+    ...                        shuffle="owner")
     >>> found.verdict, found.pvalue_exact, found.pvalue_model < 0.1
     ('evidence', 0.2, True)
     """
@@ -113,7 +115,7 @@ def reshuffle_test(
     _check_siblings(models, released)
     values = [_mean_loglik(model, weighting) for model in models]
     found = compare_with_siblings(values[0], values[1:])
-    claim = shuffle or ShuffleClaim()
+    claim = ShuffleClaim.of(shuffle)
     gates = [gate_tail(claim, procedure), gate_text(models)]
     draws = NullDistribution(
         found.alice,

@@ -184,6 +184,7 @@ def reshuffle_panel(observations: Observations) -> Panel:
             scores.rerun.take(rows),
             [sibling.take(rows) for sibling in scores.siblings[: settings["siblings"]]],
             procedure=scores.procedure,
+            shuffle="owner",
             weighting=settings["weighting"],
             label=name,
             alpha=0.05,

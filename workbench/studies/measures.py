@@ -18,7 +18,7 @@ from workbench.ngrams import CountSettings, NgramCounts
 from workbench.scores import Scores
 from workbench.statistics.branch_point import branch_point
 from workbench.studies.study import Cell
-from workbench.transcript import ShuffleClaim, Transcript
+from workbench.transcript import Transcript
 
 __all__ = ["RESOLUTION", "contrast_of", "evidence_of", "measure", "rounded"]
 
@@ -129,7 +129,7 @@ def contrast_of(cell: Cell, positions: Ints, columns: Mapping[str, Floats]) -> t
 
 
 def _transcript(positions: Ints) -> Transcript:
-    return Transcript.from_arrays(positions, shuffle=ShuffleClaim("owner"), source="the transcript")
+    return Transcript.from_arrays(positions, shuffle="owner", source="the transcript")
 
 
 def _scores(
@@ -208,6 +208,7 @@ def _reshuffle(cell: Cell, numbers: Mapping[str, Any]) -> Evidence:
         float(numbers["rerun"]),
         [float(value) for value in numbers["siblings"]],
         procedure=str(numbers["procedure"]),
+        shuffle="owner",
         label=f"{cell.suspect}'s text",
     )
 

@@ -51,7 +51,7 @@ def open_huggingface(
     buffer_size : int, optional
         Of a stream's ``shuffle(buffer_size=...)``: refused.
     claim : ShuffleClaim, optional
-        Default: the owner's word, with the seed.
+        Default: the owner's claim, with the seed.
 
     Raises
     ------

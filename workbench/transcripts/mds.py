@@ -60,7 +60,7 @@ def open_mds(
         ``.npy`` with the sample trained at each place, as recorded; without it the samples are
         taken in the order in which they are stored.
     claim : ShuffleClaim, optional
-        Default: unknown for the stored order, the owner's word for a recorded one.
+        Default: unknown for the stored order, the owner's claim for a recorded one.
 
     Raises
     ------

@@ -88,7 +88,7 @@ def open_olmo(
     world_size, drop_last : int, bool
         Ranks of OLMo's loader, and whether the order is cut to a multiple of them or filled up.
     claim : ShuffleClaim, optional
-        Default: the owner's word, with the seed where one is given.
+        Default: the owner's claim, with the seed where one is given.
 
     Raises
     ------

@@ -480,7 +480,7 @@ class TrainingOrder:
                 if self.exposures is None
                 else f"{int(self.exposures.min())} to {int(self.exposures.max())} per example",
             ),
-            ("shuffle claim", self.claim.kind),
+            ("shuffle claim", str(self.claim)),
         ]
         if self.claim.seed is not None:
             lines.append(("shuffle seed", f"{self.claim.seed}"))
