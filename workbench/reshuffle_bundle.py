@@ -302,7 +302,7 @@ def committed_reshuffle(
     >>> scores = [Scores.from_arrays(loglik=[-v, -2.0], name=n) for n, v in zip(names, (1, 2, 3))]
     >>> made = ReshuffleCommitment.make(
     ...     scores[0], scores[1:], procedure="simulated", documents=2, examples_fingerprint=None,
-    ...     alpha=0.4,
+    ...     alpha=0.4, shuffle="owner",
     ... )
     >>> evidence = committed_reshuffle(made, scores[0], scores[1:])
     >>> evidence.verdict, evidence.commitment["sha256"] == made.sha256
