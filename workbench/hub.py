@@ -156,7 +156,7 @@ class Snapshot:
                 if progress and lacking:
                     tree = huggingface_hub.list_repo_tree(self.id, recursive=True, **where)
                     size = sum(getattr(entry, "size", 0) for entry in tree if entry.path in lacking)
-                    text = f"{self.id}: {size / 1e9:.2f} GB to fetch ({name})"
+                    text = f"{self.id}: {tqdm.format_sizeof(size, 'B')} to fetch ({_few(lacking)})"
                     tqdm.write(text, file=sys.stderr)
                 for name in names:
                     file = huggingface_hub.hf_hub_download(
@@ -172,11 +172,9 @@ class Snapshot:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        folder = Path(
-            constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.id, repo_type=self.kind)
-        )
         if self.trouble is None and self.revision != self.commit:
-            ref = folder / "refs" / self.revision
+            folder = repo_folder_name(repo_id=self.id, repo_type=self.kind)
+            ref = Path(constants.HF_HUB_CACHE, folder, "refs", self.revision)
             with suppress(InputError):  # a cache that cannot be written to
                 atomic_write(ref, lambda path: path.write_text(self.commit, encoding="utf-8"))
 

@@ -16,7 +16,8 @@ TranscriptOption = Annotated[
     str,
     typer.Option(
         "--transcript",
-        help="Parquet, JSONL (.gz), Arrow file, folder, or data set name.",
+        help="Parquet, JSONL (.gz), Arrow file, folder, or data set on the hub "
+        "(ID, ID@REVISION, ID/SUBSET, hf://datasets/ID/PATH).",
         show_default=False,
     ),
 ]
