@@ -48,6 +48,15 @@ COMMON = {
     "pad_token_id": 0,
 }
 GROUPED = {"num_key_value_heads": 1, "head_dim": 8}
+# Other rotary frequencies for rows longer than this.
+SWITCH = 9
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 4.0, 16.0, 40.0],
+    "original_max_position_embeddings": SWITCH,
+}
 KINDS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "gpt_neox": ("GPTNeoXConfig", {}),
@@ -83,6 +92,10 @@ KINDS = {
     "gpt_oss": (
         "GptOssConfig",
         GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
+    "phi3": (
+        "Phi3Config",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": SWITCH},
     ),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 2}),
     "mamba": ("MambaConfig", {"state_size": 4, "conv_kernel": 3, "expand": 2}),
@@ -583,6 +596,55 @@ def test_an_error_on_one_core_is_raised(llama, three_threads, monkeypatch):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         score_all(scorer, transcript_of(mixed_rows(30)))
     assert torch.get_num_threads() == 3
+
+
+# ---------------------------------------------------------------- frequencies by length
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+BY_LENGTH = {
+    "longrope": ("phi3", {}),
+    "padded longrope": ("gpt_oss", {"rope_parameters": LONGROPE}),
+    "longrope in one kind of layer": (
+        "gemma3",
+        {
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": LONGROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": SWITCH}),
+}
+
+
+@pytest.mark.parametrize("case", BY_LENGTH)
+def test_frequencies_are_those_of_each_rows_own_length(case, tmp_path, three_threads):
+    kind, changes = BY_LENGTH[case]
+    folder = save_model(tmp_path / kind, kind, **changes)
+    rng = np.random.default_rng(3)
+    lengths = [20, 12, 7, SWITCH + 1, SWITCH, 20, SWITCH - 1, 15, SWITCH, SWITCH + 1]
+    rows = [rng.integers(4, VOCABULARY, n) for n in lengths]
+    expected = []
+    for row in rows:
+        plain_model.cache_clear()  # a dynamic model remembers the longest row that it saw
+        expected.append(one_at_a_time(folder, row))
+    plain_model.cache_clear()
+    asked = [network.Row(row, 1) for row in rows]
+    loaded = network.Network(plain_model(folder))
+    together = loaded.run([asked])
+    apart = loaded.run([[row] for row in asked] * 5)  # on three cores at once
+    values = [*together[0], *(value for (value,) in apart)]
+    for got, want in zip(values, expected * 6, strict=True):
+        np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
+
+
+def test_scores_from_before_frequencies_were_each_rows_own_are_not_used_again(models):
+    assert CausalLMScorer(models("phi3"), device="cpu").identity().settings == {
+        "rotary": "of each row"
+    }
+    assert "settings" not in CausalLMScorer(models("llama"), device="cpu").identity().as_dict()
 
 
 # ---------------------------------------------------------------- precision

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from threading import Event
 from typing import Any
 
@@ -37,6 +38,7 @@ from workbench.models.attention import (
 )
 from workbench.models.batches import FILLED, TokenBudget, shared_prefix
 from workbench.models.checkpoint import Checkpoint, first_line, quiet_transformers
+from workbench.models.rotary import forget_lengths, longest_alike
 
 __all__ = ["PRECISIONS", "Network", "Precision", "Row", "free_memory"]
 
@@ -116,7 +118,9 @@ class Row:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows as a model is fed them. The last token of a row predicts nothing, so it is not fed.
+    """Rows as a model is fed them.
+
+    The last token of a row predicts nothing, so it is not fed, unless the row's length matters.
 
     Attributes
     ----------
@@ -134,11 +138,12 @@ class _Batch:
     targets: Ints
 
     @classmethod
-    def padded(cls, rows: Sequence[Row]) -> "_Batch":
-        width = max(row.ids.size for row in rows) - 1
+    def padded(cls, rows: Sequence[Row], unfed: int = 1) -> "_Batch":
+        width = max(row.ids.size for row in rows) - unfed
         fed = np.zeros((len(rows), width), dtype=np.int64)
         for number, row in enumerate(rows):
-            fed[number, : row.ids.size - 1] = row.ids[:-1]
+            size = row.ids.size - unfed
+            fed[number, :size] = row.ids[:size]
         places = [
             number * width + np.arange(row.start - 1, row.ids.size - 1)
             for number, row in enumerate(rows)
@@ -147,7 +152,7 @@ class _Batch:
         return cls(fed, None, np.concatenate(places), targets)
 
     @classmethod
-    def packed(cls, rows: Sequence[Row], least_spared: float = 0.0) -> "_Batch":
+    def packed(cls, rows: Sequence[Row], least_spared: float = 0.0, unfed: int = 1) -> "_Batch":
         shared = 0
         if len(rows) > 1:
             # at least one token of each row's own is fed
@@ -157,12 +162,12 @@ class _Batch:
                 shared = 0
         pieces, places, begin = [rows[0].ids[:shared]], [], shared
         for row in rows:
-            pieces.append(row.ids[shared:-1])
+            pieces.append(row.ids[shared : row.ids.size - unfed])
             # token t is predicted at t - 1: in the prefix, or in the row's own part
             at = np.arange(row.start - 1, row.ids.size - 1)
             places.append(np.where(at < shared, at, at - shared + begin))
-            begin += row.ids.size - 1 - shared
-        layout = Layout.of([row.ids.size - 1 - shared for row in rows], shared)
+            begin += row.ids.size - unfed - shared
+        layout = Layout.of([row.ids.size - unfed - shared for row in rows], shared)
         targets = np.concatenate([row.ids[row.start :] for row in rows])
         return cls(np.concatenate(pieces)[None], layout, np.concatenate(places), targets)
 
@@ -196,6 +201,9 @@ class Network:
         self.precision = precision
         self.device = _device_of(model)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._alike = longest_alike(model.config.get_text_config(decoder=True))
+        if self._alike is not None:
+            forget_lengths(model)
         self.body, self.head = _body_and_head(model)
         self.passes = 0
         self.packs = False
@@ -431,18 +439,27 @@ class Network:
 
     def _values(self, rows: Sequence[Row]) -> torch.Tensor:
         """Log-likelihoods of one batch, float32 of shape (scored tokens,), on the device."""
-        if self.in_two_steps:
-            return self._pass(rows)
-        cpu = self.device.type == "cpu"
-        limit = CPU_FULL_LOGITS if cpu else CUDA_FULL_LOGITS
-        width = max(1, limit // (max(row.ids.size for row in rows) * self.vocabulary))
+        width = len(rows)
+        if not self.in_two_steps:
+            limit = CPU_FULL_LOGITS if self.device.type == "cpu" else CUDA_FULL_LOGITS
+            width = max(1, limit // (max(row.ids.size for row in rows) * self.vocabulary))
         return torch.cat(
-            [self._pass(rows[start : start + width]) for start in range(0, len(rows), width)]
+            [
+                self._pass(alike[start : start + width])
+                for alike in (list(group) for _, group in groupby(rows, self._frequencies))
+                for start in range(0, len(alike), width)
+            ]
         )
+
+    def _frequencies(self, row: Row) -> int:
+        """Rows of one number may share a pass: its longest row decides the rotary frequencies."""
+        size = row.ids.size
+        return 0 if self._alike is None or size <= self._alike else size
 
     def _pass(self, rows: Sequence[Row]) -> torch.Tensor:
         spare = CUDA_LEAST_SPARED if self.device.type == "cuda" else 0.0
-        batch = _Batch.packed(rows, spare) if self.packs else _Batch.padded(rows)
+        unfed = 1 if self._alike is None else 0
+        batch = _Batch.packed(rows, spare, unfed) if self.packs else _Batch.padded(rows, unfed)
         with torch.inference_mode():
             states = self._states(batch, logits=not self.in_two_steps)
             places, targets = (_to(states.device, a) for a in (batch.places, batch.targets))

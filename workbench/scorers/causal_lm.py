@@ -28,6 +28,7 @@ from workbench.models.checkpoint import (
     tokenizer_sha256_of,
 )
 from workbench.models.network import PRECISIONS, Network, Row, free_memory
+from workbench.models.rotary import longest_alike
 from workbench.scorers.scorer import Encoded, check_window
 from workbench.scores import ScorerIdentity
 from workbench.transcript import Transcript
@@ -54,7 +55,8 @@ class CausalLMScorer:
     """Scores examples by a causal language model: log-likelihood of each token given those before.
 
     Making one reads nothing; `identity` and `encode` read configuration, hashes and tokenizer;
-    the weights are loaded by the first `score`.
+    the weights are loaded by the first `score`. Rotary frequencies that depend on the input's
+    length (LongRoPE) are those of the example itself, up to the end of its window.
 
     Parameters
     ----------
@@ -193,6 +195,8 @@ class CausalLMScorer:
             length=self.length,
             library_versions={package: _version(package) for package in self._libraries},
             architecture=checkpoint.architecture,
+            # a key of its own: such scores depended on the batch before
+            settings={} if longest_alike(self._config) is None else {"rotary": "of each row"},
         )
 
     @property
