@@ -20,6 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_home_of_the_user(tmp_path_factory):
+    """What tests share is made before `own_home`, and must not see the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALIMPSEST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path_factory.mktemp("home")))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
@@ -13,8 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
+import workbench
+from workbench.cli import app
+from workbench.scores import Scores
 from workbench.statistics import PositionWeights
 
 N = 1500
@@ -180,6 +185,37 @@ def test_help_names_every_command():
         assert command in text
 
 
+def _commands(command, name="palimpsest"):
+    yield name, command
+    for inner, found in getattr(command, "commands", {}).items():
+        yield from _commands(found, f"{name} {inner}")
+
+
+@pytest.mark.parametrize(("name", "command"), _commands(typer.main.get_command(app)))
+def test_no_box_of_a_help_page_is_long(name, command):
+    boxes = Counter(
+        getattr(option, "rich_help_panel", None)
+        for option in command.params
+        if option.param_type_name == "option"
+    )
+    assert boxes.pop("Model behind an endpoint", 0) <= 17
+    assert all(count <= 12 for count in boxes.values()), boxes
+    inner = getattr(command, "commands", {}).values()
+    assert len(inner) <= 10 or all(found.rich_help_panel for found in inner)
+
+
+def test_the_version_is_said():
+    done = here("--version")
+    assert (done.returncode, done.stdout) == (0, f"palimpsest {workbench.__version__}\n")
+
+
+def test_a_shell_can_complete():
+    done = palimpsest(
+        _PALIMPSEST_COMPLETE="complete_bash", COMP_WORDS="palimpsest sc", COMP_CWORD="1"
+    )
+    assert "score" in done.stdout.split()
+
+
 def test_interruption_exits_with_130(monkeypatch, capsys):
     from workbench import cli
 
@@ -273,7 +309,7 @@ def test_sampling_twice_is_answered_from_the_file(tmp_path):
     pq.write_table(pa.table({"tokens": [[3, 4], [5, 6, 7]]}), tmp_path / "prompts.parquet")
     arguments = [
         "sample", "--model", tmp_path / "model", "--out", out, "--texts", "6", "--tokens", "8",
-        "--prompts", tmp_path / "prompts.parquet", "--prompt-tokens", "2", "--quiet",
+        "--prompts", tmp_path / "prompts.parquet", "--prompt-tokens", "2",
     ]  # fmt: skip
     done = palimpsest(*arguments)
     assert done.returncode == 0, done.stderr
@@ -284,6 +320,33 @@ def test_sampling_twice_is_answered_from_the_file(tmp_path):
     other = palimpsest(*arguments, "--seed", "1")
     assert other.returncode == 2
     assert "holds other texts" in other.stderr
+
+
+def test_a_folder_s_model_has_the_name_that_is_given_and_quiet_is_quiet(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    tokens = list(rng.integers(0, 40, (60, 8)))
+    pq.write_table(
+        pa.table({"position": rng.permutation(60), "tokens": tokens}), tmp_path / "t.parquet"
+    )
+    named = ["--transcript", tmp_path / "t.parquet", "--label", "Bob's second", "--quiet"]
+    done = palimpsest(
+        "score", "--model", tmp_path / "model", "--out", tmp_path / "s.parquet", *named
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert Scores.read(tmp_path / "s.parquet").label == "Bob's second"
+    test = ["test", "query", *named, "--n-resamples", "99", "--json", tmp_path / "e.json"]
+    done = palimpsest(*test, "--suspect", tmp_path / "model")
+    assert done.returncode in (0, 3)
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "e.json").read_text())["suspect"]["label"] == "Bob's second"
+    done = here(*test, "--suspect", tmp_path / "s.parquet")
+    assert (done.returncode, "label cannot apply" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,8 @@ def test_windows_are_cut_from_kept_tokens():
         cut.window(1, 1)
 
 
-def test_labels_are_short_for_paths_and_whole_for_the_rest():
-    assert ScorerIdentity("causal_lm", "org/model-1b").label == "model-1b"
+def test_labels_name_owner_and_commit():
+    assert ScorerIdentity("completions", "org/model-1b").label == "org/model-1b"
+    commit = "0123456789abcdef"
+    assert ScorerIdentity("causal_lm", "org/model", commit).label == "org/model@0123456"
     assert ScorerIdentity("arrays", "<script>alert(1)</script>").label.startswith("<script>")

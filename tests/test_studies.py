@@ -326,7 +326,7 @@ def test_a_study_with_a_failed_cell_exits_with_1(world, copy, monkeypatch):
     from workbench import studies
 
     monkeypatch.setattr(studies, "run_study", lambda *_, **__: open_study(copy))
-    done = palimpsest("study", "run", "laptop", "--quiet")
+    done = palimpsest("study", "run", "laptop")
     assert done.exit_code == 1
     assert "4 of 5 cells are done" in done.output
     assert "'no such kind' is unknown" in done.output

@@ -10,6 +10,8 @@ when they are used.
 from importlib import import_module
 from typing import Any
 
+from workbench.errors import optional_libraries
+
 __version__ = "0.2.0"
 
 # Public names and the modules that hold them, resolved on first use.
@@ -165,10 +167,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    if name in _MODULES:
-        return import_module(f"workbench.{name}")
+    with optional_libraries():
+        if name in _PUBLIC:
+            return getattr(import_module(_PUBLIC[name]), name)
+        if name in _MODULES:
+            return import_module(f"workbench.{name}")
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
 
 

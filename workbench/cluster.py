@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 
 __all__ = ["Cluster", "WorkerFailure", "join_cluster"]
 
@@ -263,13 +263,8 @@ def join_cluster(address: str | None = None) -> Iterator[Cluster]:
     InputError
         Ray is not installed; the address has no cluster; the process is connected to another.
     """
-    try:
+    with optional_libraries():
         import ray
-    except ImportError as error:
-        raise InputError(
-            "work on a cluster needs Ray, which is not installed: pip install "
-            "'palimpsest-workbench[ray]'"
-        ) from error
     if ray.is_initialized():
         client = ray.util.client.ray.is_connected()
         if address not in (None, "local", "auto"):

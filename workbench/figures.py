@@ -12,18 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib.lines
-import matplotlib.patches
-import matplotlib.patheffects
-import matplotlib.style
-import matplotlib.ticker
 import numpy as np
-import seaborn as sns
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, kstwo, norm
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.evidence import Evidence
 from workbench.independence import query_contrast
 from workbench.independence.plan import QueryPlan
@@ -33,6 +26,15 @@ from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
 from workbench.verdicts import decisive_floor
+
+with optional_libraries():
+    import matplotlib.lines
+    import matplotlib.patches
+    import matplotlib.patheffects
+    import matplotlib.style
+    import matplotlib.ticker
+    import seaborn as sns
+    from matplotlib.figure import Figure
 
 __all__ = [
     "binned",

@@ -15,7 +15,7 @@ from platformdirs import user_cache_dir
 
 from workbench.errors import InputError
 
-__all__ = ["atomic_write", "content_key", "home", "recorded"]
+__all__ = ["atomic_write", "content_key", "home", "recorded", "shipped"]
 
 
 def home() -> Path:
@@ -105,20 +105,33 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def shipped(name: str) -> Path:
+    """A folder that lies beside the package in a clone, and inside it when installed from a wheel.
+
+    Parameters
+    ----------
+    name : str
+        ``notebooks`` or ``data/recorded``.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / "shipped"  # made by setup.py
+    return (inside if inside.is_dir() else package.parent) / name
+
+
 def recorded(name: str) -> Path:
-    """Path of a file of recorded scores that comes with the clone (``data/recorded``).
+    """Path of a file of recorded scores that comes with the project (``data/recorded``).
 
     Raises
     ------
     InputError
         There is no such file: the message lists those that exist.
     """
-    folder = Path(__file__).resolve().parent.parent / "data" / "recorded"
+    folder = shipped("data/recorded")
     path = folder / f"{name}.parquet"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.parquet"))) or "none"
         raise InputError(
-            f"there is no recorded run {name!r} in {folder} (known: {known}): work from a clone of "
-            "the repository, or train a run with 'palimpsest lab train'"
+            f"there is no recorded run {name!r} in {folder} (known: {known}): name one of them, or "
+            "train a run with 'palimpsest lab train'"
         )
     return path

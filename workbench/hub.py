@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Never
 
 from tqdm import tqdm
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import atomic_write, content_key, home
 
 __all__ = ["HubDataset", "Name", "Snapshot", "bars", "parse_name"]
@@ -111,13 +111,8 @@ class Snapshot:
         InputError
             It is not to be had; the message says why and what to do.
         """
-        try:
+        with optional_libraries():
             import huggingface_hub
-        except ImportError as error:
-            raise InputError(
-                f"{id} is no file or folder here, and the hub needs the package "
-                "'huggingface_hub': pip install 'palimpsest-workbench[models]'"
-            ) from error
         try:
             info = _patiently(
                 lambda: huggingface_hub.HfApi().repo_info(

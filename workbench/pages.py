@@ -8,14 +8,16 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import atomic_write
+
+with optional_libraries():
+    import jinja2
 
 __all__ = ["POLICY", "TEMPLATES", "find_chromium", "print_pdf", "render"]
 
@@ -141,5 +143,8 @@ def _run(command: list[str]) -> str:
         return f"it took longer than {_PATIENCE} s"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

@@ -29,24 +29,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import bleach
-import jupytext
-import latex2mathml.converter
-import nbformat
-import papermill
-from bleach.css_sanitizer import CSSSanitizer
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert.filters.ansi import ansi2html
-from nbconvert.filters.highlight import Highlight2HTML
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from papermill.exceptions import PapermillExecutionError
-
 from workbench.archive import printable
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.evidence import MARKS, Evidence
-from workbench.home import atomic_write
+from workbench.home import atomic_write, shipped
 from workbench.pages import find_chromium, print_pdf, render
+
+with optional_libraries():
+    import bleach
+    import jupytext
+    import latex2mathml.converter
+    import nbformat
+    import papermill
+    from bleach.css_sanitizer import CSSSanitizer
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbconvert.filters.ansi import ansi2html
+    from nbconvert.filters.highlight import Highlight2HTML
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from papermill.exceptions import PapermillExecutionError
 
 __all__ = [
     "NotebookParameter",
@@ -78,7 +79,7 @@ CAVEAT = (
 """What a positive does not show; at the foot of every page."""
 
 _VERSIONS = ("palimpsest-workbench", "numpy", "scipy", "pyarrow", "torch", "transformers")
-_NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+_NOTEBOOKS = shipped("notebooks")
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 

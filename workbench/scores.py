@@ -7,7 +7,6 @@ know models or tests.
 
 import hashlib
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -126,10 +125,8 @@ class ScorerIdentity:
 
     @property
     def label(self) -> str:
-        """Short name for figures and tables."""
-        if re.fullmatch(r"[\w.~/-]+", self.model):  # a hub id or a folder
-            return self.model.rstrip("/").rsplit("/", 1)[-1]
-        return self.model
+        """Name for figures and tables: of a model of the hub, with its commit."""
+        return self.model if self.revision is None else f"{self.model}@{self.revision[:7]}"
 
     @property
     def window(self) -> str:

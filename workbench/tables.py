@@ -23,7 +23,7 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.hub import HubDataset, bars
 
 if TYPE_CHECKING:
@@ -259,7 +259,8 @@ def _memory_map(path: Path) -> pa.Table:
 
 
 def _saved_dataset(path: Path, split: str) -> pa.Table:
-    import datasets
+    with optional_libraries():
+        import datasets
 
     try:
         loaded = datasets.load_from_disk(str(path))
@@ -290,7 +291,8 @@ def _fetched(files: list[Path], as_written: Collection[str]) -> "pa.Table | pads
             [_read_csv(f, as_written) if ".csv" in f.name else _read_jsonl(f) for f in files],
             promote_options="default",
         )
-    import datasets
+    with optional_libraries():
+        import datasets
 
     with bars(False):
         return _table_of(datasets.load_dataset(str(files[0].parent), data_files=names)["train"])
@@ -434,10 +436,6 @@ def frame_of(columns: Mapping[str, Any]) -> "pd.DataFrame":
     InputError
         pandas is not installed.
     """
-    try:
+    with optional_libraries():
         import pandas as pd
-    except ImportError as error:
-        raise InputError(
-            "a DataFrame needs pandas: pip install 'palimpsest-workbench[notebooks]'"
-        ) from error
     return pd.DataFrame(dict(columns))

@@ -10,6 +10,7 @@ from workbench.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    LabelOption,
     QuietOption,
     ResamplesOption,
     SmallestOption,
@@ -50,6 +51,7 @@ def audit(
     n_resamples: ResamplesOption = 9999,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
+    label: LabelOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -86,10 +88,11 @@ def audit(
             length=None if window.length == "all" else window.length,
             dtype=dtype,
             device=device,
+            label=label if number == 0 else None,
             progress=not quiet,
             encodings=encodings,
         )
-        for spec in models
+        for number, spec in enumerate(models)
     ]
     case = QueryCase(
         chosen,

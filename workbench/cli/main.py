@@ -5,6 +5,7 @@ or a study does not match, 2 bad input, 3 a test was not valid, 130 interrupted.
 """
 
 import contextlib
+import io
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,11 +16,13 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 from tqdm import tqdm
 
+from workbench import __version__
 from workbench.archive import printable
 from workbench.cli.audit import audit
 from workbench.cli.demo import demo
 from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
+from workbench.cli.notebooks import notebooks_app
 from workbench.cli.options import (
     BAD_INPUT,
     FAILED,
@@ -43,6 +46,7 @@ from workbench.cli.options import (
     FormOption,
     JsonOption,
     KeyOption,
+    LabelOption,
     LedgerOption,
     LengthOption,
     MaxMoneyOption,
@@ -75,6 +79,14 @@ from workbench.cli.options import (
     TopOption,
     TranscriptOption,
     WorkersOption,
+    cluster_option,
+    committed_option,
+    design_option,
+    local_option,
+    order_option,
+    output_option,
+    sampling_option,
+    test_option,
 )
 from workbench.cli.siblings import siblings_app
 from workbench.cli.study import study_app
@@ -89,7 +101,7 @@ from workbench.designed import (
     design_settings,
     learned_sha256,
 )
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.evidence import NOT_VALID, Evidence
 from workbench.independence import (
     Ledger,
@@ -115,25 +127,39 @@ UsageError: Any = typer.BadParameter.__base__
 
 PAIRED = [name for name, windows in DESIGNS.items() if windows is not None]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Does a language model remember the order of someone's training data?",
-)
+# The boxes of 'palimpsest --help'.
+START, TESTS, OTHERS, RUNS = "First steps", "Tests", "Evidence for others", "Studies and real runs"
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 lab_app = typer.Typer(no_args_is_help=True, help="Small real training runs on this machine.")
 test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the training order.")
-app.add_typer(lab_app, name="lab")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
-app.add_typer(test_app, name="test")
-app.command()(demo)
-app.add_typer(ledger_app, name="ledger")
-app.add_typer(design_app, name="design")
-app.add_typer(siblings_app, name="siblings")
-app.command("exhibit")(exhibit)
-app.command("audit")(audit)
-app.add_typer(study_app, name="study")
-app.add_typer(transcript_app, name="transcript")
+app.add_typer(notebooks_app, name="notebooks", rich_help_panel=START)
+app.command("demo", rich_help_panel=START)(demo)
+app.add_typer(lab_app, name="lab", rich_help_panel=START)
+app.add_typer(test_app, name="test", rich_help_panel=TESTS)
+app.add_typer(ledger_app, name="ledger", rich_help_panel=TESTS)
+app.add_typer(design_app, name="design", rich_help_panel=TESTS)
+app.command("audit", rich_help_panel=TESTS)(audit)
+app.add_typer(siblings_app, name="siblings", rich_help_panel=OTHERS)
+app.command("exhibit", rich_help_panel=OTHERS)(exhibit)
+app.add_typer(study_app, name="study", rich_help_panel=RUNS)
+app.add_typer(transcript_app, name="transcript", rich_help_panel=RUNS)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"palimpsest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def palimpsest(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+    ] = False,
+) -> None:
+    """Does a language model remember the order of someone's training data?"""
 
 
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
@@ -204,10 +230,12 @@ def _check_workers(cluster: str | None, workers: int | None) -> None:
 
 
 def read_texts(source: str, tokenizer: str | None) -> Texts:
+    texts = Texts.read(source)
+    if tokenizer is None:
+        return texts
     from workbench.scorers import tokenise_texts
 
-    texts = Texts.read(source)
-    return texts if tokenizer is None else tokenise_texts(texts, tokenizer)
+    return tokenise_texts(texts, tokenizer)
 
 
 def _tokenised_transcript(transcript: Transcript, tokenizer: str | None) -> Transcript:
@@ -264,7 +292,7 @@ def lab_train(
     run.score_all(progress=not quiet)
     if observations:
         lab.open_observations(recipe, progress=not quiet)
-    for name, role in run.roles.items():
+    for name, role in run.roles.items() if not quiet else ():
         typer.echo(f"{name:<18} {role}")
 
 
@@ -326,21 +354,24 @@ def lab_serve(
             f"{model!r} is no model of the run: choose one of {', '.join(run.folders)}"
         )
     with lab.serving(run.folders[model], port) as url:
-        typer.echo(f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it")
+        if not quiet:
+            typer.echo(
+                f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it"
+            )
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
 
 @lab_app.command("list")
 def lab_list() -> None:
-    """List the trained models in the cache."""
+    """List the trained models in the cache, with their folders."""
     from workbench import lab
 
     entries = lab.lab_list()
     if not entries:
         typer.echo("no models are cached; train them with: palimpsest lab train")
     for entry in entries:
-        typer.echo(str(entry))
+        typer.echo(f"{entry}  {entry.folder}")
 
 
 @lab_app.command("clean")
@@ -399,7 +430,7 @@ def lab_record(
     typer.echo(f"wrote {out}")
 
 
-@app.command("sample")
+@app.command("sample", rich_help_panel=TESTS)
 def sample(
     model: Annotated[str, typer.Option(help="Hub id or folder of a causal language model.")],
     out: Annotated[Path, typer.Option(help="Parquet file of texts to write.")],
@@ -416,17 +447,19 @@ def sample(
         int | None, typer.Option(help="Use only so many tokens of each prompt.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0: the likeliest token; 1: the model's own distribution.")
+        float, sampling_option(help="0: the likeliest token; 1: the model's own distribution.")
     ] = 1.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens of this total probability.")
+        float, sampling_option(help="Sample from the likeliest tokens of this total probability.")
     ] = 1.0,
-    eos: Annotated[bool, typer.Option("--eos", help="End at the end-of-sequence token.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides each document, with its number.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Documents at a time.")] = 256,
+    eos: Annotated[
+        bool, sampling_option("--eos", help="End at the end-of-sequence token.")
+    ] = False,
+    seed: Annotated[int, sampling_option(help="Decides each document, with its number.")] = 0,
+    batch_size: Annotated[int, sampling_option(help="Documents at a time.")] = 256,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace other texts at --out.")] = False,
+    overwrite: Annotated[bool, output_option(help="Replace other texts at --out.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Sample text from a model, prompts and completions apart; resumes where it was stopped."""
@@ -453,10 +486,11 @@ def sample(
         overwrite=overwrite,
         progress=not quiet,
     )
-    typer.echo(f"{out}: {made.n:,} documents, {made.n_tokens:,} tokens")
+    if not quiet:
+        typer.echo(f"{out}: {made.n:,} documents, {made.n_tokens:,} tokens")
 
 
-@app.command("score")
+@app.command("score", rich_help_panel=TESTS)
 def score(
     model: Annotated[
         str,
@@ -466,7 +500,8 @@ def score(
     ],
     transcript: TranscriptOption,
     out: Annotated[Path, typer.Option(help="Parquet file of scores to write.")],
-    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    revision: Annotated[str | None, local_option(help="Hub revision.")] = None,
+    label: LabelOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -492,13 +527,13 @@ def score(
     temperature: TemperatureOption = 1.0,
     on_change: OnChangeOption = "warn",
     plan: PlanOption = None,
-    keep_tokens: Annotated[bool, typer.Option(help="Store per-token values too.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace scores of another model.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of measurement.")] = 0,
+    keep_tokens: Annotated[bool, output_option(help="Store per-token values too.")] = False,
+    overwrite: Annotated[bool, output_option(help="Replace scores of another model.")] = False,
+    seed: Annotated[int, output_option(help="Of the order of measurement.")] = 0,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     gpus: Annotated[
-        float, typer.Option(help="GPUs of each worker of --cluster; may be a share.")
+        float, cluster_option(help="GPUs of each worker of --cluster; may be a share.")
     ] = 0,
     column: ColumnOption = None,
     split: SplitOption = "train",
@@ -506,7 +541,7 @@ def score(
     quiet: QuietOption = False,
 ) -> None:
     """Score a transcript's examples under a model; resumes where it was stopped."""
-    from workbench.scorers import Budget, CausalLMScorer, RayScorer, score_transcript
+    from workbench.scorers import Budget, RayScorer, score_transcript
 
     _check_workers(cluster, workers)
     if revision is not None and endpoint is None and not Path(model).expanduser().exists():
@@ -523,6 +558,8 @@ def score(
         examples = _planned(plan, examples)
     scorer: Any
     if endpoint is None:
+        from workbench.scorers import CausalLMScorer
+
         scorer = CausalLMScorer(
             models[0],
             revision=revision,
@@ -532,6 +569,7 @@ def score(
             bos=bos,
             prefix=prefix,
             length=length,
+            label=label,
         )
         if cluster is not None:
             scorer = RayScorer(scorer, cluster, workers=workers, num_gpus=gpus)
@@ -559,6 +597,7 @@ def score(
             tokenizer=tokenizer,
             prefix=prefix,
             length=length,
+            label=label,
             bundle=bundle,
             concurrency=concurrency,
             on_change=on_change,
@@ -574,6 +613,8 @@ def score(
         overwrite=overwrite,
         progress=not quiet,
     )
+    if quiet:
+        return
     typer.echo(
         f"{out}: {scores.n:,} examples, mean {scores.loglik_mean.mean():.4f} {scores.units}, "
         f"{int(scores.n_tokens.sum()):,} {'tokens' if endpoint is None else 'values'}"
@@ -609,13 +650,7 @@ def _endpoint_scorer(
         if access == "completions":
             raise InputError("--through is of chat and sampled access: leave it out")
         asked[access]["access"] = through
-    try:
-        kind = SCORERS[access].load()
-    except ImportError as error:
-        raise InputError(
-            "an endpoint needs the libraries that ask it: pip install 'palimpsest-workbench[api]'"
-        ) from error
-    return kind(endpoint, model, **options, **asked[access])
+    return SCORERS[access].load()(endpoint, model, **options, **asked[access])
 
 
 def _planned(plan: Path, examples: Transcript) -> Transcript:
@@ -624,7 +659,7 @@ def _planned(plan: Path, examples: Transcript) -> Transcript:
     return QueryPlan.read(plan).test_examples(examples)
 
 
-@app.command("plan")
+@app.command("plan", rich_help_panel=TESTS)
 def plan_command(
     transcript: TranscriptOption,
     model: Annotated[
@@ -680,13 +715,15 @@ def plan_command(
     """How many queries, requests, tokens, hours and how much money will a test need?"""
     from workbench.independence.plan import Pilot
     from workbench.pilot import plan_query
-    from workbench.scorers import Budget, CausalLMScorer, open_scores
+    from workbench.scorers import Budget, open_scores
 
     if (prompt_price is None) != (completion_price is None):
         raise InputError("one price is missing: give --prompt-price and --completion-price")
     examples = read_transcript(transcript, column, split)
     suspect: Any
     if endpoint is None:
+        from workbench.scorers import CausalLMScorer
+
         suspect = CausalLMScorer(model, prefix=prefix, length=length)
     else:
         suspect = _endpoint_scorer(
@@ -762,21 +799,23 @@ def test_query(
     json_path: JsonOption = None,
     commitment: Annotated[
         Path | None,
-        typer.Option(
+        committed_option(
             help="Test as committed in this file: its settings are taken, and options that differ "
             "from them are refused."
         ),
     ] = None,
-    salt_file: Annotated[Path | None, typer.Option(help="The commitment's secret salt.")] = None,
+    salt_file: Annotated[
+        Path | None, committed_option(help="The commitment's secret salt.")
+    ] = None,
     time_stamp: StampOption = None,
     statistic: StatisticOption = "spearman",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Table of weights of position, learned on another order (JSON)."),
+        test_option(help="Table of weights of position, learned on another order (JSON)."),
     ] = None,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -784,30 +823,31 @@ def test_query(
     seed_bits: SeedBitsOption = None,
     shuffler: Annotated[
         str | None,
-        typer.Option(
+        order_option(
             help=f"Null of fresh seeds of the owner's shuffler: {', '.join(SHUFFLERS)}; needs "
             "--shuffle-seed, and --seed-bits where seeds came from a smaller space."
         ),
     ] = None,
     shuffle_size: Annotated[
         int | None,
-        typer.Option(help="Of --shuffler: examples of the whole data set (default: the rows)."),
+        order_option(help="Of --shuffler: examples of the whole data set (default: the rows)."),
     ] = None,
     shuffle_batch: Annotated[
-        int | None, typer.Option(help="Of --shuffler: examples per step, if positions are steps.")
+        int | None, order_option(help="Of --shuffler: examples per step, if positions are steps.")
     ] = None,
     shuffle_epoch: Annotated[
-        int | None, typer.Option(help="Of --shuffler: the epoch of this transcript (default: 0).")
+        int | None, order_option(help="Of --shuffler: the epoch of this transcript (default: 0).")
     ] = None,
     seed_drawn: Annotated[
         bool,
-        typer.Option("--seed-drawn", help="Of --shuffler: the owner says that the seed was drawn."),
+        order_option("--seed-drawn", help="Of --shuffler: the owner says that the seed was drawn."),
     ] = False,
     subsample: SubsampleOption = None,
     plan: PlanOption = None,
     ledger: LedgerOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
+    label: LabelOption = None,
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -837,7 +877,8 @@ def test_query(
         book = None if ledger is None else Ledger(ledger, whole)
         window = fixed.window
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-        scored, *others = [scores_of(spec) for spec in models]
+        scored = scores_of(models[0], label)
+        others = [scores_of(spec) for spec in models[1:]]
         references, placebos = others[: first - 1], others[first - 1 :]
         stamps = _time_stamps(time_stamp, fixed)
 
@@ -893,7 +934,7 @@ def test_query(
     scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     case = QueryCase(
         examples,
-        scores_of(models[0]),
+        scores_of(models[0], label),
         [scores_of(spec) for spec in models[1:first]],
         {
             "statistic": statistic,
@@ -936,11 +977,11 @@ def _known_shuffle(
 
 
 BudgetOption = Annotated[
-    int | None, typer.Option("--queries", help="Examples to ask about at most.")
+    int | None, design_option("--queries", help="Examples to ask about at most.")
 ]
 DesignOption = Annotated[
     str,
-    typer.Option(
+    design_option(
         "--design",
         help=f"Pairs of one late and one early unit: {', '.join(PAIRED)}, or a file of "
         "'palimpsest design fit'.",
@@ -948,36 +989,36 @@ DesignOption = Annotated[
 ]
 FilterOption = Annotated[
     str | None,
-    typer.Option(
+    design_option(
         "--filter", help=f"Which examples, the same rule for late and early: {', '.join(FILTERS)}."
     ),
 ]
 CompareOption = Annotated[
     str,
-    typer.Option(
+    design_option(
         "--compare",
         help="Late and early units in pairs, or windows: all late ones with all early ones, which "
         "takes fewer queries.",
     ),
 ]
 BlockOption = Annotated[
-    int | None, typer.Option("--block", help="Number of the block, if there are several.")
+    int | None, design_option("--block", help="Number of the block, if there are several.")
 ]
 DesignOutOption = Annotated[
-    Path | None, typer.Option("--design-json", help="Write what was asked about, as JSON.")
+    Path | None, design_option("--design-json", help="Write what was asked about, as JSON.")
 ]
 
 
 CommittedOption = Annotated[
     Path | None,
-    typer.Option(
+    committed_option(
         "--commitment",
         help="Test as committed in this file: its settings are taken, and options that differ "
         "from them are refused.",
     ),
 ]
 CommittedSaltOption = Annotated[
-    Path | None, typer.Option("--salt-file", help="The commitment's secret salt.")
+    Path | None, committed_option("--salt-file", help="The commitment's secret salt.")
 ]
 
 
@@ -1048,19 +1089,20 @@ def test_pairs(
     design_json: DesignOutOption = None,
     ledger: LedgerOption = None,
     json_path: JsonOption = None,
-    statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
+    statistic: Annotated[str, test_option(help="A contrast, without weights.")] = "spearman",
     n_resamples: Annotated[
-        int, typer.Option("--n-resamples", help="Flips of sign, or choices of the late units.")
+        int, test_option("--n-resamples", help="Flips of sign, or choices of the late units.")
     ] = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, typer.Option(help="Of the design, the flips and the bootstrap.")] = 0,
-    alpha: Annotated[float, typer.Option(help="Level of the certified p-value.")] = 1e-3,
+    seed: Annotated[int, test_option(help="Of the design, the flips and the bootstrap.")] = 0,
+    alpha: Annotated[float, test_option(help="Level of the certified p-value.")] = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
+    label: LabelOption = None,
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -1081,7 +1123,7 @@ def test_pairs(
         window = fixed.window
         scores_of = _pair_scores(examples, window.prefix, window.length, bos, dtype, device, quiet)
         made, scored = _committed_pairs(fixed, examples, specs, scores_of, design_json)
-        asked = scores_of(suspect, made.examples)
+        asked = scores_of(suspect, made.examples, label)
         placebos = [scores_of(spec, made.examples) for spec in others]
         stamps = _time_stamps(time_stamp, fixed)
 
@@ -1108,7 +1150,7 @@ def test_pairs(
     )
     case = PairCase(
         made,
-        scores_of(suspect, made.examples),
+        scores_of(suspect, made.examples, label),
         whole or [scores_of(spec, made.examples) for spec in specs],
         {
             "statistic": statistic,
@@ -1142,7 +1184,7 @@ def _pair_scores(
     """Scores of a specification: a model is asked about some examples, others are read whole."""
     from workbench.scorers import meaning_of, open_scores
 
-    def scores_of(spec: str, asked: Transcript) -> Any:
+    def scores_of(spec: str, asked: Transcript, label: str | None = None) -> Any:
         return open_scores(
             spec,
             asked if meaning_of(spec, examples) == "model" else examples,
@@ -1151,6 +1193,7 @@ def _pair_scores(
             bos=bos,
             dtype=dtype,
             device=device,
+            label=label,
             progress=not quiet,
         )
 
@@ -1218,11 +1261,11 @@ def test_sequential(
     block: BlockOption = None,
     design_json: DesignOutOption = None,
     json_path: JsonOption = None,
-    statistic: Annotated[str, typer.Option(help="A contrast, without weights.")] = "spearman",
+    statistic: Annotated[str, test_option(help="A contrast, without weights.")] = "spearman",
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, typer.Option(help="Of the design and of the order of asking.")] = 0,
-    alpha: Annotated[float, typer.Option(help="Level of the anytime p-value: stop there.")] = 1e-3,
-    batch: Annotated[int, typer.Option(help="Pairs per step.")] = 16,
+    seed: Annotated[int, test_option(help="Of the design and of the order of asking.")] = 0,
+    alpha: Annotated[float, test_option(help="Level of the anytime p-value: stop there.")] = 1e-3,
+    batch: Annotated[int, test_option(help="Pairs per step.")] = 16,
     endpoint: EndpointOption = None,
     access: AccessOption = "completions",
     through: ThroughOption = None,
@@ -1246,6 +1289,7 @@ def test_sequential(
     seed_bits: SeedBitsOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
+    label: LabelOption = None,
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -1254,7 +1298,7 @@ def test_sequential(
     quiet: QuietOption = False,
 ) -> None:
     """Ask pair by pair and stop as soon as the evidence suffices; resumes where it was stopped."""
-    from workbench.scorers import Budget, CausalLMScorer, meaning_of, open_scores
+    from workbench.scorers import Budget, meaning_of, open_scores
     from workbench.scorers.answers import BudgetSpentError
     from workbench.sequential import committed_sequential_test, sequential_test
 
@@ -1272,14 +1316,16 @@ def test_sequential(
     def scores_of(spec: str, asked: Transcript) -> Any:
         return open_scores(spec, asked, progress=not quiet, **local)
 
-    def asked_of(spec: str) -> Any:
+    def asked_of(spec: str, label: str | None = None) -> Any:
         if meaning_of(spec, examples) == "model":
-            return CausalLMScorer(spec, **local)
-        return open_scores(spec, examples, **local)
+            from workbench.scorers import CausalLMScorer
+
+            return CausalLMScorer(spec, label=label, **local)
+        return open_scores(spec, examples, label=label, **local)
 
     bob: Any
     if endpoint is None:
-        bob = asked_of(suspect)
+        bob = asked_of(suspect, label)
     else:
         bob = _endpoint_scorer(
             endpoint,
@@ -1292,6 +1338,7 @@ def test_sequential(
             draws=draws,
             temperature=temperature,
             tokenizer=tokenizer,
+            label=label,
             bundle=bundle,
             concurrency=concurrency,
             on_change=on_change,
@@ -1350,20 +1397,20 @@ def test_partition(
         list[str] | None,
         typer.Option(help="Text of an independent model, tested the same way; may be repeated."),
     ] = None,
-    statistic: Annotated[str, typer.Option(help=f"One of {', '.join(PARTITION_STATISTICS)}.")] = (
+    statistic: Annotated[str, test_option(help=f"One of {', '.join(PARTITION_STATISTICS)}.")] = (
         "count"
     ),
-    max_ngram: Annotated[int, typer.Option(help="Longest n-gram, in tokens.")] = 8,
-    weight: Annotated[str, typer.Option(help=f"One of {', '.join(WEIGHTS)}.")] = "inverse",
-    min_n: Annotated[int, typer.Option(help="Shorter longest n-grams do not count.")] = 1,
-    unique: Annotated[bool, typer.Option(help="Only n-grams that occur once.")] = False,
-    engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")] = "join",
+    max_ngram: Annotated[int, test_option(help="Longest n-gram, in tokens.")] = 8,
+    weight: Annotated[str, test_option(help=f"One of {', '.join(WEIGHTS)}.")] = "inverse",
+    min_n: Annotated[int, test_option(help="Shorter longest n-grams do not count.")] = 1,
+    unique: Annotated[bool, test_option(help="Only n-grams that occur once.")] = False,
+    engine: Annotated[str, test_option(help=f"One of {', '.join(ENGINES)}.")] = "join",
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
-    n_blocks: Annotated[int, typer.Option(help="Blocks of block-likelihood.")] = 50,
+    n_blocks: Annotated[int, test_option(help="Blocks of block-likelihood.")] = 50,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1438,17 +1485,17 @@ def test_reshuffle(
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
-    weighting: Annotated[str, typer.Option(help="tokens or documents.")] = "tokens",
+    weighting: Annotated[str, test_option(help="tokens or documents.")] = "tokens",
     alpha: Annotated[
-        float, typer.Option(help="Level of the rank p-value; its floor is 1/(siblings + 1).")
+        float, test_option(help="Level of the rank p-value; its floor is 1/(siblings + 1).")
     ] = 1e-3,
     smallest_effect: Annotated[
         float | None,
-        typer.Option(help="Smallest difference of interest, nats per token, fixed beforehand."),
+        test_option(help="Smallest difference of interest, nats per token, fixed beforehand."),
     ] = None,
     commitment: Annotated[
         Path | None,
-        typer.Option(
+        committed_option(
             help="Test as committed in this file of 'palimpsest siblings commit': options that "
             "differ from it are refused."
         ),
@@ -1496,7 +1543,7 @@ def test_reshuffle(
     _conclude(evidence, json_path)
 
 
-@app.command("commit")
+@app.command("commit", rich_help_panel=OTHERS)
 def commit(
     context: typer.Context,
     transcript: TranscriptOption,
@@ -1510,7 +1557,7 @@ def commit(
     statistic: StatisticOption = "spearman",
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, typer.Option(help="Of permutations and bootstrap.")] = 0,
+    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1519,14 +1566,14 @@ def commit(
     subsample: SubsampleOption = None,
     design: Annotated[
         str | None,
-        typer.Option(
+        design_option(
             help=f"Commit to designed pairs: {', '.join(PAIRED)}, or a file of 'palimpsest design "
             "fit'; with --queries."
         ),
     ] = None,
     design_file: Annotated[
         Path | None,
-        typer.Option(help="Commit to the pairs of a file that --design-json wrote."),
+        design_option(help="Commit to the pairs of a file that --design-json wrote."),
     ] = None,
     queries: BudgetOption = None,
     chosen: FilterOption = None,
@@ -1534,9 +1581,9 @@ def commit(
     compare: CompareOption = "pairs",
     sequential: Annotated[
         bool,
-        typer.Option("--sequential", help="Pairs one after the other, to be stopped any time."),
+        design_option("--sequential", help="Pairs one after the other, to be stopped any time."),
     ] = False,
-    batch: Annotated[int, typer.Option(help="Pairs per step of --sequential.")] = 16,
+    batch: Annotated[int, design_option(help="Pairs per step of --sequential.")] = 16,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,
@@ -1671,7 +1718,7 @@ def _committed(made: Commitment, salt: MasterSalt, out: Path, salt_file: Path) -
     )
 
 
-@app.command("reveal")
+@app.command("reveal", rich_help_panel=OTHERS)
 def reveal(
     transcript: TranscriptOption,
     commitment: CommitmentOption,
@@ -1690,10 +1737,11 @@ def reveal(
     whole = read_transcript(transcript, column, split, fixed.claim)
     with _rows_bar(whole, quiet) as bar:
         shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
-    typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
+    if not quiet:
+        typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
 
 
-@app.command("bundle")
+@app.command("bundle", rich_help_panel=OTHERS)
 def bundle(
     transcript: TranscriptOption,
     commitment: CommitmentOption,
@@ -1709,6 +1757,7 @@ def bundle(
         str | None, typer.Option(help="Rows to show in clear, such as 3,17,40-49.")
     ] = None,
     time_stamp: StampOption = None,
+    label: LabelOption = None,
     bos: BosOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -1727,14 +1776,14 @@ def bundle(
     if fixed.test == "query":
         whole, examples = _committed_examples(fixed, transcript, column, split)
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-        scored = scores_of(suspect)
+        scored = scores_of(suspect, label)
         references = [scores_of(spec) for spec in reference or []]
         placebos = [scores_of(spec) for spec in placebo or []]
     else:
         whole = examples = read_transcript(transcript, column, split, fixed.claim)
         of_pairs = _pair_scores(whole, window.prefix, window.length, bos, dtype, device, quiet)
         made, references = _committed_pairs(fixed, whole, list(reference or []), of_pairs, None)
-        scored = of_pairs(suspect, made.examples)
+        scored = of_pairs(suspect, made.examples, label)
         placebos = [of_pairs(spec, made.examples) for spec in placebo or []]
     with _rows_bar(whole, quiet) as bar:
         found = write_bundle(
@@ -1755,7 +1804,7 @@ def bundle(
     typer.echo("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
 
 
-@app.command("verify")
+@app.command("verify", rich_help_panel=OTHERS)
 def verify(
     bundle: Annotated[Path, typer.Argument(help="File that 'palimpsest bundle' wrote.")],
     digest: Annotated[
@@ -1821,7 +1870,8 @@ def _say(found: Any) -> None:
 
 # Options of a test that a commitment does not fix: where things are, and how models are run.
 _FREE = {"transcript", "suspect", "reference", "placebo", "json_path", "commitment", "salt_file",
-         "time_stamp", "bos", "dtype", "device", "column", "split", "subset", "quiet", "ledger",
+         "time_stamp", "label", "bos", "dtype", "device", "column", "split", "subset", "quiet",
+         "ledger",
          "design_json", "endpoint", "access", "through", "form", "tokenizer", "api_key_env",
          "max_requests", "max_tokens", "max_money", "prompt_price", "completion_price",
          "concurrency", "bundle", "places", "top", "draws", "temperature", "on_change",
@@ -1867,12 +1917,12 @@ def scores_opener(
     dtype: str,
     device: str,
     quiet: bool,
-) -> Callable[[str], Scores]:
+) -> Callable[..., Scores]:
     from workbench.scorers import open_scores
 
     encodings: dict[str, Any] = {}  # models of a suite cut the examples alike
 
-    def scores_of(spec: str) -> Scores:
+    def scores_of(spec: str, label: str | None = None) -> Scores:
         return open_scores(
             spec,
             examples,
@@ -1882,6 +1932,7 @@ def scores_opener(
             bos=bos,
             dtype=dtype,
             device=device,
+            label=label,
             progress=not quiet,
         )
 
@@ -1927,10 +1978,10 @@ def ledger_show(
     typer.echo(Ledger(path).summary())
 
 
-@app.command("report")
+@app.command("report", rich_help_panel=START)
 def report(
     notebook: Annotated[
-        Path | None, typer.Argument(help="One notebook; all of the clone's if absent.")
+        Path | None, typer.Argument(help="One notebook; all of the project's if absent.")
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -1957,13 +2008,18 @@ def report(
     except reports.ReportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
-    typer.echo(f"open {page}")
+    if not quiet:
+        typer.echo(f"open {page}")
 
 
 def app_main() -> None:
     """Run the command line; errors of input are one sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal lacks is no traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = app(standalone_mode=False)
+        with optional_libraries():
+            status = app(standalone_mode=False)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(BAD_INPUT)

@@ -1,5 +1,11 @@
-"""Options that several commands share: one spelling, one help text."""
+"""Options that several commands share: one spelling, one help text, one box of ``--help``."""
 
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +18,18 @@ from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
 # Exit status; 0: the command ran, and its test, if any, was valid.
 FAILED, BAD_INPUT, INVALID, INTERRUPTED = 1, 2, 3, 130
 
+# The boxes of --help; what a command is about stays in the first one.
+data_option = partial(typer.Option, rich_help_panel="Data")
+local_option = partial(typer.Option, rich_help_panel="Model on this machine")
+endpoint_option = partial(typer.Option, rich_help_panel="Model behind an endpoint")
+cluster_option = partial(typer.Option, rich_help_panel="Cluster")
+test_option = partial(typer.Option, rich_help_panel="Test")
+order_option = partial(typer.Option, rich_help_panel="How the order came about")
+sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+design_option = partial(typer.Option, rich_help_panel="Design")
+committed_option = partial(typer.Option, rich_help_panel="Commitment")
+output_option = partial(typer.Option, rich_help_panel="Output")
+
 TranscriptOption = Annotated[
     str,
     typer.Option(
@@ -23,37 +41,79 @@ TranscriptOption = Annotated[
 ]
 ColumnOption = Annotated[
     list[str] | None,
-    typer.Option(
+    data_option(
         "--column",
         help="Column of a role, as role=NAME; roles: position, tokens, text, block, unit, "
         "exposures. May be repeated.",
     ),
 ]
-SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")]
+SplitOption = Annotated[str, data_option("--split", help="Split of a Hugging Face data set.")]
 SubsetOption = Annotated[
-    str | None, typer.Option("--subset", help="Its configuration, folder or file.")
+    str | None, data_option("--subset", help="Its configuration, folder or file.")
 ]
-PrefixOption = Annotated[int, typer.Option(help="Tokens at the start that are context only.")]
+PrefixOption = Annotated[int, data_option(help="Tokens at the start that are context only.")]
 LengthOption = Annotated[
-    int | None, typer.Option(help="Tokens scored after the prefix (default: all).")
+    int | None, data_option(help="Tokens scored after the prefix (default: all).")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-BosOption = Annotated[bool, typer.Option("--bos", help="Prepend the tokenizer's BOS token.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+def _silence(context: typer.Context, quiet: bool) -> bool:
+    if quiet:
+        context.with_resource(_silent())
+    return quiet
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the bars, warnings and logs of libraries, here and in processes started here."""
+    before = dict(os.environ)
+    os.environ.update(
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        PYTHONWARNINGS="ignore",
+        TRANSFORMERS_VERBOSITY="critical",
+    )
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+QuietOption = Annotated[
+    bool,
+    output_option(
+        "--quiet", callback=_silence, help="Say nothing but errors and the result asked for."
+    ),
+]
+BosOption = Annotated[bool, local_option("--bos", help="Prepend the tokenizer's BOS token.")]
+DeviceOption = Annotated[str, local_option(help="auto, cpu, cuda, cuda:1, …")]
 DtypeOption = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16, float16, mixed, 8bit, 4bit.")
+    str, local_option(help="auto, float32, bfloat16, float16, mixed, 8bit, 4bit.")
+]
+LabelOption = Annotated[
+    str | None,
+    local_option(
+        "--label",
+        help="The suspect's name in scores and evidence (default: its folder's, or hub id and "
+        "commit).",
+    ),
 ]
 DeviceMapOption = Annotated[
     str | None,
-    typer.Option(help="Spread the model over all devices: auto, balanced, sequential."),
+    local_option(help="Spread the model over all devices: auto, balanced, sequential."),
 ]
 
 ClusterOption = Annotated[
     str | None,
-    typer.Option("--cluster", help="Work on a Ray cluster: local, auto, ray://host:port."),
+    cluster_option("--cluster", help="Work on a Ray cluster: local, auto, ray://host:port."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", help="Workers of --cluster (default: all that fit).")
+    int | None, cluster_option("--workers", help="Workers of --cluster (default: all that fit).")
 ]
 
 TextsOption = Annotated[
@@ -66,11 +126,11 @@ TextsOption = Annotated[
 ]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option("--tokenizer", help="Folder or hub id whose tokenizer cuts strings."),
+    data_option("--tokenizer", help="Folder or hub id whose tokenizer cuts strings."),
 ]
 EndpointOption = Annotated[
     str | None,
-    typer.Option(
+    endpoint_option(
         "--endpoint",
         help="Address of an OpenAI-compatible server that serves the model, such as "
         "http://localhost:8000/v1.",
@@ -78,40 +138,42 @@ EndpointOption = Annotated[
 ]
 AccessOption = Annotated[
     str,
-    typer.Option(
+    endpoint_option(
         help="With --endpoint: completions (likelihoods of prompts), chat (likeliest next tokens) "
         "or sampled (text only)."
     ),
 ]
 ThroughOption = Annotated[
-    str | None, typer.Option(help="Where chat and sampled access ask: chat or completions.")
+    str | None, endpoint_option(help="Where chat and sampled access ask: chat or completions.")
 ]
 FormOption = Annotated[
-    str, typer.Option(help="Of completions: auto, echo, prompt_logprobs, token_ids.")
+    str, endpoint_option(help="Of completions: auto, echo, prompt_logprobs, token_ids.")
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option(
+    endpoint_option(
         "--api-key-env", help="Name of the environment variable that holds the endpoint's key."
     ),
 ]
-MaxRequestsOption = Annotated[int | None, typer.Option(help="Hard limit, failures included.")]
-MaxTokensOption = Annotated[int | None, typer.Option(help="Hard limit.")]
-MaxMoneyOption = Annotated[float | None, typer.Option(help="Hard limit; needs the prices.")]
-PromptPriceOption = Annotated[float | None, typer.Option(help="Per million prompt tokens.")]
-CompletionPriceOption = Annotated[float | None, typer.Option(help="Per million completion tokens.")]
-ConcurrencyOption = Annotated[int, typer.Option(help="Requests under way at a time.")]
-BundleOption = Annotated[int, typer.Option(help="Prompts per request.")]
-PlacesOption = Annotated[int, typer.Option(help="Of chat and sampled access, per example.")]
-TopOption = Annotated[int, typer.Option(help="Likeliest tokens that chat access asks for.")]
-DrawsOption = Annotated[int, typer.Option(help="Samples per place.")]
-TemperatureOption = Annotated[float, typer.Option(help="Of sampled access.")]
+MaxRequestsOption = Annotated[int | None, endpoint_option(help="Hard limit, failures included.")]
+MaxTokensOption = Annotated[int | None, endpoint_option(help="Hard limit.")]
+MaxMoneyOption = Annotated[float | None, endpoint_option(help="Hard limit; needs the prices.")]
+PromptPriceOption = Annotated[float | None, endpoint_option(help="Per million prompt tokens.")]
+CompletionPriceOption = Annotated[
+    float | None, endpoint_option(help="Per million completion tokens.")
+]
+ConcurrencyOption = Annotated[int, endpoint_option(help="Requests under way at a time.")]
+BundleOption = Annotated[int, endpoint_option(help="Prompts per request.")]
+PlacesOption = Annotated[int, endpoint_option(help="Of chat and sampled access, per example.")]
+TopOption = Annotated[int, endpoint_option(help="Likeliest tokens that chat access asks for.")]
+DrawsOption = Annotated[int, endpoint_option(help="Samples per place.")]
+TemperatureOption = Annotated[float, endpoint_option(help="Of sampled access.")]
 OnChangeOption = Annotated[
-    str, typer.Option(help="If the model behind the endpoint changes: warn or stop.")
+    str, endpoint_option(help="If the model behind the endpoint changes: warn or stop.")
 ]
 PlanOption = Annotated[
     Path | None,
-    typer.Option(
+    data_option(
         "--plan", help="File of 'palimpsest plan': only the examples that it gives to the test."
     ),
 ]
@@ -124,34 +186,34 @@ MaxWorkOption = Annotated[
 ]
 LedgerOption = Annotated[
     Path | None,
-    typer.Option(
+    output_option(
         "--ledger",
         help="Open ledger of the transcript: the test is entered, and corrected as its k-th.",
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the evidence as JSON.")]
-ResamplesOption = Annotated[int, typer.Option("--n-resamples", help="Permutations.")]
+JsonOption = Annotated[Path | None, output_option("--json", help="Write the evidence as JSON.")]
+ResamplesOption = Annotated[int, test_option("--n-resamples", help="Permutations.")]
 AlternativeOption = Annotated[
-    str, typer.Option("--alternative", help=f"One of {', '.join(ALTERNATIVES)}.")
+    str, test_option("--alternative", help=f"One of {', '.join(ALTERNATIVES)}.")
 ]
-AlphaOption = Annotated[float, typer.Option("--alpha", help="Level of the exact p-value.")]
+AlphaOption = Annotated[float, test_option("--alpha", help="Level of the exact p-value.")]
 SmallestOption = Annotated[
     float | None,
-    typer.Option("--smallest-effect", help="Smallest correlation of interest, fixed beforehand."),
+    test_option("--smallest-effect", help="Smallest correlation of interest, fixed beforehand."),
 ]
 ShuffleOption = Annotated[
     str | None,
-    typer.Option(
+    order_option(
         "--shuffle",
         help="How the order came about: owner (says that it was shuffled at random), "
         "public_randomness, published_shuffler, unknown, natural (default: what the file says).",
     ),
 ]
 ShuffleSeedOption = Annotated[
-    int | None, typer.Option("--shuffle-seed", help="The shuffle's seed, if known.")
+    int | None, order_option("--shuffle-seed", help="The shuffle's seed, if known.")
 ]
 SeedBitsOption = Annotated[
-    int | None, typer.Option("--seed-bits", help="Bits of the shuffle's seed space.")
+    int | None, order_option("--seed-bits", help="Bits of the shuffle's seed space.")
 ]
 
 CommitmentOption = Annotated[
@@ -168,7 +230,7 @@ SaltOption = Annotated[
 ]
 StampOption = Annotated[
     list[Path] | None,
-    typer.Option(
+    committed_option(
         "--time-stamp",
         help="OpenTimestamps (.ots) or RFC 3161 (.tsr) file of the commitment; may be repeated.",
     ),
@@ -186,7 +248,7 @@ PlaceboOption = Annotated[
 ]
 StatisticOption = Annotated[
     str,
-    typer.Option(
+    test_option(
         "--statistic",
         help=f"One of {', '.join(STATISTICS)}; others are put together from such names: "
         f"NAME:WEIGHTS with {', '.join(POSITION_WEIGHTS)}, max(A, B), held-out(A, B), "
@@ -195,5 +257,5 @@ StatisticOption = Annotated[
 ]
 SubsampleOption = Annotated[
     int | None,
-    typer.Option("--subsample", help="Test a random subset of this many examples."),
+    data_option("--subsample", help="Test a random subset of this many examples."),
 ]

@@ -48,7 +48,8 @@ def study_run(
     for cell in found.failed:
         typer.echo(f"failed: {cell['study']}, {cell['name']}: {cell['sentence']}", err=True)
     done = len(found.cells) - len(found.failed)
-    typer.echo(f"{done} of {len(found.cells)} cells are done: {found.folder}")
+    if not quiet:
+        typer.echo(f"{done} of {len(found.cells)} cells are done: {found.folder}")
     if found.failed:
         raise typer.Exit(FAILED)
 

@@ -5,7 +5,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from workbench.cli.options import INVALID, QuietOption, SeedBitsOption, ShuffleSeedOption
+from workbench.cli.options import (
+    INVALID,
+    QuietOption,
+    SeedBitsOption,
+    ShuffleSeedOption,
+    data_option,
+    order_option,
+)
 from workbench.errors import InputError
 from workbench.power import queries_needed
 from workbench.transcript import ShuffleClaim, Transcript
@@ -27,13 +34,13 @@ TableArgument = Annotated[
         show_default=False,
     ),
 ]
-FormatOption = Annotated[str, typer.Option("--format", help=f"auto, {', '.join(READERS)}.")]
+FormatOption = Annotated[str, data_option("--format", help=f"auto, {', '.join(READERS)}.")]
 BatchOption = Annotated[
-    int | None, typer.Option("--batch-size", help="Examples per step (default: steps unknown).")
+    int | None, data_option("--batch-size", help="Examples per step (default: steps unknown).")
 ]
 ReaderOption = Annotated[
     list[str] | None,
-    typer.Option(
+    data_option(
         "--option",
         "-o",
         help="Option of the format's reader, as name=value, such as sequence_length=2048, "
@@ -41,13 +48,13 @@ ReaderOption = Annotated[
         "one by one too. May be repeated.",
     ),
 ]
-FirstOption = Annotated[int | None, typer.Option("--first-step", help="From this step.")]
+FirstOption = Annotated[int | None, data_option("--first-step", help="From this step.")]
 LastOption = Annotated[
-    int | None, typer.Option("--last-step", help="Up to, not including, this step.")
+    int | None, data_option("--last-step", help="Up to, not including, this step.")
 ]
 ClaimOption = Annotated[
     str | None,
-    typer.Option(
+    order_option(
         "--shuffle",
         help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
         "natural (default: what the format tells).",
@@ -167,7 +174,8 @@ def convert(
     """Write the order as Parquet, a million tokens in memory at a time; goes on if interrupted."""
     order = _open(path, format, batch_size, option, first, last, None, None, None)
     order.convert(out, progress=not quiet)
-    typer.echo(f"{order.n:,} examples: {out}")
+    if not quiet:
+        typer.echo(f"{order.n:,} examples: {out}")
 
 
 @transcript_app.command("check")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 
 __all__ = ["Exploration", "explore", "holm", "holm_log10", "open_ledger_factor"]
 
@@ -148,13 +148,8 @@ def explore(pvalues: Mapping[Any, float], method: Rate = "benjamini-yekutieli") 
     if method not in RATES:
         raise InputError(f"method {method!r} is unknown: choose one of {', '.join(RATES)}")
     p = _checked(list(pvalues.values()))
-    try:
+    with optional_libraries():
         from statsmodels.stats.multitest import multipletests
-    except ImportError as error:
-        raise InputError(
-            "false discovery rates need the package statsmodels: pip install "
-            "'palimpsest-workbench[statistics]'"
-        ) from error
     adjusted = multipletests(p, method=RATES[method])[1]
     return Exploration(
         method,

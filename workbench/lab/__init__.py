@@ -6,6 +6,8 @@ Names are resolved on first use, so that importing the package does not import t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import optional_libraries
+
 if TYPE_CHECKING:
     from workbench.lab.access import ACCESS_FORMS, AccessForm, AccessRun, open_access, record_access
     from workbench.lab.corpus import Corpus, docstring_corpus, text_corpus
@@ -121,7 +123,8 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(f"workbench.lab.{_PUBLIC[name]}"), name)
+        with optional_libraries():
+            return getattr(import_module(f"workbench.lab.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'workbench.lab' has no attribute {name!r}")
 
 

@@ -27,7 +27,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import content_key, home
 from workbench.lab.recipes import DOCSTRING_PACKAGES
 from workbench.tables import column_of, complete, find_column, is_text_type, open_table, table_name
@@ -88,6 +88,7 @@ def _check_numbers(vocab_size: int, example_tokens: int) -> None:
         )
 
 
+@optional_libraries()
 def docstring_corpus(
     packages: Sequence[str] = DOCSTRING_PACKAGES,
     *,
@@ -147,6 +148,7 @@ def docstring_corpus(
     return _cached(request, source, read, vocab_size, example_tokens, progress)
 
 
+@optional_libraries()
 def text_corpus(
     source: str | Path,
     *,

@@ -15,7 +15,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import content_key, home
 from workbench.models.network import out_of_memory
 from workbench.scorers import CausalLMScorer
@@ -27,6 +27,7 @@ __all__ = ["sample_texts"]
 Ints = NDArray[np.int64]
 
 
+@optional_libraries()
 def sample_texts(
     model: str | Path,
     n_texts: int,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.models.checkpoint import quiet_transformers
 
 __all__ = ["ServedModel", "answer_chat", "answer_completions", "serving"]
@@ -290,16 +290,12 @@ def serving(model: str | Path | ServedModel, port: int = 0) -> Iterator[str]:
     InputError
         The server's libraries are missing; no such folder; the port is taken.
     """
-    try:
+    with optional_libraries():
         import uvicorn
         from starlette.applications import Starlette
         from starlette.requests import Request
         from starlette.responses import Response
         from starlette.routing import Route
-    except ImportError as error:
-        raise InputError(
-            "a server needs uvicorn and starlette: pip install 'palimpsest-workbench[serve]'"
-        ) from error
     served = model if isinstance(model, ServedModel) else ServedModel(model)
 
     def route(path: str, answer: Any) -> Route:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from workbench.cluster import join_cluster
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import atomic_write, content_key, home
 from workbench.lab.corpus import Corpus, _child_environment
 from workbench.lab.recipes import Recipe
@@ -338,6 +338,7 @@ def train(job: TrainingJob, *, progress: bool = False) -> Path:
     return train_all([job], progress=progress)[0]
 
 
+@optional_libraries()
 def train_all(
     jobs: Sequence[TrainingJob], *, workers: int | None = None, progress: bool = False
 ) -> list[Path]:
@@ -368,6 +369,11 @@ def train_all(
     waiting = [job for job in jobs if not job.complete]
     if not waiting:
         return [job.folder for job in jobs]
+    if sys.platform == "win32":
+        raise InputError(
+            "training is stopped, and its state saved, by signals that Windows does not have: use "
+            "Linux, macOS or the Windows Subsystem for Linux"
+        )
     if workers is None:
         on_gpu = any(job.device != "cpu" for job in waiting)
         workers = 1 if on_gpu else min(2, os.cpu_count() or 1)

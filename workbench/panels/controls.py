@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ipywidgets as widgets
-import traitlets
+from workbench.errors import optional_libraries
+
+with optional_libraries():
+    import ipywidgets as widgets
+    import traitlets
 
 __all__ = ["BOX", "Checkboxes", "bins_control", "choice", "choices", "number"]
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets as widgets
-
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.figures import THEMED
 from workbench.panels.contents import Content, sentence
 from workbench.panels.controls import BOX
+
+with optional_libraries():
+    import ipywidgets as widgets
 
 __all__ = ["COMPUTING", "FAILED", "Action", "Panel", "Settings"]
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.scores import Scores, check_aligned
 from workbench.transcript import Transcript
 
@@ -127,7 +127,8 @@ SCORERS: dict[str, ScorerKind] = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with optional_libraries():
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
@@ -145,6 +146,7 @@ def open_scores(
     bos: bool = False,
     dtype: str = "auto",
     device: str = "auto",
+    label: str | None = None,
     progress: bool = False,
     encodings: "dict[str, Encoded] | None" = None,
 ) -> Scores:
@@ -169,6 +171,8 @@ def open_scores(
         The scored window in tokens; for a file of scores it must be the file's own.
     bos, dtype, device :
         As for `CausalLMScorer`; `dtype` and `device` mean nothing to columns and files.
+    label : str, optional
+        Name of a model in scores and reports, as for `CausalLMScorer`.
     progress : bool
         Show a progress bar while a model scores.
     encodings : dict of str to Encoded, optional
@@ -193,7 +197,8 @@ def open_scores(
     """
     kind = meaning_of(spec, transcript)
     if kind != "model":
-        given = {"out": out is not None, "revision": revision is not None, "bos": bos}
+        given = {"out": out is not None, "revision": revision is not None, "bos": bos,
+                 "label": label is not None}  # fmt: skip
         useless = [name for name, is_given in given.items() if is_given]
         if useless:
             raise InputError(
@@ -210,7 +215,14 @@ def open_scores(
     from workbench.scorers.scorer import score_transcript
 
     scorer = CausalLMScorer(
-        spec, revision=revision, dtype=dtype, device=device, bos=bos, prefix=prefix, length=length
+        spec,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        bos=bos,
+        prefix=prefix,
+        length=length,
+        label=label,
     )
     return score_transcript(transcript, scorer, out, progress=progress, encodings=encodings)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.scorers.scorer import Encoded, check_window
 from workbench.transcript import Transcript
 
@@ -438,9 +438,5 @@ def tokenizer_hash(name: str | Path) -> str:
 
 
 def _libraries() -> None:
-    try:
+    with optional_libraries():
         import workbench.scorers.tokenise  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "a tokenizer needs the model libraries: pip install 'palimpsest-workbench[models]'"
-        ) from error

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.statistics.statistic import Contrasted, Floats, Ints, QueryStatistic, Sample
 
 __all__ = [
@@ -348,13 +348,9 @@ def _least_squares(train: Floats, target: Floats, matrix: Floats) -> Floats:
 
 
 def _boosting(seed: int) -> Fit:
-    try:
+    with optional_libraries():
         from sklearn.ensemble import HistGradientBoostingRegressor
         from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise InputError(
-            "boosted residuals need scikit-learn: pip install 'palimpsest-workbench[statistics]'"
-        ) from error
 
     def fit(train: Floats, target: Floats, matrix: Floats) -> Floats:
         model = HistGradientBoostingRegressor(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.evidence import Evidence
-from workbench.home import atomic_write
+from workbench.home import atomic_write, shipped
 from workbench.studies.measures import contrast_of, evidence_of, measure
 from workbench.studies.study import Cell
 
@@ -295,7 +295,7 @@ def open_study(source: str | Path) -> StudyRecord:
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and len(folder.parts) == 1:
-        root = Path(__file__).resolve().parents[2] / "data" / "recorded" / "studies"
+        root = shipped("data/recorded/studies")
         folder = root / str(source)
         if not folder.is_dir():
             known = ", ".join(sorted(f.name for f in root.glob("*") if f.is_dir())) or "none"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 
 __all__ = ["NearDuplicates", "near_duplicates"]
 
@@ -78,13 +78,8 @@ def near_duplicates(
     >>> found.repeats, found.pairs
     (1, array([[2, 0]]))
     """
-    try:
+    with optional_libraries():
         from datasketch import MinHash
-    except ImportError as error:
-        raise InputError(
-            "near-duplicates need the package 'datasketch': pip install "
-            "'palimpsest-workbench[dedup]'"
-        ) from error
     if not 0.5 <= threshold <= 1:
         raise InputError(f"the threshold is {threshold}: similarity is looked for from 0.5 to 1")
     template = MinHash(num_perm=SIGNATURE, seed=seed, hashfunc=int, scheme="affine32")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.lab.derivatives.derivation import Derivation, Parameter, Request
 from workbench.lab.derivatives.fine_tuning import N_EXAMPLES, RATE_SHARE, fresh_job
 from workbench.lab.derivatives.loop import fit
@@ -14,13 +14,8 @@ __all__ = ["LORA"]
 
 
 def _lora(request: Request) -> Path:
-    try:
+    with optional_libraries():
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError(
-            "lora needs the library peft, which is not installed: pip install "
-            "'palimpsest-workbench[lora]'"
-        ) from error
     count = request.n_examples(request.recipe.fresh_examples)
     job = fresh_job(
         "lora", request.recipe, request.corpus, None, count, request.rate(1.0), request.seed

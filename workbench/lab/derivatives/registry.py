@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.lab.corpus import Corpus
 from workbench.lab.derivatives.controls import INDEPENDENT, OTHER_ORDER, OTHER_START
 from workbench.lab.derivatives.derivation import Derivation, Model, Request
@@ -43,6 +43,7 @@ DERIVATIVES: dict[str, Derivation] = {
 }
 
 
+@optional_libraries()
 def derive(
     kind: str,
     parent: TrainingJob | Path,
