@@ -211,7 +211,7 @@ def test_the_version_is_said():
 
 def test_a_shell_can_complete():
     done = palimpsest(
-        _PALIMPSEST_COMPLETE="complete_bash", COMP_WORDS="palimpsest sc", COMP_CWORD="1"
+        "score", _PALIMPSEST_COMPLETE="complete_bash", COMP_WORDS="palimpsest sc", COMP_CWORD="1"
     )
     assert "score" in done.stdout.split()
 
