@@ -210,10 +210,20 @@ def test_the_version_is_said():
 
 
 def test_a_shell_can_complete():
-    done = palimpsest(
-        "score", _PALIMPSEST_COMPLETE="complete_bash", COMP_WORDS="palimpsest sc", COMP_CWORD="1"
+    asked = {
+        "_PALIMPSEST_COMPLETE": "complete_bash",
+        "COMP_WORDS": "palimpsest sc",
+        "COMP_CWORD": "1",
+    }
+    code = "import sys; sys.argv[0] = 'palimpsest'; from workbench.cli import app_main; app_main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | asked,
+        check=True,
     )
-    assert "score" in done.stdout.split()
+    assert done.stdout.split() == ["score"]
 
 
 def test_interruption_exits_with_130(monkeypatch, capsys):
