@@ -75,6 +75,21 @@ def test_values_are_those_of_the_servers_model(form, bundle, server, ngrams):
         np.testing.assert_allclose(values, own, atol=ROUNDING)
 
 
+def test_values_are_the_same_where_choices_have_no_index(ngrams):
+    class Gateway(Server):
+        def _complete(self, model, body):
+            content = super()._complete(model, body)
+            for choice in content["choices"]:
+                del choice["index"]
+            return content
+
+    t = transcript_of(9)
+    with Gateway(ngrams).running() as url:
+        scores = score_transcript(t, scorer(url, bundle=4), keep_tokens=True)
+    for values, own in zip(scores.token_logliks, expected(ngrams, t.texts()), strict=True):
+        np.testing.assert_allclose(values, own, atol=ROUNDING)
+
+
 def test_one_at_a_time_in_company_and_twice_are_the_same(server):
     t = transcript_of(20)
     with server.running() as url:

@@ -259,6 +259,150 @@ def test_messages_of_many_shapes_are_passed_on(content, words, server):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        ({"error": {"message": "no credit", "code": 402}}, 402, "error 402, 'no credit'"),
+        ({"error": {"message": "who?", "code": "401"}, "choices": []}, 401, "error 401, 'who?'"),
+        ({"error": "no such model", "choices": None}, 200, "answers 200, 'no such model'"),
+        ({"error": {"message": "odd", "code": "odd_code"}, "usage": {}}, 200, "200, 'odd'"),
+        ({"error": "no", "choices": [{"index": 0, "text": "b"}]}, 200, "200, 'no'"),
+        ({"detail": "Not here", "status": 404}, 404, "error 404, 'Not here'"),
+        ({"object": "error", "message": "too long", "code": 400}, 400, "error 400, 'too long'"),
+        ({"choices": None, "usage": None}, 200, '"choices": null'),
+        (["a list"], 200, "200, '['a list']'"),
+        (b"<html>\n<b>log in</b>", 200, "200, '<html> <b>log in</b>'"),
+        (b"clear \x1b[2J\xe2\x80\xae screen", 200, r"200, 'clear \x1b[2J\u202e screen'"),
+        (b"x" * 9999, 200, f"200, '{'x' * 300}…'"),
+    ],
+)
+def test_an_error_within_a_200_stops_at_once_with_the_servers_words(content, status, words, server):
+    server.refusal = (200, content)
+    with server.running() as url:
+        one = endpoint(url)
+        with pytest.raises(RefusedError) as caught:
+            one.ask("completions", items(1))
+        with one.answers() as store:
+            assert store.spend == Spend(1)
+    assert caught.value.status == status
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "slow down", "code": 429},
+        {"message": "slow down", "code": "503"},
+        {"message": "slow down", "type": "overloaded_error"},
+    ],
+)
+def test_an_error_within_a_200_that_may_pass_is_tried_again(error, server):
+    server.refusal = (200, {"error": error})
+    with server.running() as url:
+        one = endpoint(url, attempts=3)
+        with pytest.raises(InputError, match=r"failed 3 times in a row.*200.*'slow down'"):
+            one.ask("completions", items(1))
+        with one.answers() as store:
+            assert store.spend == Spend(3)
+
+
+def test_an_answer_in_pieces_is_refused_and_may_have_been_billed(server):
+    server.refusal = (200, b'data: {"choices": []}\n\ndata: [DONE]')
+    with server.running() as url:
+        one = endpoint(url)
+        with pytest.raises(RefusedError, match=r"200, 'data: "):
+            one.ask("completions", [item("xa")])
+        with one.answers() as store:
+            assert store.spend == Spend(1, 6, 1)
+
+
+def bent(change):
+    """A server whose choices are changed on their way."""
+
+    class Bent(Server):
+        def _complete(self, model, body):
+            content = super()._complete(model, body)
+            change(content)
+            return content
+
+    return Bent(Echo(), keep_requests=True)
+
+
+def test_an_error_in_one_choice_keeps_the_other_answers():
+    def spoil(content):
+        for choice in content["choices"]:
+            if choice["text"] == "z":
+                choice |= {"text": "", "finish_reason": "error"} | failure
+
+    asked = [item("a"), item("y"), item("c")]
+    with bent(spoil).running() as url:
+        one = endpoint(url, attempts=2)
+        failure = {"error": {"message": "the provider left", "code": 400}}
+        with pytest.raises(RefusedError, match="error 400, 'the provider left'"):
+            one.ask("completions", asked, bundle=3)
+        failure = {"error": None}
+        with pytest.raises(RefusedError, match="finish_reason error"):
+            one.ask("completions", asked, bundle=3)
+        failure = {"error": {"message": "wait", "code": 502}}
+        with pytest.raises(InputError, match=r"failed 2 times in a row.*error 502, 'wait'"):
+            one.ask("completions", asked, bundle=3)
+        assert one.ask("completions", [asked[0], asked[2]]) == ["b", "d"]
+        with one.answers() as store:
+            assert len(store) == 2
+            assert store.spend.requests == 4
+
+
+@pytest.mark.parametrize("index", [None, 0, "absent"])
+def test_choices_that_do_not_say_whose_they_are_are_asked_for_one_by_one(index):
+    def spoil(content):
+        for choice in content["choices"]:
+            choice["index"] = index
+            if index == "absent":
+                del choice["index"]
+
+    server = bent(spoil)
+    with server.running() as url:
+        asked = items(4)
+        assert endpoint(url, concurrency=1).ask("completions", asked, bundle=4) == ["b"] * 4
+    assert [len(body["prompt"]) for body in server.asked] == [4, 1, 1, 1, 1]
+
+
+def test_choices_in_another_order_are_taken_by_their_index():
+    with bent(lambda content: content["choices"].reverse()).running() as url:
+        asked = [item("a"), item("m"), item("x")]
+        assert endpoint(url).ask("completions", asked, bundle=3) == ["b", "n", "y"]
+
+
+def test_a_choice_too_many_is_not_guessed_about():
+    def spoil(content):
+        content["choices"] = [{"text": "b"}, {"text": "c"}]
+
+    with bent(spoil).running() as url, pytest.raises(InputError, match=r"choices .* to 1 prompts"):
+        endpoint(url, attempts=2).ask("completions", items(1))
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (None, (6, 1)),
+        ({}, (6, 1)),
+        ({"prompt_tokens": 2, "completion_tokens": None}, (2, 1)),
+        ({"prompt_tokens": None, "completion_tokens": 0}, (6, 0)),
+        ({"prompt_tokens": 2.0, "completion_tokens": 1.0}, (2, 1)),
+        ({"prompt_tokens": -1, "completion_tokens": 1e300}, (6, 1)),
+        ("many", (6, 1)),
+    ],
+)
+def test_a_good_answer_is_kept_whatever_its_usage_says(usage, tokens, server):
+    server.refusal = (200, {"choices": [{"index": 0, "text": "b"}], "usage": usage, "error": None})
+    with server.running() as url:
+        one = endpoint(url)
+        assert one.ask("completions", [item("xa")]) == ["b"]
+        with one.answers() as store:
+            assert store.spend == Spend(1, *tokens)
+            assert len(store) == 1
+
+
 def test_an_empty_account_is_not_asked_eight_times(server):
     server.refusal = (429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
     with server.running() as url, pytest.raises(RefusedError, match=r"no credit.*needs credit"):
@@ -324,6 +468,16 @@ def test_a_key_that_a_server_repeats_is_not_kept(server, monkeypatch, tmp_path):
         one = endpoint(url, api_key_env="BOB_KEY", store=store)
         (text,) = one.ask("completions", [Item(body, lambda c: c["text"], 99, 1)])
         assert text == "my key is [key]e"
+
+
+@pytest.mark.parametrize("form", [b"%s", b'{"error": "%s"}', b'{"choices": [], "x": "%s"}'])
+def test_a_key_that_a_200_repeats_is_not_said(form, server, monkeypatch):
+    monkeypatch.setenv("BOB_KEY", KEY)
+    for key in (KEY, "".join(f"\\u{ord(letter):04x}" for letter in KEY)):
+        server.refusal = (200, form % f"no {key}".encode())
+        with server.running() as url, pytest.raises(RefusedError) as caught:
+            endpoint(url, api_key_env="BOB_KEY").ask("completions", items(1))
+        assert KEY not in str(caught.value)
 
 
 def test_a_key_that_is_missing_or_no_key_sends_nothing(server, monkeypatch):

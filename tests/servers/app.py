@@ -141,7 +141,8 @@ class Server:
             return JSONResponse({"error": {"message": said, "code": "invalid_api_key"}}, 401)
         if self.refusal is not None:
             status, content = self.refusal
-            return JSONResponse(content, status)
+            form = Response if isinstance(content, bytes) else JSONResponse
+            return form(content, status)
         rng = np.random.default_rng([self.seed, number])
         fault = None
         if rng.random() < self.fault_rate:  # each kind in turn

@@ -82,8 +82,8 @@ class Budget:
     It covers everything that was ever sent for one store of answers, interrupted runs included.
     A request is reserved with the most that it can cost: as many prompt tokens as its text has
     bytes, and as many completion tokens as it asks for. What the endpoint says it used replaces the
-    reservation when the answer has arrived. An error status costs no tokens; an answer that was
-    lost or cut short keeps its worst case, because it may have been billed.
+    reservation when the answer has arrived. An error costs no tokens unless it counts some; an
+    answer that was lost or cut short keeps its worst case, because it may have been billed.
 
     Parameters
     ----------

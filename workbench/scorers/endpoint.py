@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -29,6 +28,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from workbench.archive import printable
 from workbench.errors import InputError
 from workbench.home import content_key, home
 from workbench.scorers.answers import AnswerStore, Budget, Spend
@@ -37,6 +37,7 @@ __all__ = ["BadAnswerError", "Endpoint", "Item", "RefusedError"]
 
 T = TypeVar("T")
 
+OK = 200
 # Worth another try: the request may succeed later as it stands.
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 # Some servers take one prompt at a time and answer a list of several with an error of their own,
@@ -45,6 +46,13 @@ INTERNAL_ERROR = 500
 UNPROCESSABLE = 422
 FAILED_CHECK = re.compile(r"'loc': \(.*'msg': |validation errors? for ")
 ERRORS_OF_A_BUNDLE = 3
+# Some gateways answer 200 with an error within, whose code is a status or a word.
+ERROR_STATUS = re.compile("[45][0-9][0-9]")
+PASSING = re.compile("rate.?limit|too.?many|overload|unavailable|time.?out|server.?error", re.I)
+# What begins an answer that comes in pieces, although none was asked for.
+STREAMS = ("data:", "event:", ":")
+# A larger number of tokens is none.
+MOST_TOKENS = 2**53
 # What a prompt can have besides one token per byte: marks of beginning and end, a leading space.
 MARKS_PER_PROMPT = 4
 LONGEST_MESSAGE = 300
@@ -60,7 +68,8 @@ class RefusedError(InputError):
     Attributes
     ----------
     status : int
-        HTTP status; 422 also where the server wraps a failed check of the request in a 500.
+        HTTP status, or the code of an error that came with a 200; 422 also where the server wraps
+        a failed check of the request in a 500.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -110,25 +119,6 @@ class Item(Generic[T]):
         """Upper limit of a prompt's tokens: one per byte of text, or the number of ids."""
         size = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
         return size + MARKS_PER_PROMPT
-
-
-class _Usage(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    prompt_tokens: int
-    completion_tokens: int = 0
-
-
-class _Choice(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    index: int
-
-
-class _Reply(BaseModel):
-    """What every OpenAI-compatible answer has."""
-
-    model_config = ConfigDict(extra="ignore")
-    choices: list[_Choice]
-    usage: _Usage | None = None
 
 
 class _KeyFromEnvironment(httpx.Auth):
@@ -455,48 +445,77 @@ class _Errand:
             raise _AgainError(f"it cannot be reached ({self._words(str(error))})") from None
         except httpx.HTTPError as error:
             raise _AgainError(f"the connection broke ({self._words(str(error))})") from None
-        if response.status_code != 200:
+        if response.status_code != OK:
             self.store.settle(reserved, Spend(1))
-            self._raise_status(response)
-        reply, used = self._parsed(response, len(items))
+            self._raise(response, response.status_code, *_said_in(_parsed(response.text)))
+        content = _parsed(endpoint.without_key(response.text))
+        if isinstance(content, str) and content.lstrip()[:1] in ("", "{"):
+            # cut short; the reservation stays: it may have been billed
+            raise _AgainError("its answer is no whole JSON")
+        answer = content if isinstance(content, dict) else {}
+        if _has_error(answer) or not answer.get("choices"):
+            # a stream may have been billed as well
+            streamed = isinstance(content, str) and content.lstrip().startswith(STREAMS)
+            self.store.settle(reserved, _used(answer, most if streamed else Spend(1)))
+            self._raise(response, OK, *_said_in(content))
         kept: dict[bytes, Any] = {}
         fault: BadAnswerError | None = None
-        choices = {choice.index: choice.model_dump() for choice in reply.choices}
-        for number, (key, item) in enumerate(items.items()):
-            try:
-                values[key] = item.read(choices[number])
-            except BadAnswerError as error:
-                fault = error
-                continue
-            kept[key] = choices[number]
-        self.store.settle(reserved, used or reserved, kept if self.keep else None)
+        failed: Mapping[str, Any] | None = None
+        try:
+            choices = self._in_order(answer["choices"], len(items))
+            for (key, item), choice in zip(items.items(), choices, strict=True):
+                if _has_error(choice) or choice.get("finish_reason") == "error":
+                    failed = choice
+                    continue
+                try:
+                    values[key] = item.read(choice)
+                except BadAnswerError as error:
+                    fault = error
+                    continue
+                kept[key] = choice
+        finally:
+            self.store.settle(reserved, _used(answer, most), kept if self.keep else None)
+        if failed is not None:
+            named = failed.get("error") or "no answer, finish_reason error"
+            self._raise(response, OK, *_said_in({**failed, "error": named}))
         if fault is not None:
             raise _AgainError(f"its answer is not what was asked for: {fault}")
 
-    def _parsed(self, response: httpx.Response, n: int) -> tuple[_Reply, Spend | None]:
-        """The answer, checked as far as every kind of request allows, and what it used."""
-        text = self.endpoint.without_key(response.text)
-        try:
-            reply = _Reply.model_validate(json.loads(text))
-        except (ValidationError, ValueError):
-            # the reservation stays: it may have been billed
-            raise _AgainError("its answer is no whole JSON of the kind expected") from None
-        indexes = sorted(choice.index for choice in reply.choices)
-        if indexes != list(range(n)):
-            raise _AgainError(f"it answered with choices {indexes[:8]} to {n} prompts")
-        usage = reply.usage
-        used = None if usage is None else Spend(1, usage.prompt_tokens, usage.completion_tokens)
-        return reply, used
+    def _in_order(self, choices: Any, n: int) -> list[dict[str, Any]]:
+        """One choice for each prompt: by its index, which is not needed for a single one."""
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+            raise _AgainError("its choices are not of the form expected")
+        indexes = [one.get("index") for one in choices]
+        if n == 1 and indexes == [None]:
+            return choices
+        if n > 1 and (None in indexes or indexes == [indexes[0]] * n):
+            # nothing says which is whose
+            self.endpoint.one_at_a_time = True
+            raise _OneAtATimeError
+        ordered = [one for number in range(n) for one in choices if one.get("index") == number]
+        if not len(choices) == len(ordered) == len({one["index"] for one in ordered}) == n:
+            raise _AgainError(f"it answered with choices {printable(indexes, 30)} to {n} prompts")
+        return ordered
 
-    def _raise_status(self, response: httpx.Response) -> None:
-        endpoint, status = self.endpoint, response.status_code
-        said, code = _server_words(response)
-        said = self._words(said) or response.reason_phrase or "no reason given"
-        spent = code in ("insufficient_quota", "billing_hard_limit_reached")
+    def _raise(
+        self, response: httpx.Response, status: int, said: str, codes: Sequence[str]
+    ) -> NoReturn:
+        """Try again where the status may pass, or the code of an error within; else stop."""
+        endpoint, answered = self.endpoint, f"{status}"
+        said = self._words(said) or self._words(response.reason_phrase) or "no reason given"
+        passing = status in TRY_AGAIN
+        if status == OK:
+            status = next((int(code) for code in codes if ERROR_STATUS.fullmatch(code)), OK)
+            answered += "" if status == OK else f" with the error {status}"
+            passing = status in TRY_AGAIN or (
+                status == OK and any(PASSING.search(code) for code in codes)
+            )
+        spent = not {"insufficient_quota", "billing_hard_limit_reached"}.isdisjoint(codes)
         if status == INTERNAL_ERROR and FAILED_CHECK.search(said):
-            status = UNPROCESSABLE
-        if status not in TRY_AGAIN or spent:
+            status, passing = UNPROCESSABLE, False
+        if not passing or spent:
             remedy = {
+                OK: "check the address, or mend what it names",
                 401: f"check the key in {endpoint.api_key_env or 'api_key_env'}",
                 402: "the account needs credit",
                 403: "check what the key may do",
@@ -507,20 +526,18 @@ class _Errand:
                 said, remedy = "it points elsewhere", "give the address that it points to"
             if spent:
                 remedy = "the account needs credit"
-            raise RefusedError(
-                f"{self.url} answers {response.status_code}, {said!r}: {remedy}", status
-            )
+            raise RefusedError(f"{self.url} answers {answered}, '{said}': {remedy}", status)
         after = _retry_after(response.headers.get("Retry-After"))
         if after is not None and after > endpoint.longest_wait:
             raise RefusedError(
-                f"{self.url} answers {status}, {said!r}, and asks to wait {after:,.0f} seconds: "
+                f"{self.url} answers {answered}, '{said}', and asks to wait {after:,.0f} seconds: "
                 "run the same again then, all answers so far are kept",
                 status,
             )
-        raise _AgainError(f"it answered {status}, {said!r}", after, status)
+        raise _AgainError(f"it answered {answered}, '{said}'", after, status)
 
     def _words(self, text: str) -> str:
-        return " ".join(self.endpoint.without_key(text).split())[:LONGEST_MESSAGE]
+        return printable(" ".join(self.endpoint.without_key(text).split()), LONGEST_MESSAGE)
 
 
 def _bundled(items: Mapping[bytes, Item[T]], size: int) -> list[dict[bytes, Item[T]]]:
@@ -562,19 +579,48 @@ def _checked_address(base_url: str) -> str:
     return str(url).rstrip("/")
 
 
-def _server_words(response: httpx.Response) -> tuple[str, str]:
-    """The server's own message, and its code."""
+def _parsed(text: str) -> Any:
+    """What the JSON holds; the text itself where it is none."""
     try:
-        content = response.json()
-    except ValueError:
-        return response.text, ""
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _has_error(content: Mapping[str, Any]) -> bool:
+    """Whether an answer, or one of its choices, has an error that says something."""
+    error = content.get("error")
+    return any(error.values()) if isinstance(error, dict) else bool(error)
+
+
+def _said_in(content: Any) -> tuple[str, list[str]]:
+    """The server's own message, and its codes."""
     if not isinstance(content, dict):
-        return str(content), ""
-    inner = content.get("error", content)
+        return str(content), []
+    inner = content.get("error") or content
+    codes = [
+        str(one[name])
+        for one in (inner, content)
+        for name in ("code", "status", "status_code", "type")
+        if isinstance(one, dict) and one.get(name)
+    ]
     if not isinstance(inner, dict):
-        return str(inner), ""
-    said = next((inner[k] for k in ("message", "detail", "error") if inner.get(k)), inner)
-    return str(said), str(inner.get("code") or inner.get("type") or "")
+        return str(inner), codes
+    said = next((inner[k] for k in ("message", "detail", "error") if inner.get(k)), None)
+    return str(said or json.dumps(inner)), codes
+
+
+def _used(answer: Mapping[str, Any], unknown: Spend) -> Spend:
+    """One request, and the tokens that its answer counts; `unknown` where it counts none."""
+    usage = answer.get("usage")
+
+    def count(name: str) -> int:
+        said = usage.get(name) if isinstance(usage, dict) else None
+        if isinstance(said, int | float) and 0 <= said < MOST_TOKENS:
+            return int(said)
+        return int(getattr(unknown, name))
+
+    return Spend(1, count("prompt_tokens"), count("completion_tokens"))
 
 
 def _retry_after(value: str | None) -> float | None:
