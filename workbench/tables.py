@@ -7,12 +7,16 @@ caller's question.
 
 import codecs
 import csv
+import filecmp
+import glob
 import io
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +34,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "array_of",
     "column_of",
     "complete",
     "find_column",
     "flatten_lists",
+    "folder_files",
     "frame_of",
     "is_list_type",
     "is_text_type",
@@ -81,11 +87,14 @@ def open_table(
         data = _opened(source, split, as_written, subset)
     else:
         data = _in_memory(source, split)
-    names = data.schema.names
+    _refuse_twice(data.schema.names, table_name(source))
+    return data
+
+
+def _refuse_twice(names: Sequence[str], source: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{table_name(source)} has several columns {twice!r}: rename them")
-    return data
+        raise InputError(f"{source} has several columns {twice!r}: rename them")
 
 
 def table_name(source: Any) -> str:
@@ -96,7 +105,8 @@ def table_name(source: Any) -> str:
 def _in_memory(source: Any, split: str) -> "pa.Table | pads.Dataset":
     name = table_name(source)
     if isinstance(source, pads.Dataset):
-        return source
+        plain = all(_plain(column.type) == column.type for column in source.schema)
+        return source if plain else _decoded(source.to_table())
     if hasattr(source, "with_format"):  # of the library datasets
         source = _split_of(source, split, name)
         if hasattr(source, "data"):  # not a stream
@@ -120,17 +130,47 @@ def _in_memory(source: Any, split: str) -> "pa.Table | pads.Dataset":
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Categories and views of strings are read as the values that they stand for."""
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    return pa.large_string() if pa.types.is_string_view(kind) else kind
+    """Categories, views, runs and extension types are read as the values that they stand for."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if is_list_type(kind) or _is_list_view(kind):
+        inner = _plain(kind.value_type)
+        if _is_list_view(kind) or inner != kind.value_type:
+            return pa.large_list(inner)
+    return kind
+
+
+def _is_list_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _decoded(table: pa.Table) -> pa.Table:
     for number, column in enumerate(table.schema):
         if (kind := _plain(column.type)) != column.type:
-            table = table.set_column(number, column.name, table.column(number).cast(kind))
+            chunks = [_as_plain(chunk, kind) for chunk in table.column(number).chunks]
+            table = table.set_column(number, column.name, pa.chunked_array(chunks, kind))
     return table
+
+
+def _as_plain(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.ExtensionArray):
+        return _as_plain(values.storage, kind)
+    if pa.types.is_dictionary(values.type):
+        return _as_plain(values.dictionary, kind).take(values.indices)
+    if pa.types.is_run_end_encoded(values.type):
+        return _as_plain(pc.run_end_decode(values), kind)
+    if _is_list_view(values.type):  # Arrow's own cast loses rows
+        sizes = np.asarray(pc.list_value_length(values).fill_null(0), dtype=np.int64)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
+        flat = _as_plain(pc.list_flatten(values), kind.value_type)
+        return pa.LargeListArray.from_arrays(offsets, flat, mask=values.is_null())
+    return values.cast(kind)
 
 
 def _opened(
@@ -151,8 +191,7 @@ def _opened(
             if name.endswith((".arrow", ".feather", ".ipc")):
                 return _memory_map(path)
             if name.endswith(".parquet"):
-                pq.read_metadata(path)  # a truncated file has no footer: say so before any work
-                return _parquet(path)
+                return _parquet([path])
             raise InputError(
                 f"{source} is of no known kind: give .parquet, .jsonl, .jsonl.gz, .csv, .csv.gz, "
                 ".arrow or .feather"
@@ -160,10 +199,7 @@ def _opened(
         if path.is_dir():
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return _saved_dataset(path, split)
-            files = sorted(path.glob("**/[!.]*.parquet"))
-            if files:
-                return _parquet([str(f) for f in files])
-            raise InputError(f"folder {source} holds no Parquet files and no saved data set")
+            return _folder(path, split, str(source))
         return _fetched(HubDataset.ask(source, split, subset).fetch(), as_written)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(
@@ -172,12 +208,274 @@ def _opened(
         ) from error
 
 
-def _parquet(files: Path | list[str]) -> pads.Dataset:
-    data = pads.dataset(files, format="parquet")
-    plain = pa.schema([column.with_type(_plain(column.type)) for column in data.schema])
-    if plain.equals(data.schema):
-        return data
-    return pads.dataset(files, format="parquet", schema=plain.with_metadata(data.schema.metadata))
+# ---------------------------------------------------------------------- folders
+
+# Folders that keep replaced and removed rows too: only a log in them says which files count.
+_LOGS = {
+    "a Delta table": r"(.*/)?_delta_log(/.*)?",
+    "an Iceberg table": r"(.*/)?metadata/[^/]*\.metadata\.json(\.gz)?",
+    "a Hudi table": r"(.*/)?\.hoodie(/.*)?",
+    "the output of a Spark stream": r"(.*/)?_spark_metadata(/.*)?",
+}
+# How browsers and desktops call a second copy.
+_COPY = re.compile(r"( ?\(\d+\)| - Copy( \(\d+\))?| copy( \d+)?)(?=\.\w+$)")
+# As the library datasets has them, with its order of folders before files.
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "dev", "val"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\b.*")
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """Files of a folder and those below it, sorted, without hidden and unfinished ones.
+
+    What begins with a dot or an underscore is passed over, as Arrow and Spark do it.
+
+    Raises
+    ------
+    InputError
+        A file is there twice.
+    """
+    names = glob.glob("**", root_dir=folder, recursive=True)  # follows links to folders
+    files = [
+        folder / name
+        for name in sorted(names)
+        if not any(part[0] == "_" and "=" not in part for part in Path(name).parts)
+        and (folder / name).is_file()
+    ]
+    known = set(files)
+    for file in files:
+        first = file.with_name(_COPY.sub("", file.name))
+        copied = first != file and first in known
+        if copied and (file.suffix == ".parquet" or filecmp.cmp(first, file, shallow=False)):
+            _refuse_copies(first, file, folder)
+    return files
+
+
+def _refuse_copies(first: Path, second: Path, folder: Path) -> None:
+    raise InputError(
+        f"{folder}: {second.relative_to(folder)} is a second copy of {first.relative_to(folder)}: "
+        "move one of them out"
+    )
+
+
+def _folder(path: Path, split: str, source: str) -> pads.Dataset:
+    _refuse_logs(path, source)
+    files = [f for f in folder_files(path) if re.search(r"\.(parquet|parq|pq)\b", f.name.lower())]
+    if not files:
+        raise InputError(f"folder {source} holds no Parquet files and no saved data set")
+    odd = next((f for f in files if f.suffix != ".parquet"), None)
+    if odd is not None:
+        raise InputError(
+            f"{source}: {odd.relative_to(path)} does not end in .parquet and would be left out: "
+            "rename it, or move it out"
+        )
+    files = _of_split(path, files, split, source)
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        plain = [p for p in file.relative_to(path).parts[:-1] if "=" not in p and not _word_of(p)]
+        parts.setdefault("/".join(plain) or ".", []).append(file)
+    if len(parts) > 1:
+        raise InputError(
+            f"{source} holds several tables, in the folders {', '.join(parts)}: give one of these "
+            "folders, or put all files that belong together into one"
+        )
+    _refuse_shards(path, files, source)
+    seen: dict[tuple[int, bytes], Path] = {}
+    for file in files:
+        with file.open("rb") as opened:
+            key = (file.stat().st_size, opened.read(4096))
+        first = seen.setdefault(key, file)
+        if first != file and filecmp.cmp(first, file, shallow=False):
+            _refuse_copies(first, file, path)
+    return _parquet(files, path)
+
+
+def _refuse_logs(path: Path, source: str) -> None:
+    """Refuse tables whose folders hold more than their rows, and parts of such tables."""
+    inside = glob.glob("**", root_dir=path, recursive=True, include_hidden=True)
+    around = [
+        f"{name}/{entry.name}"
+        for parent in path.parents
+        for name in ("_delta_log", ".hoodie", "metadata", "_spark_metadata")
+        if (parent / name).is_dir()
+        for entry in (parent / name).iterdir()
+    ]
+    for kind, pattern in _LOGS.items():
+        if any(re.fullmatch(pattern, name) for name in (*inside, *around)):
+            raise InputError(
+                f"{source} is {kind}, whose folder keeps removed rows too: export the current rows "
+                "to one Parquet file, with a library that knows such tables, and give that"
+            )
+
+
+def _word_of(name: str) -> str | None:
+    """The split that one part of a path names."""
+    key, is_partition, value = name.lower().partition("=")
+    if is_partition:
+        return (_word_of(value) or value) if key == "split" else None
+    words = set(re.split("[-._ 0-9]+", key))
+    found = [split for split, usual in _SPLITS.items() if usual & words]
+    if len(found) > 1:
+        raise InputError(f"{name} names several splits ({', '.join(found)}): rename it")
+    return found[0] if found else None
+
+
+def _split_named(name: Path) -> str | None:
+    """The split of a file, as its folders and its own name say it."""
+    shard = _SHARD.fullmatch(name.name)
+    stem = shard["stem"] if shard and re.fullmatch(r"\w+(\.\w+)*", shard["stem"]) else ""
+    if stem and (name.parts[:-1] == ("data",) or _word_of(stem)):
+        return stem
+    return next(filter(None, map(_word_of, name.parts)), None)
+
+
+def _of_split(path: Path, files: list[Path], split: str, source: str) -> list[Path]:
+    by_split: dict[str | None, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(_split_named(file.relative_to(path)), []).append(file)
+    names = [name for name in by_split if name]
+    if not names and split == "train":
+        return files
+    if split not in names:
+        raise InputError(
+            f"{source} has no split {split!r} (splits: {', '.join(names) or 'none is named'}): "
+            "name one with split="
+        )
+    if None in by_split:
+        raise InputError(
+            f"{source}: {by_split[None][0].relative_to(path)} names no split, and others do "
+            f"({', '.join(names)}): rename it, or move it out"
+        )
+    return by_split[split]
+
+
+def _refuse_shards(path: Path, files: list[Path], source: str) -> None:
+    """Refuse a set of numbered files that is not whole, or has others beside it."""
+    sets: dict[tuple[Path, str], list[str]] = {}
+    single = []
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        if shard:
+            sets.setdefault((file.parent, shard["stem"]), []).append(shard[0])
+        else:
+            single.append(file)
+    for (_, stem), names in sets.items():
+        shards = [m for m in map(_SHARD.fullmatch, names) if m]
+        total = int(shards[0]["total"])
+        numbers = sorted(int(m["number"]) for m in shards)
+        if len({m["total"] for m in shards}) > 1 or len(numbers) > len(set(numbers)):
+            raise InputError(
+                f"{source} holds several versions of the files {stem}-…-of-…: keep one of them "
+                f"({', '.join(names[:4])})"
+            )
+        if numbers != list(range(total)):
+            raise InputError(
+                f"{source} holds {len(names):,} of the {total:,} files {stem}-…-of-{total:05}: "
+                "fetch the others, or rename those that are meant"
+            )
+    if sets and single:
+        raise InputError(
+            f"{source}: {single[0].relative_to(path)} is none of the numbered files beside it: "
+            "move it out, or rename all"
+        )
+
+
+def _parquet(files: Sequence[Path], root: Path | None = None) -> pads.Dataset:
+    """Parquet files as one table, with a column for each ``name=value`` of folders in the root."""
+    root = root or Path(os.path.commonpath([file.parent for file in files]))
+    keys = [
+        dict(part.split("=", 1) for part in file.relative_to(root).parts[:-1] if "=" in part)
+        for file in files
+    ]
+    odd = next(
+        (f for f, key in zip(files, keys, strict=True) if key.keys() != keys[0].keys()), None
+    )
+    if odd is not None:
+        raise InputError(
+            f"{root}: {odd.relative_to(root)} and {files[0].relative_to(root)} are not in folders "
+            "of the same name=value: move one of them out"
+        )
+    schema = _common_schema(files, root)
+    partitions = []
+    for name in keys[0]:
+        values = [unquote(key[name]) for key in keys]
+        if name in schema.names:
+            _refuse_other_values(files, root, name, values)
+            continue
+        given = [value for value in values if value != "__HIVE_DEFAULT_PARTITION__"]
+        whole = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", value) for value in given)
+        partitions.append((name, pa.int64() if whole else pa.string()))
+    for column in (found := pa.schema(partitions)):
+        schema = schema.append(column)
+    return pads.dataset(
+        [str(file) for file in files],
+        schema,
+        format="parquet",
+        partitioning=pads.partitioning(found, flavor="hive"),
+        partition_base_dir=str(root),
+    )
+
+
+def _common_schema(files: Sequence[Path], root: Path) -> pa.Schema:
+    """The schema of all files: equal columns, of types that hold the values of all."""
+    schemas = []
+    for file in files:
+        try:
+            read = pq.read_schema(file)  # a truncated file has no footer: say so before any work
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{file} cannot be read ({_first_line(error)}): it may be truncated or of another "
+                "format; write it again"
+            ) from error
+        _refuse_twice(read.names, str(file))
+        schemas.append(pa.schema([c.with_type(_plain(c.type)) for c in read], read.metadata))
+    common = schemas[0]
+    for file, schema in zip(files[1:], schemas[1:], strict=True):
+        if schema.equals(common, check_metadata=True):
+            continue
+        if schema.metadata != common.metadata:  # what one file says of itself holds for no other
+            common = common.remove_metadata()
+        pair = [str(name.relative_to(root)) for name in (files[0], file)]
+        for column in sorted(set(schema.names) ^ set(common.names)):
+            has, lacks = reversed(pair) if column in schema.names else pair
+            raise InputError(
+                f"{root}: {lacks} has no column {column!r}, and {has} has one: give both the same "
+                "columns, or move out the file that does not belong there"
+            )
+        for column in schema:
+            earlier = common.field(column.name)
+            try:
+                merged = pa.unify_schemas(
+                    [pa.schema([earlier]), pa.schema([column])], promote_options="permissive"
+                )
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{root}: {pair[1]} has {column.type} in the column {column.name!r}, and files "
+                    f"before it {earlier.type}: write all with one type"
+                ) from error
+            common = common.set(common.get_field_index(column.name), merged.field(0))
+    return common
+
+
+def _refuse_other_values(
+    files: Sequence[Path], root: Path, name: str, values: Sequence[str]
+) -> None:
+    """Refuse a column that says something else than the ``name=value`` folder of its file."""
+    for file, value in zip(files, values, strict=True):
+        inside = {
+            str(v)
+            for v in pq.read_table(file, columns=[name], partitioning=None)[name]
+            .unique()
+            .to_pylist()
+        }
+        if inside - {value}:
+            raise InputError(
+                f"{root}: the column {name!r} of {file.relative_to(root)} holds "
+                f"{min(inside - {value})!r}: correct it, or rename the folder"
+            )
 
 
 def _first_line(error: BaseException) -> str:
@@ -252,10 +550,10 @@ def _read_csv(path: Path, as_written: Collection[str]) -> pa.Table:
 def _memory_map(path: Path) -> pa.Table:
     source = pa.memory_map(str(path))
     try:
-        return pa.ipc.open_file(source).read_all()
+        return _decoded(pa.ipc.open_file(source).read_all())
     except pa.ArrowInvalid:
         source.seek(0)
-        return pa.ipc.open_stream(source).read_all()
+        return _decoded(pa.ipc.open_stream(source).read_all())
 
 
 def _saved_dataset(path: Path, split: str) -> pa.Table:
@@ -285,7 +583,7 @@ def _fetched(files: list[Path], as_written: Collection[str]) -> "pa.Table | pads
     """The files of a data set on the hub as one table."""
     names = [str(path) for path in files]
     if all(name.endswith(".parquet") for name in names):
-        return _parquet(names)
+        return _parquet(files)
     if all(name.endswith((".jsonl", ".jsonl.gz", ".csv", ".csv.gz")) for name in names):
         return pa.concat_tables(
             [_read_csv(f, as_written) if ".csv" in f.name else _read_jsonl(f) for f in files],
@@ -311,9 +609,44 @@ def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.Chu
         return table.column(0)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{source}: column {name!r} cannot be read ({_first_line(error)}): the file may be "
-            "damaged; write it again"
+            f"{source}: column {name!r} cannot be read ({_first_line(error)}): the file is damaged "
+            "or its values fit no single type; write it again"
         ) from error
+
+
+def array_of(values: Any, name: str, source: str) -> NDArray[Any]:
+    """What is like an array, as one; a tensor is taken from its device and its gradients.
+
+    Raises
+    ------
+    InputError
+        A value is masked.
+
+    Examples
+    --------
+    >>> array_of(np.ma.array([1, 2], mask=[False, False]), "loss", "arrays")
+    array([1, 2])
+    """
+    if isinstance(values, list | tuple):
+        values = [_detached(value) for value in values]
+    array = np.asanyarray(_detached(values))
+    masked = (
+        np.flatnonzero(np.ma.getmaskarray(array).reshape(len(array), -1).any(axis=1))
+        if (isinstance(array, np.ma.MaskedArray) and array.ndim)
+        else ()
+    )
+    if len(masked):
+        raise InputError(
+            f"{source}: row {masked[0]} has no {name} (it is masked): fill or remove it"
+        )
+    return np.asarray(array)
+
+
+def _detached(values: Any) -> Any:
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
 
 
 def complete(
@@ -321,14 +654,16 @@ def complete(
 ) -> pa.ChunkedArray:
     """The column itself, if no row lacks a value; `rows` are its rows' numbers in the source.
 
+    NaN is no value.
+
     Raises
     ------
     InputError
         A value is missing.
     """
-    if values.null_count:
-        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        row = row if rows is None else int(rows[row])
+    missing = np.flatnonzero(np.asarray(values.is_null(nan_is_null=True)))
+    if missing.size:
+        row = int(missing[0]) if rows is None else int(rows[missing[0]])
         raise InputError(f"{source}: row {row} has no {name}: fill or remove it")
     return values
 
