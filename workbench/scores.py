@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
 from workbench.tables import (
+    array_of,
     column_of,
     complete,
     find_column,
@@ -32,7 +33,13 @@ from workbench.tables import (
     table_name,
     values_of,
 )
-from workbench.transcript import DIGEST_BYTES, Digests, Transcript, digest_fingerprint
+from workbench.transcript import (
+    DIGEST_BYTES,
+    Digests,
+    Transcript,
+    digest_fingerprint,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,7 +279,7 @@ class Scores:
         per_token: list[NDArray[np.float32]] | None = None
         nested = not isinstance(values, np.ndarray) and any(np.ndim(v) > 0 for v in values)
         if nested or (isinstance(values, np.ndarray) and values.ndim == 2):
-            rows = [np.asarray(row, dtype=np.float64) * sign for row in values]
+            rows = [array_of(row).astype(np.float64) * sign for row in values]
             if any(row.ndim != 1 or row.size == 0 for row in rows):
                 number = next(i for i, r in enumerate(rows) if r.ndim != 1 or r.size == 0)
                 raise InputError(f"{name}: row {number} has no per-token values")
@@ -281,7 +288,7 @@ class Scores:
             per_token = [row.astype(np.float32) for row in rows]
         else:
             try:
-                means = np.asarray(values, dtype=np.float64) * sign
+                means = array_of(values).astype(np.float64) * sign
             except (TypeError, ValueError) as error:
                 raise InputError(f"{name}: scores must be one number per example") from error
             if means.ndim != 1:
@@ -289,7 +296,7 @@ class Scores:
             counts = (
                 np.ones(len(means), dtype=np.int32)
                 if n_tokens is None
-                else np.asarray(n_tokens, dtype=np.int32)
+                else whole_numbers(n_tokens, "n_tokens", name).astype(np.int32)
             )
             if len(counts) != len(means):
                 raise InputError(

@@ -43,6 +43,7 @@ __all__ = [
     "frame_of",
     "is_list_type",
     "is_text_type",
+    "is_token_type",
     "open_table",
     "table_name",
     "values_of",
@@ -614,32 +615,18 @@ def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.Chu
         ) from error
 
 
-def array_of(values: Any, name: str, source: str) -> NDArray[Any]:
-    """What is like an array, as one; a tensor is taken from its device and its gradients.
-
-    Raises
-    ------
-    InputError
-        A value is masked.
+def array_of(values: Any) -> NDArray[Any]:
+    """What is like an array, as one: a masked value is NaN, a tensor leaves device and gradients.
 
     Examples
     --------
-    >>> array_of(np.ma.array([1, 2], mask=[False, False]), "loss", "arrays")
-    array([1, 2])
+    >>> array_of(np.ma.array([1, 2], mask=[False, True]))
+    array([ 1., nan])
     """
     if isinstance(values, list | tuple):
         values = [_detached(value) for value in values]
     array = np.asanyarray(_detached(values))
-    masked = (
-        np.flatnonzero(np.ma.getmaskarray(array).reshape(len(array), -1).any(axis=1))
-        if (isinstance(array, np.ma.MaskedArray) and array.ndim)
-        else ()
-    )
-    if len(masked):
-        raise InputError(
-            f"{source}: row {masked[0]} has no {name} (it is masked): fill or remove it"
-        )
-    return np.asarray(array)
+    return array.astype(float).filled(np.nan) if np.ma.is_masked(array) else np.asarray(array)
 
 
 def _detached(values: Any) -> Any:
@@ -709,6 +696,16 @@ def is_list_type(kind: pa.DataType) -> bool:
     """Whether a column holds a list per row."""
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def is_token_type(kind: pa.DataType) -> bool:
+    """Whether a column holds a list of numbers per row."""
+    if not is_list_type(kind):
+        return False
+    inner = kind.value_type  # null where all lists are empty
+    return bool(
+        any(is_(inner) for is_ in (pa.types.is_integer, pa.types.is_floating, pa.types.is_null))
     )
 
 

@@ -19,12 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.tables import (
+    array_of,
     column_of,
     complete,
     find_column,
     flatten_lists,
-    is_list_type,
+    folder_files,
     is_text_type,
+    is_token_type,
     open_table,
     table_name,
     with_token_lists,
@@ -159,6 +161,7 @@ class Texts:
         tokens: str | None = None,
         text: str | None = None,
         prompt: str | None = None,
+        split: str = "train",
     ) -> "Texts":
         """Read texts from a table, a plain file, or a folder of plain files.
 
@@ -170,6 +173,8 @@ class Texts:
             folder of these plain files.
         tokens, text, prompt : str, optional
             Column names, where they are not the usual ones.
+        split : str
+            Of a data set that has several.
 
         Raises
         ------
@@ -183,13 +188,14 @@ class Texts:
             if source.is_file() and source.suffix.lower() in PLAIN:
                 return cls.from_strings([_plain(source)], source=label)
             if source.is_dir() and not any(source.glob("**/*.parquet")):
-                files = sorted(p for p in source.rglob("*") if p.suffix.lower() in PLAIN)
+                files = [p for p in folder_files(source) if p.suffix.lower() in PLAIN]
                 if files:
                     return cls.from_strings([_plain(p) for p in files], source=label)
             if not source.exists():
                 raise InputError(f"{source} does not exist: check the path of the texts")
         named = [name for name in (tokens, text, prompt) if name]
-        data = open_table(source, as_written=(*named, *TOKEN_NAMES, *TEXT_NAMES, *PROMPT_NAMES))
+        usual = (*TOKEN_NAMES, *TEXT_NAMES, *PROMPT_NAMES)
+        data = open_table(source, split, as_written=(*named, *usual))
         return cls._from_table(data, label, tokens, text, prompt)
 
     @classmethod
@@ -222,7 +228,7 @@ class Texts:
         if is_text_type(kinds[0][1].type):
             return cls.from_strings(*[values.to_pylist() for _, values in kinds], source=label)
         for name, values in kinds:
-            if not is_list_type(values.type):
+            if not is_token_type(values.type):
                 raise InputError(
                     f"{label}: column {name!r} holds {values.type}: give lists of token ids, or "
                     "text in every column"
@@ -382,7 +388,7 @@ class Texts:
 
 
 def _ids(row: ArrayLike, number: int, role: str, source: str) -> Ints:
-    values = np.asarray(row)
+    values = array_of(row)
     if values.size == 0:
         return np.zeros(0, dtype=np.int64)
     if values.ndim != 1:
@@ -392,9 +398,11 @@ def _ids(row: ArrayLike, number: int, role: str, source: str) -> Ints:
 
 def _plain(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}): mend it") from error
+        raise InputError(
+            f"{path} cannot be read as UTF-8 text ({error}): save it as UTF-8"
+        ) from error
 
 
 def _bytes(part: Any) -> bytes:

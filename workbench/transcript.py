@@ -8,6 +8,7 @@ import hashlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -24,12 +25,14 @@ from workbench.home import atomic_write, content_key
 from workbench.null import log10_normal_tail
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
+    array_of,
     column_of,
     complete,
     find_column,
     flatten_lists,
     is_list_type,
     is_text_type,
+    is_token_type,
     open_table,
     table_name,
     values_of,
@@ -382,13 +385,13 @@ class Transcript:
         """
         if tokens is not None and texts is not None:
             raise InputError("both tokens and texts were given: give the one to be scored")
-        position_array = _whole_numbers(positions, "positions", source)
+        position_array = whole_numbers(positions, "positions", source)
         n = len(position_array)
         table: dict[str, Any] = {}
         content: str | None = None
         if tokens is not None:
             content = "tokens"
-            arrays = [np.asarray(row) for row in tokens]
+            arrays = [array_of(row) for row in tokens]
             table[content] = _ragged(arrays, source)
         elif texts is not None:
             content = "text"
@@ -402,7 +405,9 @@ class Transcript:
                 ) from error
         for name, values in (columns or {}).items():
             table[name] = (
-                values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+                values
+                if isinstance(values, pa.Array | pa.ChunkedArray)
+                else pa.array(array_of(values) if hasattr(values, "detach") else values)
             )
         for name, values in table.items():
             if len(values) != n:
@@ -412,7 +417,7 @@ class Transcript:
                 )
         labels = {"block": blocks, "unit": units, "exposures": exposures}
         coded = {
-            name: None if values is None else _codes(np.asarray(values), name, source)
+            name: None if values is None else _codes(values, name, source)
             for name, values in labels.items()
         }
         return cls._assemble(
@@ -488,13 +493,13 @@ class Transcript:
             if content != text and (content == tokens or content.lower() in TOKEN_NAMES):
                 data = with_token_lists(data, content, label)
             kind = data.schema.field(content).type
-            if not (is_list_type(kind) or is_text_type(kind)):
+            if not (is_token_type(kind) or is_text_type(kind)):
                 raise InputError(
                     f"{label}: column {content!r} holds {kind}, neither token ids nor text: name "
                     "another with tokens= or text="
                 )
         assert position is not None
-        position_array = _whole_numbers(column_of(data, position, label), position, label)
+        position_array = whole_numbers(column_of(data, position, label), position, label)
         coded: dict[str, Ints | None] = {}
         for role, wanted in (
             ("block", block),
@@ -503,7 +508,7 @@ class Transcript:
         ):
             name = find_column(names, wanted, (role,), role, label)
             coded[role] = (
-                None if name is None else _codes(_label_array(data, name, label), name, label)
+                None if name is None else _codes(column_of(data, name, label), name, label)
             )
         digests = None
         if "digest" in names and content is None:
@@ -1083,10 +1088,6 @@ def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:
 # ---------------------------------------------------------------------- reading
 
 
-def _label_array(data: "pa.Table | pads.Dataset", name: str, source: str) -> NDArray[Any]:
-    return np.asarray(complete(column_of(data, name, source), name, source).to_numpy())
-
-
 def _find_content(
     names: Sequence[str], tokens: str | None, text: str | None, source: str
 ) -> str | None:
@@ -1109,23 +1110,23 @@ def _find_content(
 # ---------------------------------------------------------------------- checking
 
 
-def _whole_numbers(values: Any, name: str, source: str) -> Ints:
+def whole_numbers(values: Any, name: str, source: str) -> Ints:
     """Whole numbers, none missing; the error names the first row that is not."""
     if isinstance(values, pa.ChunkedArray | pa.Array):
-        array = np.asarray(complete(values, name, source).to_numpy())
+        array = np.asarray(complete(values, name, source).to_numpy(zero_copy_only=False))
     else:
         try:
-            array = np.asarray(values)
-        except ValueError as error:
+            array = array_of(values)
+        except (TypeError, ValueError) as error:
             raise InputError(f"{source}: {name} must be one whole number per example") from error
     if array.size == 0:
         raise InputError(f"{source} is empty: a transcript needs at least two examples")
     if array.ndim != 1:
         raise InputError(f"{source}: {name} must be one whole number per example")
-    if array.dtype.kind in "iu":
-        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-            raise InputError(f"{source}: {name} has values above 2^63, too large for a position")
+    if array.dtype.kind == "i":
         return array.astype(np.int64)
+    if array.dtype.kind == "u":
+        array = array.astype(np.int64 if array.max() < 2**63 else object)
     if array.dtype.kind == "f":
         bad = ~(np.abs(array) < 2.0**63) | (array != np.floor(array))
         if bad.any():
@@ -1135,32 +1136,53 @@ def _whole_numbers(values: Any, name: str, source: str) -> Ints:
                 f"{source}: row {row} has {what} {name}: give whole numbers for all examples"
             )
         return array.astype(np.int64)
+    given: list[Any] = array.tolist()
     odd = [
         i
-        for i, value in enumerate(array)
-        if not isinstance(value, int | np.integer) or isinstance(value, bool)
+        for i, value in enumerate(given)
+        if not isinstance(value, int | Decimal)
+        or isinstance(value, bool)
+        or not (value % 1 == 0 and abs(value) < 2**63)
     ]
     if not odd:
         return array.astype(np.int64)
     # of text that is all digits but for some rows, these are at fault
-    row = next((i for i in odd if not str(array[i]).isdecimal()), odd[0])
+    row = next((i for i in odd if not str(given[i]).isdecimal()), odd[0])
     raise InputError(
-        f"{source}: row {row} has {array[row]!r} as {name}: give whole numbers for all examples"
+        f"{source}: row {row} has {given[row]!r} as {name}: give whole numbers below 2^63 for all "
+        "examples"
     )
 
 
-def _codes(labels: NDArray[Any], name: str, source: str) -> Ints:
-    if labels.ndim != 1:
-        raise InputError(f"{source}: {name} must be one label per example")
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        row = int(np.flatnonzero(np.isnan(labels))[0])
-        raise InputError(f"{source}: row {row} has no {name}: every example needs a label")
-    if labels.dtype.kind == "O":
-        missing = [i for i, value in enumerate(labels) if value is None]
-        if missing:
-            raise InputError(f"{source}: row {missing[0]} has no {name}: every example needs one")
-        labels = labels.astype(str)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+# How a missing label looks once it was turned into text on its way.
+_LOST = {"nan", "NaN", "NaT", "None", "NA", "N/A", "<NA>", "null", "NULL"}
+
+
+def _codes(labels: Any, name: str, source: str) -> Ints:
+    """A code per label; the error names the first row that has none."""
+    if not isinstance(labels, pa.Array | pa.ChunkedArray):
+        try:
+            given = array_of(labels) if hasattr(labels, "detach") else labels
+            labels = pa.array(given, from_pandas=True)  # None, NaN and NA are missing
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{source}: {name} must be one label per example, all numbers or all text ({error})"
+            ) from error
+    if pa.types.is_nested(labels.type):
+        raise InputError(f"{source}: {name} must be one label per example, not {labels.type}")
+    complete(labels, name, source)
+    chunks = labels.chunks if isinstance(labels, pa.ChunkedArray) else [labels]
+    encoded = pa.chunked_array(chunks, labels.type).dictionary_encode().combine_chunks()
+    words, codes = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
+    lost = np.flatnonzero(np.isin(codes, [i for i, word in enumerate(words) if word in _LOST]))
+    if lost.size:
+        row = int(lost[0])
+        raise InputError(
+            f"{source}: row {row} has {words[codes[row]]!r} as {name}, which stands for a missing "
+            "value: fill it, or rename that label"
+        )
+    distinct = np.asarray(encoded.dictionary.to_numpy(zero_copy_only=False))
+    return np.unique(distinct, return_inverse=True)[1].astype(np.int64)[codes]
 
 
 def _canonical_codes(codes: Ints) -> Ints:
