@@ -69,7 +69,7 @@ def open_table(
     split : str
         Of a data set that has several.
     subset : str, optional
-        Configuration, folder or file of a data set on the hub.
+        Configuration, folder or file of a data set on the hub; of a folder, one of the first two.
     as_written : collection of str
         Columns that a CSV file is to give as text, whatever they look like: usual names in small
         letters, or names as they stand there. Elsewhere a column has a type.
@@ -198,9 +198,12 @@ def _opened(
                 ".arrow or .feather"
             )
         if path.is_dir():
+            if subset is not None and (path / subset).is_dir():
+                path, subset = path / subset, None
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return _saved_dataset(path, split)
-            return _folder(path, split, str(source))
+            declared = _declared_files(path, split, subset)
+            return _fetched(declared, as_written) if declared else _folder(path, split, str(source))
         return _fetched(HubDataset.ask(source, split, subset).fetch(), as_written)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(
@@ -260,6 +263,34 @@ def _refuse_copies(first: Path, second: Path, folder: Path) -> None:
         f"{folder}: {second.relative_to(folder)} is a second copy of {first.relative_to(folder)}: "
         "move one of them out"
     )
+
+
+def _declared_files(path: Path, split: str, subset: str | None) -> list[Path]:
+    """The files of a split, where the README of a data set's folder declares them."""
+    card = path / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not re.match(r"---\s*\n(?:(?!---).*\n)*?[\s-]*data_files:", text):
+        if subset is not None:
+            raise InputError(f"{path} has no folder {subset!r}: check the name")
+        return []
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{card} declares which files are of which split, and reading that needs the package "
+            "'datasets': pip install 'palimpsest-workbench[models]'"
+        ) from error
+    try:
+        with bars(False):
+            configs = datasets.get_dataset_config_names(str(path))
+            if subset not in configs and (subset is not None or len(configs) > 1):
+                raise InputError(
+                    f"{path} has the configurations {', '.join(configs)}: name one with subset="
+                )
+            files = datasets.load_dataset_builder(str(path), subset).config.data_files
+    except (OSError, ValueError) as error:
+        raise InputError(f"{card} declares files that are not there ({error}): mend it") from error
+    return [Path(file) for file in _split_of(files, split, str(path))]
 
 
 def _folder(path: Path, split: str, source: str) -> pads.Dataset:

@@ -1142,7 +1142,7 @@ def whole_numbers(values: Any, name: str, source: str) -> Ints:
         for i, value in enumerate(given)
         if not isinstance(value, int | Decimal)
         or isinstance(value, bool)
-        or not (value % 1 == 0 and abs(value) < 2**63)
+        or not (value % 1 == 0 and -(2**63) <= value < 2**63)
     ]
     if not odd:
         return array.astype(np.int64)
