@@ -192,3 +192,34 @@ def test_labels_name_owner_and_commit():
     commit = "0123456789abcdef"
     assert ScorerIdentity("causal_lm", "org/model", commit).label == "org/model@0123456"
     assert ScorerIdentity("arrays", "<script>alert(1)</script>").label.startswith("<script>")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ma.array([1.0, 2.0], mask=[False, True]),
+        np.ma.array([[1.0, 2.0], [3.0, 4.0]], mask=[[0, 0], [0, 1]]),
+        [np.ma.array([1.0]), np.ma.array([2.0, 3.0], mask=[False, True])],
+    ],
+)
+def test_masked_values_are_missing(values):
+    with pytest.raises(InputError, match="row 1 has the score nan"):
+        Scores.from_arrays(loss=values)
+
+
+def test_counts_of_tokens_are_whole_numbers():
+    for counts, message in (
+        ([2, 2.5], "row 1 has 2.5 as n_tokens"),
+        ([2, np.nan], "row 1 has no n_tokens"),
+        (np.ma.array([2, 3], mask=[False, True]), "row 1 has no n_tokens"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Scores.from_arrays(loss=[1.0, 2.0], n_tokens=counts)
+
+
+def test_tensors_with_gradients_or_in_half_precision_are_read():
+    torch = pytest.importorskip("torch")
+    losses = torch.tensor([1.5, 2.5], requires_grad=True)
+    lists = [torch.tensor([1.5], requires_grad=True), torch.tensor([2.0, 3.0])]
+    for values in (losses, losses.to(torch.bfloat16), losses[:, None], lists, list(losses)):
+        assert Scores.from_arrays(loss=values).loglik_mean.tolist() == [-1.5, -2.5]

@@ -108,6 +108,51 @@ def test_categories_are_their_values(tmp_path):
         assert Transcript.read(source).fingerprint == expected
 
 
+def test_views_runs_and_extensions_are_their_values(tmp_path):
+    """Arrow's own cast of list views to lists loses rows."""
+    views = pa.array([*TOKENS[:4], [1], TOKENS[4]], pa.list_view(pa.int32())).take([0, 1, 2, 3, 5])
+    table = pa.table({
+        "position": pa.array(POSITIONS).dictionary_encode(), "tokens": views,
+        "block": pa.array(BLOCKS, pa.string_view()), "unit": pa.array(BLOCKS).dictionary_encode(),
+        "note": pa.array(["1"] * 5, pa.json_()),
+    })  # fmt: skip
+    expected = Transcript.from_arrays(POSITIONS, tokens=TOKENS, blocks=BLOCKS, units=BLOCKS)
+    pq.write_table(table, tmp_path / "t.parquet")
+    with (
+        pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    for source in (table, pads.dataset(table), tmp_path / "t.parquet", tmp_path / "t.arrow"):
+        assert Transcript.read(source).fingerprint == expected.fingerprint
+        assert [row.tolist() for row in Texts.read(source).completions] == TOKENS
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([3, 5], pa.int32()), pa.array(["x", "y"]))
+    read = Transcript.read(table.drop_columns("block").append_column("block", runs))
+    assert (read.blocks, read.column("block").tolist()) == (2, ["x", "x", "x", "y", "y"])
+    gap = pa.array([[1], None], pa.list_view(pa.int64()))
+    with pytest.raises(InputError, match="row 1 has no tokens"):
+        Transcript.read(pa.table({"position": [0, 1], "tokens": gap})).tokens()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"a": 1}, {"a": 2}],
+        [b"a", b"b"],
+        [["a"], ["b"]],
+        [[[1]], [[2]]],
+        [[{"a": 1}], []],
+        [[True]] * 2,
+    ],
+)
+def test_what_is_neither_tokens_nor_text_is_refused_at_once(rows, tmp_path):
+    pq.write_table(pa.table({"position": [0, 1], "tokens": rows}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column 'tokens' holds .*, neither token ids nor text"):
+        Transcript.read(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column 'tokens' holds .*: give lists of token ids"):
+        Texts.read(tmp_path / "t.parquet")
+
+
 def test_what_is_no_table_is_one_sentence():
     pd = pytest.importorskip("pandas")
     datasets = pytest.importorskip("datasets")
@@ -171,6 +216,8 @@ def test_token_ids_in_csv_are_lists_as_text(tmp_path):
         (b"position,text\n1,a\n9223372036854775808,b\n", r"row 1 has 9.22\S+ as position"),
         (b"position,text\n1,a\n2,\n", "row 1 has no text"),
         (b"position,text,block\n1,a,x\n2,b,\n", "row 1 has no block"),
+        (b"position,text,block\n1,a,1\n2,b,NA\n", "row 1 has 'NA' as block"),
+        (b"position,text,block\n1,a,1\n2,b,nan\n", "row 1 has no block"),
         (b"position,text\n1,a\n2,b,c\n", "Expected 2 columns, got 3"),
         (b'position,text\n1,"a\n2,b\n', "line 2 has a quotation mark"),
         (b'position,text\n1,"a\nb"\n2,5" pipe\n', "line 4 has a quotation mark"),
@@ -220,6 +267,22 @@ def test_json_text_that_looks_like_dates_is_text(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert Transcript.read(path).texts() == texts
     assert Texts.read(path).completions == texts
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"position": 9223372036854775808, "text": "b"}', r"row 1 has 9.22\S+ as position"),
+        ('{"position": 1.5, "text": "b"}', "row 1 has 1.5 as position"),
+        ('{"position": null, "text": "b"}', "row 1 has no position"),
+        ('{"position": 1, "text": "b", "block": "None"}', "row 1 has 'None' as block"),
+    ],
+)
+def test_faults_of_json_are_one_sentence(row, message, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"position": 0, "text": "a", "block": "x"}\n' + row + "\n")
+    with pytest.raises(InputError, match=message):
+        Transcript.read(path)
 
 
 def test_token_ids_as_text_in_parquet(tmp_path):

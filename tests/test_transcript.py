@@ -383,3 +383,78 @@ def test_missing_lists_in_a_column_name_the_row(tmp_path):
     pq.write_table(table, path)
     with pytest.raises(InputError, match="row 1 has no loss_a"):
         Transcript.read(path).column("loss_a")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, float("nan")], "row 1 has no block"),
+        (["a", float("nan")], "row 1 has no block"),
+        (["a", None], "row 1 has no block"),
+        (np.array(["a", np.nan], dtype=object), "row 1 has no block"),
+        (np.array(["a", np.nan]), "row 1 has 'nan' as block, which stands for a missing value"),
+        (["NA", "a"], "row 0 has 'NA' as block, which stands for a missing value"),
+        (np.ma.array([1, 2], mask=[False, True]), "row 1 has no block"),
+        ([1, "a"], "all numbers or all text"),
+        ([[1], [2]], r"one label per example, not list"),
+        (np.array([[1], [2]]), "one label per example"),
+        ([2**70, 1], "one label per example"),
+    ],
+)
+def test_a_missing_label_is_no_block_of_its_own(labels, message):
+    for role in ("blocks", "units", "exposures"):
+        with pytest.raises(InputError, match=message.replace("block", role[:-1] + "s?")):
+            Transcript.from_arrays([0, 1], texts=["a", "b"], **{role: labels})
+
+
+def test_labels_of_pandas_that_are_missing_are_found():
+    pd = pytest.importorskip("pandas")
+    for missing in (pd.NA, pd.NaT):
+        for labels in ([missing, "a"], pd.Series([missing, "a"]), pd.Categorical([None, "a"])):
+            with pytest.raises(InputError, match="row 0 has no block"):
+                Transcript.from_arrays([0, 1], texts=["a", "b"], blocks=labels)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([1, 2**63], r"row 1 has 9.22\S+ as positions"),
+        ([1, 2**64], "row 1 has 18446744073709551616 as positions: .* below 2.63"),
+        ([1, -(2**63) - 1], "row 1 has -9223372036854775809 as positions"),
+        (np.array([1, 2**63], dtype=np.uint64), "row 1 has 9223372036854775808 as positions"),
+        (np.array([1.0, 2.0**63]), r"row 1 has 9.22\S+ as positions"),
+        (np.ma.array([1, 2], mask=[False, True]), "row 1 has no positions"),
+        (pa.array(["a", "b"]), "row 0 has 'a' as positions"),
+    ],
+)
+def test_no_position_is_wrapped_or_taken_from_under_a_mask(positions, message):
+    with pytest.raises(InputError, match=message):
+        Transcript.from_arrays(positions, texts=["a", "b"])
+
+
+def test_positions_at_the_edge_and_as_decimals_are_read():
+    edge = [2**63 - 1, -(2**63)]
+    assert Transcript.from_arrays(edge, texts=["a", "b"]).positions.tolist() == edge
+    decimals = pa.array([2**53 + 1, 7]).cast(pa.decimal128(20, 0))
+    read = Transcript.read(pa.table({"position": decimals, "text": ["a", "b"]}))
+    assert read.positions.tolist() == [2**53 + 1, 7]
+
+
+def test_masked_token_ids_are_missing():
+    masked = np.ma.array([[1, 2], [3, 4]], mask=[[0, 0], [0, 1]])
+    for tokens in (masked, list(masked)):
+        with pytest.raises(InputError, match="row 1 has nan as a token id"):
+            Transcript.from_arrays([0, 1], tokens=tokens)
+
+
+def test_tensors_are_arrays_whatever_they_need_gradients_for():
+    torch = pytest.importorskip("torch")
+    transcript = Transcript.from_arrays(
+        torch.tensor([1.0, 0.0], requires_grad=True),
+        tokens=torch.tensor([[1, 2], [3, 4]]),
+        blocks=torch.tensor([5.0, 6.0], requires_grad=True),
+        columns={"loss_a": torch.tensor([2.5, 3.5], requires_grad=True)},
+    )
+    assert transcript.positions.tolist() == [1, 0]
+    assert transcript.blocks == 2
+    assert transcript.column("loss_a").tolist() == [2.5, 3.5]

@@ -24,12 +24,11 @@ from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
 from workbench.tables import (
     array_of,
-    column_of,
-    complete,
     find_column,
     frame_of,
     is_list_type,
     open_table,
+    present,
     table_name,
     values_of,
 )
@@ -363,7 +362,7 @@ class Scores:
             if column is None:
                 continue
             find_column(data.schema.names, column, (), role, label)
-            values = complete(column_of(data, column, label), column, label)
+            values = present(data, column, label)
             kind = values.type.value_type if is_list_type(values.type) else values.type
             if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
                 raise InputError(

@@ -45,6 +45,7 @@ __all__ = [
     "is_text_type",
     "is_token_type",
     "open_table",
+    "present",
     "table_name",
     "values_of",
     "with_token_lists",
@@ -288,8 +289,12 @@ def _declared_files(path: Path, split: str, subset: str | None) -> list[Path]:
                     f"{path} has the configurations {', '.join(configs)}: name one with subset="
                 )
             files = datasets.load_dataset_builder(str(path), subset).config.data_files
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{card} declares files that are not there ({error}): mend it") from error
+        raise InputError(
+            f"{card} declares what is not there ({_first_line(error)}): correct it"
+        ) from error
     return [Path(file) for file in _split_of(files, split, str(path))]
 
 
@@ -654,9 +659,11 @@ def array_of(values: Any) -> NDArray[Any]:
     >>> array_of(np.ma.array([1, 2], mask=[False, True]))
     array([ 1., nan])
     """
-    if isinstance(values, list | tuple):
-        values = [_detached(value) for value in values]
-    array = np.asanyarray(_detached(values))
+    try:
+        array = np.asanyarray(values)
+    except (RuntimeError, TypeError):  # of tensors with gradients, on a device, or of bfloat16
+        each = isinstance(values, list | tuple)
+        array = np.asanyarray([*map(_detached, values)] if each else _detached(values))
     return array.astype(float).filled(np.nan) if np.ma.is_masked(array) else np.asarray(array)
 
 
@@ -684,6 +691,25 @@ def complete(
         row = int(missing[0]) if rows is None else int(rows[missing[0]])
         raise InputError(f"{source}: row {row} has no {name}: fill or remove it")
     return values
+
+
+def present(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
+    """One column, read now, of which no row lacks a value.
+
+    Raises
+    ------
+    InputError
+        A value is missing; of several files the one at fault is named.
+    """
+    values = column_of(data, name, source)
+    try:
+        return complete(values, name, source)
+    except InputError:
+        for fragment in data.get_fragments() if isinstance(data, pads.FileSystemDataset) else ():
+            rows = fragment.count_rows()
+            complete(values[:rows], name, fragment.path)
+            values = values[rows:]
+        raise
 
 
 def values_of(values: pa.ChunkedArray) -> NDArray[Any] | list[Any]:

@@ -5,6 +5,7 @@ Knows token ids, strings and files; does not know models, training orders or sta
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,14 +21,13 @@ from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.tables import (
     array_of,
-    column_of,
-    complete,
     find_column,
     flatten_lists,
     folder_files,
     is_text_type,
     is_token_type,
     open_table,
+    present,
     table_name,
     with_token_lists,
 )
@@ -42,6 +42,7 @@ TOKEN_NAMES = ("tokens", "input_ids", "token_ids", "completion_tokens", "complet
 TEXT_NAMES = ("text", "completion")
 PROMPT_NAMES = ("prompt", "prompt_tokens", "prompt_ids")
 PLAIN = (".txt", ".md")
+TABLES = re.compile(r"\.(parquet|arrow|feather|ipc|jsonl|ndjson|csv)(\.gz)?$")
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,12 @@ class Texts:
             label = source.name
             if source.is_file() and source.suffix.lower() in PLAIN:
                 return cls.from_strings([_plain(source)], source=label)
-            if source.is_dir() and not any(source.glob("**/*.parquet")):
-                files = [p for p in folder_files(source) if p.suffix.lower() in PLAIN]
-                if files:
-                    return cls.from_strings([_plain(p) for p in files], source=label)
+            files = folder_files(source) if source.is_dir() else []
+            plain = [p for p in files if p.suffix.lower() in PLAIN]
+            if any(TABLES.search(p.name.lower()) for p in files):
+                plain = [p for p in plain if p.name != "README.md"]  # about the tables
+            if plain and not any(p.suffix == ".parquet" for p in files):
+                return cls.from_strings([_plain(p) for p in plain], source=label)
             if not source.exists():
                 raise InputError(f"{source} does not exist: check the path of the texts")
         named = [name for name in (tokens, text, prompt) if name]
@@ -224,7 +227,7 @@ class Texts:
             data = with_token_lists(data, name, label)
         kinds = []
         for name in (content, *([before] if before else [])):
-            kinds.append((name, complete(column_of(data, name, label), name, label)))
+            kinds.append((name, present(data, name, label)))
         if is_text_type(kinds[0][1].type):
             return cls.from_strings(*[values.to_pylist() for _, values in kinds], source=label)
         for name, values in kinds:

@@ -34,6 +34,7 @@ from workbench.tables import (
     is_text_type,
     is_token_type,
     open_table,
+    present,
     table_name,
     values_of,
     with_token_lists,
@@ -499,7 +500,7 @@ class Transcript:
                     "another with tokens= or text="
                 )
         assert position is not None
-        position_array = whole_numbers(column_of(data, position, label), position, label)
+        position_array = whole_numbers(present(data, position, label), position, label)
         coded: dict[str, Ints | None] = {}
         for role, wanted in (
             ("block", block),
@@ -507,9 +508,7 @@ class Transcript:
             ("exposures", exposures),
         ):
             name = find_column(names, wanted, (role,), role, label)
-            coded[role] = (
-                None if name is None else _codes(column_of(data, name, label), name, label)
-            )
+            coded[role] = None if name is None else _codes(present(data, name, label), name, label)
         digests = None
         if "digest" in names and content is None:
             digests = _digest_array(column_of(data, "digest", label), label)
