@@ -263,6 +263,17 @@ def test_files_that_disagree_are_named(tables, message, tmp_path):
         Transcript.read(folder(tmp_path, **tables))
 
 
+def test_token_ids_that_fit_no_single_type_are_one_sentence(tmp_path):
+    wide = pa.array([[2**63]], pa.list_(pa.uint64()))
+    read = Transcript.read(folder(
+        tmp_path, a=pa.table({"position": [0], "tokens": [[1]]}),
+        b=pa.table({"position": [1], "tokens": wide}),
+    ))  # fmt: skip
+    for use in (read.tokens, lambda: list(read.token_chunks()), lambda: read.tokens([1])):
+        with pytest.raises(InputError, match=r"column 'tokens' cannot be read .*no single type"):
+            use()
+
+
 def test_a_damaged_file_among_others_is_named(tmp_path):
     root = folder(tmp_path, "a.parquet", "b.parquet")
     (root / "b.parquet").write_bytes((root / "b.parquet").read_bytes()[:-9])

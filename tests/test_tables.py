@@ -153,6 +153,21 @@ def test_what_is_neither_tokens_nor_text_is_refused_at_once(rows, tmp_path):
         Texts.read(tmp_path / "t.parquet")
 
 
+def test_text_that_is_no_utf8_is_one_sentence(tmp_path):
+    broken = pa.StringArray.from_buffers(
+        2, pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes()), pa.py_buffer(b"a\xff")
+    )
+    whole = {"position": [0, 1], "text": ["a", "b"], "block": ["a", "b"]}
+    for name in ("text", "block"):
+        pq.write_table(pa.table({**whole, name: broken}), tmp_path / "t.parquet")
+        for use in (lambda t: t.texts(), lambda t: list(t.text_chunks()), lambda t: t.row_digests):
+            with pytest.raises(InputError, match=rf"column '{name}' cannot be read .*UTF8"):
+                use(Transcript.read(tmp_path / "t.parquet"))
+    pq.write_table(pa.table({"text": broken}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column 'text' cannot be read .*UTF8"):
+        Texts.read(tmp_path / "t.parquet")
+
+
 def test_what_is_no_table_is_one_sentence():
     pd = pytest.importorskip("pandas")
     datasets = pytest.importorskip("datasets")

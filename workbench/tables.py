@@ -13,7 +13,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -46,6 +47,7 @@ __all__ = [
     "is_token_type",
     "open_table",
     "present",
+    "reading",
     "table_name",
     "values_of",
     "with_token_lists",
@@ -639,16 +641,25 @@ def _table_of(dataset: Any) -> pa.Table:
     return _decoded(dataset.data.table if whole else dataset.with_format("arrow")[:])
 
 
-def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
-    """One column, read now; `source` is its table's name in messages."""
+@contextmanager
+def reading(name: str, source: str) -> Iterator[None]:
+    """One sentence for what Arrow finds when it reads a column; `source` is its table's name."""
     try:
-        table = data.select([name]) if isinstance(data, pa.Table) else data.to_table(columns=[name])
-        return table.column(0)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{source}: column {name!r} cannot be read ({_first_line(error)}): the file is damaged "
             "or its values fit no single type; write it again"
         ) from error
+
+
+def column_of(data: "pa.Table | pads.Dataset", name: str, source: str) -> pa.ChunkedArray:
+    """One column, read now; `source` is its table's name in messages."""
+    with reading(name, source):
+        table = data.select([name]) if isinstance(data, pa.Table) else data.to_table(columns=[name])
+        column = table.column(0)
+        column.validate(full=is_text_type(column.type))  # writers seldom look whether it is UTF-8
+        return column
 
 
 def array_of(values: Any) -> NDArray[Any]:

@@ -35,6 +35,7 @@ from workbench.tables import (
     is_token_type,
     open_table,
     present,
+    reading,
     table_name,
     values_of,
     with_token_lists,
@@ -460,9 +461,10 @@ class Transcript:
             ``.feather`` file; a folder of Parquet files or of a saved Hugging Face data set; a
             data set on the hub, as ``ID``, ``ID@REVISION``, ``ID/SUBSET`` or
             ``hf://datasets/ID[@REVISION]/PATH`` (published schema: `index`, `tokens`, optional
-            `loss_*`); or a table in memory. The index of a DataFrame is a column if it has a
-            name. In CSV token ids stand as ``"[1, 2, 3]"``, text is read as written, and an empty
-            cell is missing (empty text is ``""``).
+            `loss_*`); or a table in memory. Folders named ``block=0`` give a column `block`, and
+            files named train-… and test-… are splits. The index of a DataFrame is a column if it
+            has a name. In CSV token ids stand as ``"[1, 2, 3]"``, text is read as written, and an
+            empty cell is missing (empty text is ``""``).
         position, tokens, text, block, unit, exposures : str, optional
             Column names. Without them `position` or `index`, `tokens`, `input_ids`, `token_ids`
             or `text`, and `block`, `unit`, `exposures` are looked for; ambiguity is an error.
@@ -628,29 +630,30 @@ class Transcript:
                 f"{self.source} has no token ids and no text, so nothing can be scored: name the "
                 "column with tokens= or text=, or use recorded scores"
             )
-        if rows is None and self._all_rows:
-            if isinstance(self._data, pa.Table):
-                yield from self._data.column(self._content).chunks
-            else:
-                # Without these the scanner holds whole files ahead of what is asked for.
-                reading = pads.ParquetFragmentScanOptions(pre_buffer=False)
-                for batch in self._data.to_batches(
-                    columns=[self._content],
-                    batch_readahead=2,
-                    fragment_readahead=1,
-                    fragment_scan_options=reading,
-                ):
-                    yield batch.column(0)
-            return
-        wanted = self.rows if rows is None else self.rows[rows]
-        for start in range(0, len(wanted), 65536):
-            piece = pa.array(wanted[start : start + 65536])
-            taken = (
-                self._data.select([self._content]).take(piece)
-                if isinstance(self._data, pa.Table)
-                else self._data.take(piece, columns=[self._content])
-            )
-            yield from taken.column(0).chunks
+        with reading(self._content, self.source):
+            if rows is None and self._all_rows:
+                if isinstance(self._data, pa.Table):
+                    yield from self._data.column(self._content).chunks
+                else:
+                    # Without these the scanner holds whole files ahead of what is asked for.
+                    options = pads.ParquetFragmentScanOptions(pre_buffer=False)
+                    for batch in self._data.to_batches(
+                        columns=[self._content],
+                        batch_readahead=2,
+                        fragment_readahead=1,
+                        fragment_scan_options=options,
+                    ):
+                        yield batch.column(0)
+                return
+            wanted = self.rows if rows is None else self.rows[rows]
+            for start in range(0, len(wanted), 65536):
+                piece = pa.array(wanted[start : start + 65536])
+                taken = (
+                    self._data.select([self._content]).take(piece)
+                    if isinstance(self._data, pa.Table)
+                    else self._data.take(piece, columns=[self._content])
+                )
+                yield from taken.column(0).chunks
 
     def tokens(self, rows: ArrayLike | None = None) -> list[Ints]:
         """Token ids of some rows (all by default), one int64 array per example.
@@ -733,6 +736,8 @@ class Transcript:
             done += len(chunk)
 
     def _check_present(self, chunk: pa.Array, done: int, rows: ArrayLike | None) -> None:
+        with reading(self._content or "", self.source):
+            chunk.validate(full=self.kind == "text")  # UTF-8, which writers seldom look at
         if chunk.null_count:
             local = done + int(np.flatnonzero(np.asarray(chunk.is_null()))[0])
             here = local if rows is None else int(np.asarray(rows)[local])

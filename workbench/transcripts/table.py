@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.tables import find_column, flatten_lists, is_list_type, is_text_type
+from workbench.tables import find_column, flatten_lists, is_text_type, is_token_type
 from workbench.transcript import TOKEN_NAMES, token_ids_of
 
 __all__ = ["TableExamples"]
@@ -44,7 +44,7 @@ class TableExamples:
         )
         assert name is not None
         kind = table.schema.field(name).type
-        if not (is_list_type(kind) or is_text_type(kind)):
+        if not (is_token_type(kind) or is_text_type(kind)):
             raise InputError(f"{source}: column {name!r} holds {kind}, neither token ids nor text")
         fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else None
         return cls(table.column(name), source, "text" if is_text_type(kind) else "tokens", fixed)
