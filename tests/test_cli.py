@@ -574,7 +574,7 @@ def test_pairs_and_sequential_on_a_published_table(table, tmp_path):
     assert content["pvalue"] <= 1e-3
     assert content["log10_pvalue"] is None
     done = here("test", "sequential", *common, "--suspect", "loss:other", "--quiet")
-    assert done.returncode == 3
+    assert (done.returncode, "no evidence" in done.stdout) == (0, True)
     assert done.stderr == ""
     done = here(
         "test", "pairs", *common, "--suspect", "loss:other", "--design", "uniform", "--quiet"
