@@ -16,7 +16,7 @@ from bundles import changed_bytes, edited, with_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench import Evidence, InputError, Scores, ShuffleClaim, Transcript
+from workbench import InputError, Scores, ShuffleClaim, Transcript
 from workbench.archive import Archive, archive_bytes
 from workbench.bundle import reveal_rows, write_bundle
 from workbench.commitment import ATTACHED, Commitment, TimeStamp, committed_test
@@ -878,12 +878,6 @@ def test_per_token_scores_travel_along(tmp_path):
     kept = Scores.read(tmp_path / "s.parquet")
     assert np.array_equal(kept.token_logliks[3], models["bob"].token_logliks[3])
     assert kept.digests is None
-
-
-def test_older_evidence_is_still_read(made):
-    content = made["evidence"].to_dict()
-    del content["commitment"]
-    assert Evidence.from_json(json.dumps(content)).commitment is None
 
 
 # ------------------------------------------------------------------------------- rescoring

@@ -1,4 +1,4 @@
-"""Samples that lm-evaluation-harness 0.4.13 wrote (tests/lm_eval), against our own scorer."""
+"""Samples that lm-evaluation-harness 0.4.13 wrote, in lm_eval_samples/, against our own scorer."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from workbench.scorers import lm_eval_scores, score_transcript, tokenise_transcr
 from workbench.scorers.causal_lm import CausalLMScorer  # noqa: E402
 from workbench.transcript import Transcript  # noqa: E402
 
-FOLDER = Path(__file__).parent / "lm_eval"
+FOLDER = Path(__file__).parent / "lm_eval_samples"
 (ROLLING,) = FOLDER.glob("samples_rolling_*.jsonl")
 (CONTINUATION,) = FOLDER.glob("samples_continuation_*.jsonl")
 CONTEXT_CHARACTERS = 14  # of continuation.yaml
