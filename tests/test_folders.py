@@ -102,6 +102,8 @@ def test_a_configuration_is_chosen_by_its_folder(tmp_path):
     root = folder(tmp_path, "en/train-0.parquet", "en/test-0.parquet", "fr/train-0.parquet")
     assert Transcript.read(root, subset="fr").positions.tolist() == [8, 9, 10, 11]
     assert Transcript.read(root / "en").positions.tolist() == [0, 1, 2, 3]
+    assert Texts.read(root, subset="en", split="test").completions[0] == "w4"
+    assert Scores.from_table(root, loglik="position", subset="fr").loglik_mean[0] == 8
     with pytest.raises(InputError, match="no folder 'de'"):
         Transcript.read(root, subset="de")
 

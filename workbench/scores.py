@@ -321,6 +321,7 @@ class Scores:
         name: str | None = None,
         transcript: Transcript | None = None,
         split: str = "train",
+        subset: str | None = None,
     ) -> "Scores":
         """Scores from a column of a table that someone already has; as `from_arrays`.
 
@@ -339,8 +340,8 @@ class Scores:
             Shown in reports; the column's name by default.
         transcript : Transcript, optional
             Binds the scores to its examples; the table must be in its row order.
-        split : str
-            Of a data set that has several.
+        split, subset : str, optional
+            Of a data set that has several; its configuration or folder.
 
         Raises
         ------
@@ -357,7 +358,8 @@ class Scores:
                 f"{table_name(source)}: name the column with exactly one of loglik= (higher = "
                 "likelier) and loss= (lower = likelier): the sign is declared, never guessed"
             )
-        data, label, found = open_table(source, split), table_name(source), dict[str, Any]()
+        data, label = open_table(source, split, (), subset), table_name(source)
+        found = dict[str, Any]()
         for role, column in (("loglik", loglik), ("loss", loss), ("n_tokens", n_tokens)):
             if column is None:
                 continue

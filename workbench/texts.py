@@ -163,6 +163,7 @@ class Texts:
         text: str | None = None,
         prompt: str | None = None,
         split: str = "train",
+        subset: str | None = None,
     ) -> "Texts":
         """Read texts from a table, a plain file, or a folder of plain files.
 
@@ -174,8 +175,8 @@ class Texts:
             folder of these plain files.
         tokens, text, prompt : str, optional
             Column names, where they are not the usual ones.
-        split : str
-            Of a data set that has several.
+        split, subset : str, optional
+            Of a data set that has several; its configuration or folder.
 
         Raises
         ------
@@ -198,7 +199,7 @@ class Texts:
                 raise InputError(f"{source} does not exist: check the path of the texts")
         named = [name for name in (tokens, text, prompt) if name]
         usual = (*TOKEN_NAMES, *TEXT_NAMES, *PROMPT_NAMES)
-        data = open_table(source, split, as_written=(*named, *usual))
+        data = open_table(source, split, (*named, *usual), subset)
         return cls._from_table(data, label, tokens, text, prompt)
 
     @classmethod
