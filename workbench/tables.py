@@ -7,8 +7,6 @@ caller's question.
 
 import codecs
 import csv
-import filecmp
-import glob
 import io
 import json
 import os
@@ -29,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError, optional_libraries
+from workbench.folders import files_of_table, split_of
 from workbench.hub import HubDataset, bars
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ __all__ = [
     "complete",
     "find_column",
     "flatten_lists",
-    "folder_files",
     "frame_of",
     "is_list_type",
     "is_text_type",
@@ -112,7 +110,7 @@ def _in_memory(source: Any, split: str) -> "pa.Table | pads.Dataset":
         plain = all(_plain(column.type) == column.type for column in source.schema)
         return source if plain else _decoded(source.to_table())
     if hasattr(source, "with_format"):  # of the library datasets
-        source = _split_of(source, split, name)
+        source = split_of(source, split, name)
         if hasattr(source, "data"):  # not a stream
             return _table_of(source)
     if not hasattr(source, "__arrow_c_stream__"):
@@ -205,221 +203,13 @@ def _opened(
                 path, subset = path / subset, None
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return _saved_dataset(path, split)
-            declared = _declared_files(path, split, subset)
-            return _fetched(declared, as_written) if declared else _folder(path, split, str(source))
+            return _fetched(files_of_table(path, split, subset), as_written, path)
         return _fetched(HubDataset.ask(source, split, subset).fetch(), as_written)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(
             f"{source} cannot be read ({_first_line(error)}): it may be truncated or of another "
             "format; write it again"
         ) from error
-
-
-# ---------------------------------------------------------------------- folders
-
-# Folders that keep replaced and removed rows too: only a log in them says which files count.
-_LOGS = {
-    "a Delta table": r"(.*/)?_delta_log(/.*)?",
-    "an Iceberg table": r"(.*/)?metadata/[^/]*\.metadata\.json(\.gz)?",
-    "a Hudi table": r"(.*/)?\.hoodie(/.*)?",
-    "the output of a Spark stream": r"(.*/)?_spark_metadata(/.*)?",
-}
-# How browsers and desktops call a second copy.
-_COPY = re.compile(r"( ?\(\d+\)| - Copy( \(\d+\))?| copy( \d+)?)(?=\.\w+$)")
-# As the library datasets has them, with its order of folders before files.
-_SPLITS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "dev", "val"},
-    "test": {"test", "testing", "eval", "evaluation"},
-}
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\b.*")
-
-
-def folder_files(folder: Path) -> list[Path]:
-    """Files of a folder and those below it, sorted, without hidden and unfinished ones.
-
-    What begins with a dot or an underscore is passed over, as Arrow and Spark do it.
-
-    Raises
-    ------
-    InputError
-        A file is there twice.
-    """
-    names = glob.glob("**", root_dir=folder, recursive=True)  # follows links to folders
-    files = [
-        folder / name
-        for name in sorted(names)
-        if not any(part[0] == "_" and "=" not in part for part in Path(name).parts)
-        and (folder / name).is_file()
-    ]
-    known = set(files)
-    for file in files:
-        first = file.with_name(_COPY.sub("", file.name))
-        copied = first != file and first in known
-        if copied and (file.suffix == ".parquet" or filecmp.cmp(first, file, shallow=False)):
-            _refuse_copies(first, file, folder)
-    return files
-
-
-def _refuse_copies(first: Path, second: Path, folder: Path) -> None:
-    raise InputError(
-        f"{folder}: {second.relative_to(folder)} is a second copy of {first.relative_to(folder)}: "
-        "move one of them out"
-    )
-
-
-def _declared_files(path: Path, split: str, subset: str | None) -> list[Path]:
-    """The files of a split, where the README of a data set's folder declares them."""
-    card = path / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if not re.match(r"---\s*\n(?:(?!---).*\n)*?[\s-]*data_files:", text):
-        if subset is not None:
-            raise InputError(f"{path} has no folder {subset!r}: check the name")
-        return []
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            f"{card} declares which files are of which split, and reading that needs the package "
-            "'datasets': pip install 'palimpsest-workbench[models]'"
-        ) from error
-    try:
-        with bars(False):
-            configs = datasets.get_dataset_config_names(str(path))
-            if subset not in configs and (subset is not None or len(configs) > 1):
-                raise InputError(
-                    f"{path} has the configurations {', '.join(configs)}: name one with subset="
-                )
-            files = datasets.load_dataset_builder(str(path), subset).config.data_files
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{card} declares what is not there ({_first_line(error)}): correct it"
-        ) from error
-    return [Path(file) for file in _split_of(files, split, str(path))]
-
-
-def _folder(path: Path, split: str, source: str) -> pads.Dataset:
-    _refuse_logs(path, source)
-    files = [f for f in folder_files(path) if re.search(r"\.(parquet|parq|pq)\b", f.name.lower())]
-    if not files:
-        raise InputError(f"folder {source} holds no Parquet files and no saved data set")
-    odd = next((f for f in files if f.suffix != ".parquet"), None)
-    if odd is not None:
-        raise InputError(
-            f"{source}: {odd.relative_to(path)} does not end in .parquet and would be left out: "
-            "rename it, or move it out"
-        )
-    files = _of_split(path, files, split, source)
-    parts: dict[str, list[Path]] = {}
-    for file in files:
-        plain = [p for p in file.relative_to(path).parts[:-1] if "=" not in p and not _word_of(p)]
-        parts.setdefault("/".join(plain) or ".", []).append(file)
-    if len(parts) > 1:
-        raise InputError(
-            f"{source} holds several tables, in the folders {', '.join(parts)}: give one of these "
-            "folders, or put all files that belong together into one"
-        )
-    _refuse_shards(path, files, source)
-    seen: dict[tuple[int, bytes], Path] = {}
-    for file in files:
-        with file.open("rb") as opened:
-            key = (file.stat().st_size, opened.read(4096))
-        first = seen.setdefault(key, file)
-        if first != file and filecmp.cmp(first, file, shallow=False):
-            _refuse_copies(first, file, path)
-    return _parquet(files, path)
-
-
-def _refuse_logs(path: Path, source: str) -> None:
-    """Refuse tables whose folders hold more than their rows, and parts of such tables."""
-    inside = glob.glob("**", root_dir=path, recursive=True, include_hidden=True)
-    around = [
-        f"{name}/{entry.name}"
-        for parent in path.parents
-        for name in ("_delta_log", ".hoodie", "metadata", "_spark_metadata")
-        if (parent / name).is_dir()
-        for entry in (parent / name).iterdir()
-    ]
-    for kind, pattern in _LOGS.items():
-        if any(re.fullmatch(pattern, name) for name in (*inside, *around)):
-            raise InputError(
-                f"{source} is {kind}, whose folder keeps removed rows too: export the current rows "
-                "to one Parquet file, with a library that knows such tables, and give that"
-            )
-
-
-def _word_of(name: str) -> str | None:
-    """The split that one part of a path names."""
-    key, is_partition, value = name.lower().partition("=")
-    if is_partition:
-        return (_word_of(value) or value) if key == "split" else None
-    words = set(re.split("[-._ 0-9]+", key))
-    found = [split for split, usual in _SPLITS.items() if usual & words]
-    if len(found) > 1:
-        raise InputError(f"{name} names several splits ({', '.join(found)}): rename it")
-    return found[0] if found else None
-
-
-def _split_named(name: Path) -> str | None:
-    """The split of a file, as its folders and its own name say it."""
-    shard = _SHARD.fullmatch(name.name)
-    stem = shard["stem"] if shard and re.fullmatch(r"\w+(\.\w+)*", shard["stem"]) else ""
-    if stem and (name.parts[:-1] == ("data",) or _word_of(stem)):
-        return stem
-    return next(filter(None, map(_word_of, name.parts)), None)
-
-
-def _of_split(path: Path, files: list[Path], split: str, source: str) -> list[Path]:
-    by_split: dict[str | None, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_named(file.relative_to(path)), []).append(file)
-    names = [name for name in by_split if name]
-    if not names and split == "train":
-        return files
-    if split not in names:
-        raise InputError(
-            f"{source} has no split {split!r} (splits: {', '.join(names) or 'none is named'}): "
-            "name one with split="
-        )
-    if None in by_split:
-        raise InputError(
-            f"{source}: {by_split[None][0].relative_to(path)} names no split, and others do "
-            f"({', '.join(names)}): rename it, or move it out"
-        )
-    return by_split[split]
-
-
-def _refuse_shards(path: Path, files: list[Path], source: str) -> None:
-    """Refuse a set of numbered files that is not whole, or has others beside it."""
-    sets: dict[tuple[Path, str], list[str]] = {}
-    single = []
-    for file in files:
-        shard = _SHARD.fullmatch(file.name)
-        if shard:
-            sets.setdefault((file.parent, shard["stem"]), []).append(shard[0])
-        else:
-            single.append(file)
-    for (_, stem), names in sets.items():
-        shards = [m for m in map(_SHARD.fullmatch, names) if m]
-        total = int(shards[0]["total"])
-        numbers = sorted(int(m["number"]) for m in shards)
-        if len({m["total"] for m in shards}) > 1 or len(numbers) > len(set(numbers)):
-            raise InputError(
-                f"{source} holds several versions of the files {stem}-…-of-…: keep one of them "
-                f"({', '.join(names[:4])})"
-            )
-        if numbers != list(range(total)):
-            raise InputError(
-                f"{source} holds {len(names):,} of the {total:,} files {stem}-…-of-{total:05}: "
-                "fetch the others, or rename those that are meant"
-            )
-    if sets and single:
-        raise InputError(
-            f"{source}: {single[0].relative_to(path)} is none of the numbered files beside it: "
-            "move it out, or rename all"
-        )
 
 
 def _parquet(files: Sequence[Path], root: Path | None = None) -> pads.Dataset:
@@ -605,24 +395,16 @@ def _saved_dataset(path: Path, split: str) -> pa.Table:
         raise InputError(
             f"{path} cannot be loaded as a saved data set ({type(error).__name__}): save it again"
         ) from error
-    return _table_of(_split_of(loaded, split, str(path)))
+    return _table_of(split_of(loaded, split, str(path)))
 
 
-def _split_of(loaded: Any, split: str, source: str) -> Any:
-    if not isinstance(loaded, Mapping):
-        return loaded
-    if split not in loaded:
-        raise InputError(
-            f"{source} has no split {split!r} (splits: {', '.join(loaded)}): name one with split="
-        )
-    return loaded[split]
-
-
-def _fetched(files: list[Path], as_written: Collection[str]) -> "pa.Table | pads.Dataset":
-    """The files of a data set on the hub as one table."""
+def _fetched(
+    files: list[Path], as_written: Collection[str], root: Path | None = None
+) -> "pa.Table | pads.Dataset":
+    """Files that belong together as one table."""
     names = [str(path) for path in files]
     if all(name.endswith(".parquet") for name in names):
-        return _parquet(files)
+        return _parquet(files, root)
     if all(name.endswith((".jsonl", ".jsonl.gz", ".csv", ".csv.gz")) for name in names):
         return pa.concat_tables(
             [_read_csv(f, as_written) if ".csv" in f.name else _read_jsonl(f) for f in files],

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
+from workbench.folders import folder_files
 from workbench.home import atomic_write
 from workbench.tables import (
     array_of,
     find_column,
     flatten_lists,
-    folder_files,
     is_text_type,
     is_token_type,
     open_table,
