@@ -19,7 +19,8 @@ BENCH ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-LONGEST := tests/test_ray.py tests/test_faults.py tests/browser tests/test_notebooks.py
+LONGEST := tests/test_ray.py tests/test_faults.py tests/browser tests/test_notebooks.py \
+	tests/test_benchmarks.py tests/test_calibration.py tests/test_causal_lm.py tests/test_foreign_runs.py
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .PHONY: report test test-servers lab bench notebooks clean

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-PATIENCE = 45_000
+PATIENCE = 240_000
 """Milliseconds that one step may take on a busy machine."""
 
 

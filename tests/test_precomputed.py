@@ -67,7 +67,7 @@ def test_published_schema_lists_of_127_losses(tmp_path):
     scores = precomputed_scores(t, "loss:org/model-1b_step3")
     np.testing.assert_allclose(scores.loglik_mean, -np.mean(values, axis=1))
     assert scores.n_tokens.tolist() == [127] * N
-    assert scores.label == "model-1b_step3"
+    assert scores.label == "org/model-1b_step3"
     assert scores.token_logliks is not None
     # a prefix of 32 tokens left out and 64 scored: tokens 32 to 95, whose losses are 31 to 94
     window = precomputed_scores(t, "loss:org/model-1b_step3", prefix=32, length=64)
