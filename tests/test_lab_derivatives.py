@@ -493,7 +493,7 @@ class TestLora:
         import sys
 
         monkeypatch.setitem(sys.modules, "peft", None)
-        with pytest.raises(InputError, match="needs the library peft"):
+        with pytest.raises(InputError, match="this needs peft"):
             lab.derive("lora", rank=3)
 
 
