@@ -341,7 +341,7 @@ CHANGES = {
     ),
     "a gate's status with its words": (
         lambda m: {"evidence.json": edited(m, "evidence.json", lambda e: e["gates"][0].update(
-            status="pass", detail="public randomness"))},
+            status="verified", detail="public randomness"))},
         {"gates"},
     ),
     "a number in a gate's words": (

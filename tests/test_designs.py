@@ -304,11 +304,11 @@ def test_a_learned_design_that_could_not_be_compared_is_a_caveat(known):
         design = design_queries(transcript, 120, sound)
         assert "order_unchecked" not in design.settings.as_dict()
         gate = choices_gate(pair_test(transcript, scores, [], design, n_resamples=99))
-        assert gate.status == "pass"
+        assert gate.status == "verified"
         assert choices_gate(query_test(design.examples, scores.take(design.rows))) is None
     design = design_queries(transcript, 120, learned)
     found = pair_test(transcript, scores, [], design, n_resamples=99)
-    assert choices_gate(found).status == "caveat"
+    assert choices_gate(found).status == "declared"
     assert "could not be checked without digests" in choices_gate(found).detail
     assert choices_gate(found).detail in found.caveats
     assert found.details["design"]["order_unchecked"]
@@ -371,7 +371,7 @@ def test_a_design_is_learned_on_another_order_and_never_on_the_one_under_test():
 def test_windows_of_ones_own_are_a_caveat():
     rng = np.random.default_rng(13)
     transcript, suspect, _ = remembering(rng, n=500)
-    for design, status in (("late-vs-early", "pass"), (Windows((0.9, 1.0), (0, 0.25)), "caveat")):
+    for design, status in (("late-vs-early", "verified"), (Windows((0.9, 1.0), (0, 0.25)), "declared")):
         found = pair_test(transcript, suspect, [], design_queries(transcript, 60, design))
         assert next(gate for gate in found.gates if gate.number == 5).status == status
 

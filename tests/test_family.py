@@ -103,11 +103,11 @@ def test_a_family_is_fixed_by_a_file_that_was_there_before(cases, tmp_path):
     path, few = tmp_path / "family.json", dict(list(cases.items())[:2])
     for closed in (None, path):  # the second call writes the file
         for found in family_test("audit", few, closed=closed).evidence.values():
-            assert _gate(found).status == "caveat"
+            assert _gate(found).status == "declared"
             assert _gate(found).detail in found.caveats
             assert "rests on the caller's word" in _gate(found).detail
     for found in family_test("audit", few, closed=path).evidence.values():
-        assert _gate(found).status == "pass"
+        assert _gate(found).status == "verified"
         assert "which a file fixed before this run" in _gate(found).detail
 
 

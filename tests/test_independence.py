@@ -81,7 +81,7 @@ def test_rows_taken_by_hand_are_a_caveat_and_rows_drawn_by_a_seed_are_not(data):
     found = query_test(transcript.take(rows), scores.take(rows), n_resamples=999)
     assert found.verdict == "evidence"
     assert found.transcript["selection"] == {"how": "by hand", "of": N, "seed": None}
-    assert choices_gate(found).status == "caveat"
+    assert choices_gate(found).status == "declared"
     assert choices_gate(found).detail == (
         f"{len(rows):,} of 3,000 examples were taken by hand: that they were chosen without a look "
         "at scores against positions rests on the caller's word."
@@ -95,7 +95,7 @@ def test_rows_taken_by_hand_are_a_caveat_and_rows_drawn_by_a_seed_are_not(data):
     assert choices_gate(held).detail == choices_gate(found).detail
     whole = query_test(transcript, scores, [reference], "adaptive-held-out", n_resamples=99)
     assert "selection" not in whole.transcript
-    assert choices_gate(whole).status == "pass"
+    assert choices_gate(whole).status == "verified"
     part = transcript.subsample(300, seed=7)
     drawn = query_test(part, scores.take(part.rows), n_resamples=99)
     assert drawn.transcript["selection"] == {"how": "random sample", "of": N, "seed": 7}
@@ -340,7 +340,7 @@ def test_a_placebo_fails_also_where_few_permutations_were_asked_for(data, statis
     assert found.null == plain.null
     several = [data["independent"], data["reference2"], data["leaky"]]
     found = _test(data, statistic=statistic, n_resamples=999, placebos=several)
-    assert found.gates[0].status == "fail"
+    assert found.gates[0].status == "failed"
     assert "the independent model leaky" in found.gates[0].detail
 
 
@@ -360,7 +360,7 @@ def test_an_order_by_a_seed_that_could_have_been_chosen(data):
         assert -35 < found.log10_pvalue < -13
         gates[bits] = found.gates[0]
         assert (gates[bits].detail in found.caveats) == (bits == 128)
-    assert [gate.status for gate in gates.values()] == ["pass", "caveat"]
+    assert [gate.status for gate in gates.values()] == ["verified", "declared"]
     assert "had the seed been chosen, nothing would be left" in gates[128].detail
     assert "had the seed" not in gates[32].detail
 
@@ -483,7 +483,7 @@ def test_gates_of_the_query_test_are_printed(data):
 
 def test_scores_from_elsewhere_may_have_been_measured_in_training_order(data):
     gates = {gate.number: gate for gate in _test(data).gates}
-    assert gates[3].status == "caveat"
+    assert gates[3].status == "declared"
     assert "scored the examples is not known" in gates[3].detail
 
 

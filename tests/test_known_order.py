@@ -168,19 +168,19 @@ def _gate(known, claim=None):
 
 def test_what_makes_fresh_seeds_exact_is_said():
     public = ShuffleClaim("public_randomness", seed=918273)
-    assert _gate(KnownShuffle("numpy", 918273, 50), public).status == "pass"
+    assert _gate(KnownShuffle("numpy", 918273, 50), public).status == "verified"
     owner = _gate(KnownShuffle("numpy", 918273, 50, seed_drawn=True))
-    assert owner.status == "caveat"
+    assert owner.status == "declared"
     assert "is declared by the owner and not verified here" in owner.detail
     chosen = _gate(KnownShuffle("numpy", 918273, 2000, seed_drawn=True, settings=6))
     assert "p would count times 2^32 × 6 (by the normal tail" in chosen.detail
     assert "nobody says" in _gate(KnownShuffle("numpy", 918273, 50)).detail
     for seed in (0, 42, 1234):
         habitual = _gate(KnownShuffle("numpy", seed, 50, seed_drawn=True), public)
-        assert habitual.status == "caveat"
+        assert habitual.status == "declared"
         assert "no draw from 2^32" in habitual.detail
     neighbours = _gate(KnownShuffle("olmo", 918273, 50), public)
-    assert neighbours.status == "caveat"
+    assert neighbours.status == "declared"
     assert "neighbouring seeds share orders" in neighbours.detail
     cut = KnownShuffle("numpy", 918273, 50, divisor=8, drop_last=True, items=np.arange(40))
     assert "only 2^8 seeds" in _gate(KnownShuffle("numpy", 200, 50, seed_bits=8), public).detail
@@ -214,7 +214,7 @@ def test_a_shuffler_that_gives_every_epoch_one_order_is_drawn_whole():
         for null in ("permutation", known)
     )
     assert "ran through one and the same order" in careless.verdict_reason
-    assert next(gate for gate in right.gates if gate.number == 2).status == "pass"
+    assert next(gate for gate in right.gates if gate.number == 2).status == "verified"
     assert careless.pvalue < right.pvalue
 
 

@@ -51,7 +51,7 @@ def test_whole_texts_are_what_our_scorer_gives(model, transcript):
     scores = lm_eval_scores(ROLLING, transcript, tokenizer=model, name="tiny")
     assert scores.examples_fingerprint == transcript.examples_fingerprint
     assert (scores.label, scores.identity.bos, scores.caveats) == ("tiny", "prepended", ())
-    assert gate_measurement([scores]).status == "caveat"
+    assert gate_measurement([scores]).status == "declared"
     fit = [row for row in range(transcript.n) if row != LONG]
     ours = score_transcript(
         transcript.take(fit), CausalLMScorer(model, device="cpu", bos=True), progress=False

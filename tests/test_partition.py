@@ -113,7 +113,7 @@ def test_counts_from_elsewhere_rest_on_the_callers_word(data):
     counts = NgramCounts(values, settings, 8, 1000, 900, {"label": "x"}, None, "of the last hit")
     found = partition_test(data["transcript"], counts, n_resamples=99)
     gate = next(gate for gate in found.gates if gate.name == "counts")
-    assert gate.status == "caveat"
+    assert gate.status == "declared"
     assert "Counts were handed in" in gate.detail
     assert "'of the last hit'" in gate.detail
     assert gate.detail in found.caveats
@@ -150,7 +150,7 @@ def test_rows_taken_by_hand_are_a_caveat(data):
     part = data["transcript"].take(np.arange(1000))
     found = partition_test(part, data["bob"], n_resamples=99)
     [gate] = [gate for gate in found.gates if gate.number == 5]
-    assert gate.status == "caveat"
+    assert gate.status == "declared"
     assert "1,000 of 1,200 examples were taken by hand" in gate.detail
     assert gate.detail in found.caveats
 
@@ -178,7 +178,7 @@ def test_a_seed_that_could_have_been_chosen_corrects_the_exact_p_where_it_is_alo
         transcript, data["bob"], statistic="block-likelihood", n_blocks=20, n_resamples=1999
     )
     assert found.log10_pvalue is None
-    assert found.gates[0].status == "caveat"
+    assert found.gates[0].status == "declared"
     assert "corrected for it log10 of the exact p 0.0: had the seed" in found.gates[0].detail
 
 

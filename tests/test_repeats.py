@@ -55,7 +55,7 @@ def test_epochs_in_one_order_are_not_valid():
     assert "test one of them" in repeated.verdict_reason
     fresh = evidence_of(epochs_of([rng.permutation(130) for _ in range(3)]))
     gate = next(gate for gate in fresh.gates if gate.number == 2)
-    assert gate.status == "pass"
+    assert gate.status == "verified"
     assert "3 pair(s) of blocks share examples, and their orders are unrelated" in gate.detail
     assert any("if every block was shuffled anew" in caveat for caveat in fresh.caveats)
 
@@ -90,7 +90,7 @@ def test_a_sample_that_holds_few_examples_twice_is_judged_by_all_pairs_together(
     found = compare_blocks(sample.design, sample.row_digests)
     assert (found.compared, found.same, found.related) == (0, False, True)
     gate = gate_repeats(sample)
-    assert gate.status == "fail"
+    assert gate.status == "failed"
     assert "lie at related places" in gate.detail
 
 
@@ -147,7 +147,7 @@ def test_groups_of_equal_exposure_are_compared_across_epochs():
     """Examples seen once or twice per epoch, in one order in both epochs."""
     rng = np.random.default_rng(9)
     order, exposures = rng.permutation(100), rng.integers(1, 3, 100)
-    for second, status in ((order, "fail"), (rng.permutation(100), "pass")):
+    for second, status in ((order, "failed"), (rng.permutation(100), "verified")):
         gate = gate_repeats(epochs_of([order, second], exposures=np.tile(exposures, 2)))
         assert gate.status == status
     assert "permuted within 2 groups of equal exposure" in gate.detail
@@ -158,13 +158,13 @@ def test_blocks_without_content_carry_a_caveat():
     bare = Transcript.from_arrays(rng.permutation(90), blocks=np.repeat([0, 1, 2], 30))
     found = query_test(bare, Scores.from_arrays(loglik=rng.normal(size=90)), n_resamples=99)
     gate = next(gate for gate in found.gates if gate.number == 2)
-    assert gate.status == "caveat"
+    assert gate.status == "declared"
     assert gate.detail in found.caveats
     assert "nobody can see whether epochs ran through one order" in gate.detail
     # where one block alone is tested, others do not matter
-    assert gate_repeats(bare.take(np.arange(30))).status == "pass"
+    assert gate_repeats(bare.take(np.arange(30))).status == "verified"
     alone = epochs_of([np.arange(60)] * 2).take(np.arange(60))
-    assert gate_repeats(alone).status == "pass"
+    assert gate_repeats(alone).status == "verified"
 
 
 def test_a_bundle_of_several_epochs_verifies(tmp_path):
@@ -183,7 +183,7 @@ def test_a_bundle_of_several_epochs_verifies(tmp_path):
         path = tmp_path / f"{name}.zip"
         assert write_bundle(path, commitment, salt, transcript, evidence, suspect).ok
         gate = next(gate for gate in evidence.gates if gate.number == 2)
-        assert gate.status == ("fail" if name == "repeated" else "pass")
+        assert gate.status == ("failed" if name == "repeated" else "verified")
 
 
 @pytest.mark.parametrize("compare", ["pairs", "windows"])
@@ -193,5 +193,5 @@ def test_a_design_lies_in_one_block_whatever_the_others_did(compare):
     design = design_queries(transcript, 60, block=1, compare=compare)
     suspect = Scores.from_arrays(loglik=np.tile(order / 200, 2), name="suspect")
     found = pair_test(transcript, suspect, [], design, n_resamples=999)
-    assert next(gate for gate in found.gates if gate.number == 2).status == "pass"
+    assert next(gate for gate in found.gates if gate.number == 2).status == "verified"
     assert found.verdict == "evidence"

@@ -414,7 +414,7 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     assert found.details["weights"]["learned_on"] == lab_run.fingerprint
     assert "remembered" not in found.details["weights"]
     gate = next(gate for gate in found.gates if gate.number == 5)
-    assert gate.status == "pass"
+    assert gate.status == "verified"
     with pytest.raises(InputError, match="learned on the order of"):
         query_test(lab_run, lab_scores, weights=weights)
     # Other cuts of the same order are known again.
@@ -434,7 +434,7 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     assert gate.detail in found.caveats
     typed = PositionWeights("typed", table=((0.0, 0.0), (1.0, 1.0)))
     gate = next(g for g in query_test(transcript, scores, weights=typed).gates if g.number == 5)
-    assert gate.status == "caveat"
+    assert gate.status == "declared"
 
 
 def test_a_formula_made_after_a_look_at_the_scores_is_said_to_rest_on_the_callers_word():
@@ -447,7 +447,7 @@ def test_a_formula_made_after_a_look_at_the_scores_is_said_to_rest_on_the_caller
     found = query_test(transcript, independent, weights=curve, n_resamples=999)
     assert found.pvalue == found.pvalue_floor
     gate = next(gate for gate in found.gates if gate.number == 5)
-    assert gate.status == "caveat"
+    assert gate.status == "declared"
     assert "weights of position 'curve' come from is not known here" in gate.detail
     assert gate.detail in found.caveats
     # A copy of named weights is these weights; another formula by their name is not.

@@ -500,7 +500,7 @@ def _scores(loglik: Floats, name: str) -> Scores:
 
 def _worst(gates: tuple[Gate, ...]) -> Gate:
     """The gate that failed, if any; gates that always have a caveat do not count."""
-    return next(gate for status in ("fail", "caveat") for gate in gates if gate.status == status)
+    return next(gate for status in ("failed", "declared") for gate in gates if gate.status == status)
 
 
 def _drifting_rows(rng: Generator) -> tuple[list[Ints], Floats]:
@@ -661,7 +661,7 @@ def _one_occurrence_caught(rng: Generator, last: bool) -> Gate:
     try:
         found = partition_test(matches.transcript, faulty, 5, n_resamples=99)
     except InputError as error:
-        return Gate(3, "counts", "fail", str(error))
+        return Gate(3, "counts", "failed", str(error))
     return next(gate for gate in found.gates if gate.number == 3)
 
 

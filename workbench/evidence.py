@@ -38,7 +38,7 @@ NO_EVIDENCE: Verdict = "no evidence"
 NOT_VALID: Verdict = "not valid"
 MARKS: dict[Verdict, str] = {EVIDENCE: "●", NO_EVIDENCE: "○", NOT_VALID: "◌"}
 
-FORMAT = "palimpsest evidence 3"
+FORMAT = "palimpsest evidence 4"
 
 # What a positive never shows; every report says so.
 CAVEATS_ALWAYS = (
@@ -79,12 +79,26 @@ class Effect:
 
 @dataclass(frozen=True)
 class Gate:
-    """One validity gate: passed, passed with a caveat, or failed (then the test is not valid)."""
+    """One validity gate, and which of three outcomes it had.
+
+    Attributes
+    ----------
+    number : int
+    name : str
+    status : {"verified", "declared", "failed"}
+        ``verified``: computed here, from what is here. ``declared``: it was only said, could not be
+        compared, or leaves something open: a caveat. ``failed``: the test is not valid.
+    detail : str
+        What was found, or said by whom.
+    condition : str
+        What evidence rests on where this is only declared, as the end of "evidence, if …".
+    """
 
     number: int
     name: str
-    status: Literal["pass", "caveat", "fail"]
+    status: Literal["verified", "declared", "failed"]
     detail: str
+    condition: str = ""
 
 
 @dataclass(frozen=True)

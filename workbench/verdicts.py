@@ -126,7 +126,7 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
         said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
         pvalue = correction.pvalue
     level = alpha / _factor(evidence)
-    failed = [gate for gate in gates if gate.status == "fail"]
+    failed = [gate for gate in gates if gate.status == "failed"]
     if failed:
         return NOT_VALID, f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}"
     smallest, enough = _reach(evidence, level)
@@ -137,9 +137,11 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
             f"{enough:,} {words.draws}"
         )
     if pvalue <= alpha * (1 + 1e-9):
-        caveats = sum(gate.status == "caveat" for gate in gates)
-        but = f" ({caveats} with a caveat)" if caveats else ""
-        return EVIDENCE, f"{said} is at most alpha {alpha:g}, and no gate failed{but}"
+        declared = sum(gate.status == "declared" for gate in gates)
+        but = f" ({declared} rest on what is only declared)" if declared else ""
+        conditions = list(dict.fromkeys(gate.condition for gate in gates if gate.condition))
+        rests = f": evidence, if {', and if '.join(conditions)}" if conditions else ""
+        return EVIDENCE, f"{said} is at most alpha {alpha:g}, and no gate failed{but}{rests}"
     found = [f"{said} is above alpha {alpha:g}", *_excluded(evidence), *_size(evidence, level)]
     return NO_EVIDENCE, "; ".join(found)
 
@@ -281,23 +283,23 @@ def _limit_gate(evidence: Evidence, verdict: Verdict) -> Gate:
     """Gate 6, a line of its own: the upper limit, and what it is compared with."""
     if _kind(evidence) == "sequential":
         text = "no upper limit: a test that may be stopped any time has none"
-        return Gate(6, "verdict", "caveat", text)
+        return Gate(6, "verdict", "declared", text)
     upper, smallest = evidence.statistic_upper95, evidence.smallest_effect
     limit = f"upper 95 % limit of the {_WORDS[_kind(evidence)].statistic} {upper:.4f}"
     if smallest is None:
-        return Gate(6, "verdict", "caveat", f"{limit}; no smallest effect of interest was fixed")
+        return Gate(6, "verdict", "declared", f"{limit}; no smallest effect of interest was fixed")
     if verdict == EVIDENCE:
         # the limit is no part of this verdict: an effect that is there may well be large
         return Gate(
             6,
             "verdict",
-            "pass",
+            "verified",
             f"the p-value decides; {limit}, and the smallest of interest, {smallest:.4f}, "
             "would have counted only if nothing had been found",
         )
     return Gate(
         6,
         "verdict",
-        "pass" if verdict == NO_EVIDENCE and upper < smallest else "caveat",
+        "verified" if verdict == NO_EVIDENCE and upper < smallest else "declared",
         f"{limit}, smallest of interest {smallest:.4f}",
     )

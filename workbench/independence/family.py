@@ -178,7 +178,7 @@ def family_test(
     gate = Gate(
         5,
         "many tests",
-        "pass",
+        "verified",
         f"one of the {len(results)} tests of the family {name!r}, which a file fixed before this "
         f"run ({key[:12]})",
     )
@@ -188,7 +188,7 @@ def family_test(
             f"That the family {name!r} was closed before any of its tests was seen rests on the "
             "caller's word.",
         )
-        gate = Gate(5, "many tests", "caveat", told[0])
+        gate = Gate(5, "many tests", "declared", told[0])
     corrected = {
         label: with_correction(
             found,

@@ -503,7 +503,7 @@ def as_entered(evidence: Evidence, number: int, tests: int, name: str, digest: s
         Gate(
             5,
             "many tests",
-            "caveat",
+            "declared",
             f"Entered as test {number} before it was run, in a ledger that is only appended to "
             f"(entry {digest[:12]}). {CHOSEN_BLIND}",
         ),
