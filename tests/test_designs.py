@@ -371,7 +371,10 @@ def test_a_design_is_learned_on_another_order_and_never_on_the_one_under_test():
 def test_windows_of_ones_own_are_a_caveat():
     rng = np.random.default_rng(13)
     transcript, suspect, _ = remembering(rng, n=500)
-    for design, status in (("late-vs-early", "verified"), (Windows((0.9, 1.0), (0, 0.25)), "declared")):
+    for design, status in (
+        ("late-vs-early", "verified"),
+        (Windows((0.9, 1.0), (0, 0.25)), "declared"),
+    ):
         found = pair_test(transcript, suspect, [], design_queries(transcript, 60, design))
         assert next(gate for gate in found.gates if gate.number == 5).status == status
 

@@ -500,7 +500,9 @@ def _scores(loglik: Floats, name: str) -> Scores:
 
 def _worst(gates: tuple[Gate, ...]) -> Gate:
     """The gate that failed, if any; gates that always have a caveat do not count."""
-    return next(gate for status in ("failed", "declared") for gate in gates if gate.status == status)
+    return next(
+        gate for status in ("failed", "declared") for gate in gates if gate.status == status
+    )
 
 
 def _drifting_rows(rng: Generator) -> tuple[list[Ints], Floats]:

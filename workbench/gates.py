@@ -280,7 +280,10 @@ def gate_measurement(scores: Sequence[Scores]) -> Gate:
             "drift during a measurement in training order would look like memory.",
         )
     return Gate(
-        3, "scores", "verified", "measured in a seeded order that is independent of training position"
+        3,
+        "scores",
+        "verified",
+        "measured in a seeded order that is independent of training position",
     )
 
 
