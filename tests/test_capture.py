@@ -18,11 +18,18 @@ from workbench.capture import records as records_module
 from workbench.capture.records import Mark, Records, read_records
 from workbench.commitment import Commitment
 from workbench.errors import InputError
+from workbench.independence import query_test
 from workbench.merkle import MasterSalt
-from workbench.transcript import Transcript
+from workbench.scores import Scores
+from workbench.transcript import ShuffleClaim, Transcript
 
 torch = pytest.importorskip("torch")
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler  # noqa: E402
+from torch.utils.data import (  # noqa: E402
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    WeightedRandomSampler,
+)
 
 
 class Tokens(torch.utils.data.Dataset):
@@ -39,8 +46,11 @@ class Tokens(torch.utils.data.Dataset):
 
 
 class Stream(IterableDataset):
+    def __init__(self, firsts=(4, 9, 4, 2)) -> None:
+        self.firsts = firsts
+
     def __iter__(self):
-        return iter(torch.tensor([k, 7]) for k in (4, 9, 4, 2))
+        return iter(torch.tensor([k, 7]) for k in self.firsts)
 
 
 class Own(DataLoader):
@@ -93,7 +103,7 @@ def test_samplers_with_replacement_accumulation_and_single_examples(tmp_path):
     list(own.loader(DataLoader(data, batch_sampler=batches)))
     listed = own.finish(tmp_path / "c.parquet")
     assert listed.column("example_id").tolist() == [5, 0, 2]
-    assert (listed.shuffle.kind, listed.shuffle.seed) == ("owner", None)
+    assert (listed.shuffle.kind, listed.shuffle.seed) == ("unknown", None)
     single = Capture(tmp_path / "b", plans=True)
     seen = [item["number"].item() for item in single.loader(DataLoader(data, batch_size=None))]
     whole = single.finish(tmp_path / "b.parquet")
@@ -108,6 +118,72 @@ def test_examples_of_a_stream_are_known_by_content(tmp_path):
     assert transcript.column("exposures").tolist() == [2, 1, 2, 1]
     with pytest.raises(InputError, match="a stream is not known before"):
         Capture(tmp_path / "p", plans=True).loader(DataLoader(Stream()))
+
+
+def claims_of(tmp_path, *loaders) -> tuple[str, int | None]:
+    """Kind and seed of the claim of a run with these loaders, in memory and read again."""
+    capture = Capture(tmp_path / "notes")
+    for loader in loaders:
+        list(capture.loader(loader))
+    made = capture.finish(tmp_path / "t.parquet").shuffle
+    assert Transcript.read(tmp_path / "t.parquet").shuffle == made
+    return made.kind, made.seed
+
+
+def distributed(shuffle: bool) -> DataLoader:
+    sampler = DistributedSampler(range(22), num_replicas=1, rank=0, shuffle=shuffle, seed=9)
+    return DataLoader(Tokens(), batch_size=4, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "loaders"),
+    [
+        ("owner", 3, lambda: [loader_of(Tokens())]),
+        ("owner", 9, lambda: [distributed(True)]),
+        ("natural", None, lambda: [distributed(False)]),
+        ("natural", None, lambda: [DataLoader(Tokens(), batch_size=4)]),
+        ("unknown", None, lambda: [DataLoader(Stream(), batch_size=2)]),
+        ("unknown", None, lambda: [DataLoader(Tokens(), batch_size=2, sampler=[3, 1, 2])]),
+        ("natural", None, lambda: [loader_of(Tokens()), DataLoader(Tokens(), batch_size=4)]),
+        ("owner", None, lambda: [loader_of(Tokens()), loader_of(Tokens(), seed=4)]),
+    ],
+)
+def test_only_a_loader_that_is_known_to_shuffle_is_said_to(tmp_path, kind, seed, loaders):
+    assert claims_of(tmp_path, *loaders()) == (kind, seed)
+
+
+@pytest.mark.parametrize("buffer", [None, 8])
+def test_a_stream_of_the_library_datasets_is_of_unknown_order(tmp_path, buffer):
+    datasets = pytest.importorskip("datasets")
+    rows = {"input_ids": Tokens(64).rows.tolist()}
+    stream = datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=4)
+    if buffer:
+        stream = stream.shuffle(seed=3, buffer_size=buffer)
+    assert claims_of(tmp_path, DataLoader(stream, batch_size=4, collate_fn=list))[0] == "unknown"
+
+
+def test_a_natural_order_is_no_evidence_however_it_was_captured(tmp_path):
+    rng, n = np.random.default_rng(0), 200
+    loaders = {
+        "map": DataLoader(Tokens(n), batch_size=4),
+        "stream": DataLoader(Stream(np.arange(n)), batch_size=4, collate_fn=list),
+    }
+    for name, loader in loaders.items():
+        capture = Capture(tmp_path / name)
+        list(capture.loader(loader))
+        capture.finish(tmp_path / f"{name}.parquet")
+        read = Transcript.read(tmp_path / f"{name}.parquet")
+        harder = Scores.from_arrays(loglik=np.arange(n) / n + rng.normal(0, 0.3, n))
+        assert query_test(read, harder, n_resamples=999).verdict == "not valid"
+
+
+def test_notes_without_a_loader_claim_nothing(tmp_path):
+    capture = Capture(tmp_path / "notes", rank=0, world_size=1)
+    capture.record([mark(1, 0)])
+    capture.record([mark(2)])
+    assert capture.finish(tmp_path / "t.parquet").shuffle == ShuffleClaim()
+    said = capture.finish(tmp_path / "u.parquet", shuffle="owner").shuffle
+    assert said == Transcript.read(tmp_path / "u.parquet").shuffle == ShuffleClaim("owner")
 
 
 def test_what_cannot_be_captured_is_refused(tmp_path):
@@ -340,6 +416,21 @@ def test_a_trainer_is_followed_and_resumed(tmp_path, trainer_of):
     same = again.finish(tmp_path / "u.parquet", examples=data)
     assert same.fingerprint == whole.fingerprint
     assert not list((tmp_path / "notes").rglob("*.p[kt]*l*"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"), [("sequential", "natural"), ("group_by_length", "unknown")]
+)
+def test_a_trainer_that_does_not_shuffle_all_is_not_said_to(tmp_path, trainer_of, strategy, kind):
+    try:
+        trainer = trainer_of(tmp_path / "run", [], train_sampling_strategy=strategy)
+    except TypeError:
+        pytest.skip("this version of transformers has no train_sampling_strategy")
+    capture = Capture(tmp_path / "notes")
+    capture.follow(trainer)
+    trainer.train()
+    capture.finish(tmp_path / "t.parquet", examples=Tokens())
+    assert Transcript.read(tmp_path / "t.parquet").shuffle.kind == kind
 
 
 def test_a_trainer_that_hands_out_from_one_process_is_refused(tmp_path, trainer_of):

@@ -316,12 +316,84 @@ def test_how_examples_were_chosen_is_remembered(tmp_path):
     assert by_hand.subsample(30, seed=4).selection == Selection("by hand", 500)
     own = drawn.drawn([5, 7, 9], "own design", 1)
     assert own.drawn([0, 1], "plan").selection == Selection("own design", 500, 1)
-    # All rows in another order are no choice, and a file holds what it holds.
+    # All rows in another order are no choice, and a file says how its rows were chosen.
     assert whole.take(np.arange(500)[::-1]).selection is None
-    assert Transcript.read(by_hand.write(tmp_path / "part.parquet")).selection is None
+    for part in (drawn, by_hand, own):
+        assert Transcript.read(part.write(tmp_path / "part.parquet")).selection == part.selection
+    by_hand.write(tmp_path / "part.parquet")
     assert by_hand.fingerprint == Transcript.read(tmp_path / "part.parquet").fingerprint
     with pytest.raises(InputError, match="a selection 'at will' is unknown"):
         Selection("at will", 500)
+
+
+CLAIMS = [
+    ShuffleClaim(),
+    ShuffleClaim("natural", source="captured: the loader did not shuffle"),
+    ShuffleClaim("unknown"),
+    ShuffleClaim("owner", seed=2**100 + 1),
+    ShuffleClaim("published_shuffler", seed=3, seed_bits=16, shuffler_settings=4, source="loader"),
+    ShuffleClaim("public_randomness", source="round 7"),
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=str)
+def test_what_is_known_of_an_order_survives_its_file(tmp_path, claim):
+    rng = np.random.default_rng(3)
+    exposures = np.repeat([1, 2, 2, 5], 50)
+    made = Transcript.from_arrays(
+        rng.permutation(200),
+        tokens=[rng.integers(0, 9, 3) for _ in range(200)],
+        blocks=np.tile(["late", "early"], 100),
+        units=np.arange(200) // 2 if claim.seed is None else None,
+        exposures=exposures,
+        columns={"loss_bob": rng.normal(size=200), "text": ["x"] * 200},
+        shuffle=claim,
+    )
+    part = made.subsample(100, seed=1)
+    read = Transcript.read(part.write(tmp_path / "t.parquet"))
+    assert (read.shuffle, read.selection) == (claim, part.selection)
+    assert read.fingerprint == part.fingerprint
+    assert (read.blocks, read.exposure_groups) == (2, 3)
+    assert read.column("exposures").tolist() == exposures[part.rows].tolist()
+    np.testing.assert_array_equal(read.column("loss_bob"), part.column("loss_bob"))
+    assert list(read.column("other_text")) == ["x"] * 100
+    again = Transcript.read(read.write(tmp_path / "u.parquet"))
+    assert (again.shuffle, again.selection, again.fingerprint) == (
+        claim,
+        part.selection,
+        part.fingerprint,
+    )
+    table = pq.read_table(tmp_path / "t.parquet")  # and a table in memory says what its file said
+    assert Transcript.read(table).shuffle == claim
+    # rows that somebody took out were taken by hand, and with rows added it is another table
+    assert Transcript.read(table.slice(7)).selection == Selection("by hand", 200)
+    assert Transcript.read(pa.concat_tables([table, table])).shuffle == ShuffleClaim()
+
+
+def test_a_claim_given_beside_that_of_the_file_hides_nothing(tmp_path):
+    path = Transcript.from_arrays(
+        [2, 0, 1], texts=["c", "a", "b"], shuffle=ShuffleClaim("natural", seed=5, source="a log")
+    ).write(tmp_path / "t.parquet")
+    given = Transcript.read(path, shuffle="owner").shuffle
+    assert (given.kind, given.seed, given.source) == ("owner", 5, "the file says natural (a log)")
+    told = Transcript.read(path, shuffle=ShuffleClaim("natural", source="a page")).shuffle
+    assert told == ShuffleClaim("natural", seed=5, source="a page")
+
+
+def test_a_damaged_account_of_an_order_is_refused(tmp_path):
+    table = pa.table({"position": [1, 0], "text": ["a", "b"]})
+    for text in ("{", "[" * 10_000, '{"rows": 2, "claim": {"kind": "certain"}}',
+                 '{"rows": 2, "claim": {"kind": "owner", "seed": "7"}}'):  # fmt: skip
+        with pytest.raises(InputError, match=r"what it says of its order .* is damaged"):
+            Transcript.read(table.replace_schema_metadata({"palimpsest order": text}))
+
+
+def test_files_that_disagree_on_their_order_leave_it_unknown(tmp_path):
+    for number, kind in enumerate(("owner", "natural")):
+        Transcript.from_arrays([2 * number, 2 * number + 1], texts=["a", "b"], shuffle=kind).write(
+            tmp_path / f"part-{number}.parquet"
+        )
+    assert Transcript.read(tmp_path).shuffle == ShuffleClaim()
 
 
 def test_take_refuses_what_is_not_there():

@@ -1,16 +1,19 @@
 """Sampling, converting and checking a training order, and the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import InputError
-from workbench.transcript import Transcript
+from workbench.transcript import Selection, ShuffleClaim, Transcript
 from workbench.transcripts import TrainingOrder, open_order, writing
 from workbench.transcripts.checks import check_order
 from workbench.transcripts.duplicates import _shingles, _signatures, near_duplicates
@@ -62,6 +65,45 @@ def test_a_sample_reads_its_rows_alone_and_covers_training(order: TrainingOrder)
     assert [row.tolist() for row in drawn.tokens()] == ROWS[places].tolist()
     again, other = order.sample(100, seed=3), order.sample(100, seed=4)
     assert again.fingerprint == drawn.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("claim", [ShuffleClaim("unknown"), ShuffleClaim("owner", seed=42)])
+def test_a_sample_and_a_conversion_keep_what_is_known(
+    order: TrainingOrder, tmp_path: Path, claim: ShuffleClaim
+) -> None:
+    order = replace(order, claim=claim, block_starts=(0, 800), exposures=1 + np.arange(N) % 3)
+    drawn = order.sample(100, seed=3)
+    assert drawn.selection == Selection("random sample", N, 3)
+    read = Transcript.read(drawn.write(tmp_path / "t.parquet"))
+    assert (read.shuffle, read.selection) == (claim, drawn.selection)
+    assert (read.blocks, read.exposure_groups, read.fingerprint) == (2, 3, drawn.fingerprint)
+    assert read.column("place").tolist() == drawn.column("place").tolist()
+    folder = order.convert(tmp_path / "c", rows_per_part=700)
+    whole = Transcript.read(folder)
+    assert (whole.shuffle, whole.selection, whole.n) == (claim, None, N)
+    (folder / "part-000001.parquet").unlink()
+    assert Transcript.read(folder).selection == Selection("by hand", N)
+    assert order.transcript([5, 3, 9]).selection == Selection("by hand", N)
+
+
+@pytest.mark.parametrize("command", ["sample", "convert"])
+def test_the_claim_given_to_a_command_is_read_from_its_file(
+    prefix: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / ("c" if command == "convert" else "t.parquet")
+    asked = ["transcript", command, prefix, "--out", out, "--shuffle", "natural"]
+    asked += ["--shuffle-seed", 7, *(["--n", 1500] if command == "sample" else [])]
+    done = CliRunner().invoke(app, [str(word) for word in asked])
+    assert done.exit_code == 0, done.output
+    assert Transcript.read(out).shuffle == ShuffleClaim("natural", seed=7)
+    part = out if command == "sample" else out / "part-000000.parquet"
+    table = pq.read_table(part)
+    scores = np.arange(table.num_rows) / 1e4 + RNG.normal(size=table.num_rows)
+    pq.write_table(table.append_column("loglik_bob", pa.array(scores)), part)
+    asked = ["test", "query", "--transcript", out, "--suspect", "loglik:bob", "--n-resamples", 99]
+    told = CliRunner().invoke(app, [str(word) for word in asked])
+    assert told.exit_code == 3, told.output
+    assert "the order is natural" in told.output
 
 
 def test_draws_are_uniform_within_their_windows(order: TrainingOrder) -> None:

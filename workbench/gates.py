@@ -118,6 +118,8 @@ def gate_shuffle(
             if claim.kind == "owner"
             else ("The order is the known shuffler's", "")
         )
+        if claim.source:
+            said += f" ({claim.source})"
         return Gate(1, name, "declared", f"{said}; {found}{placebo_text}.", rests)
     if claim.kind == "published_shuffler":
         bits = float(claim.seed_bits or 0) * np.log10(2) + np.log10(claim.shuffler_settings)

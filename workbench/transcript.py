@@ -7,7 +7,7 @@ model, and never sorts: row order is the file's. Scorers see examples only, neve
 import hashlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
@@ -41,7 +42,15 @@ from workbench.tables import (
     with_token_lists,
 )
 
-__all__ = ["How", "OrderCheck", "Selection", "ShuffleClaim", "Transcript", "TranscriptDescription"]
+__all__ = [
+    "How",
+    "OrderAccount",
+    "OrderCheck",
+    "Selection",
+    "ShuffleClaim",
+    "Transcript",
+    "TranscriptDescription",
+]
 
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint8]
@@ -52,7 +61,10 @@ How = Literal["random sample", "pilot", "plan", "design", "own design", "by hand
 
 POSITION_NAMES = ("position", "index")
 TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
+LABELS = ("block", "unit", "exposures")
 DIGEST_BYTES = 16
+# Where a table's schema keeps what is known of its order (`OrderAccount`).
+ORDER_KEY = b"palimpsest order"
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,32 @@ class ShuffleClaim:
         if isinstance(given, ShuffleClaim):
             return given
         return cls() if given is None else cls(cast(ClaimKind, given))
+
+    def over(self, written: "ShuffleClaim | None") -> "ShuffleClaim":
+        """The claim, completed from the one that the file of the examples holds.
+
+        What the file says otherwise is kept as part of the source, so that evidence shows both.
+
+        Examples
+        --------
+        >>> str(ShuffleClaim().over(ShuffleClaim("natural")))
+        'natural'
+        >>> ShuffleClaim("owner").over(ShuffleClaim("natural")).source
+        'the file says natural'
+        """
+        if written is None:
+            return self
+        default = ShuffleClaim()
+        own = {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != getattr(default, f.name)
+        }
+        if len({self.kind, written.kind} - {default.kind}) < 2:
+            return replace(written, **own)
+        said = f"the file says {written}" + (f" ({written.source})" if written.source else "")
+        seed = written.seed if self.seed is None else self.seed
+        return replace(self, seed=seed, source="; ".join(filter(None, (self.source, said))))
 
     def __str__(self) -> str:
         return self.kind.replace("_", " ")
@@ -180,6 +218,50 @@ class Selection:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class OrderAccount:
+    """What is known of an order besides its columns: it travels in the metadata of a table.
+
+    Attributes
+    ----------
+    rows : int
+        Examples that were written; where there are fewer, somebody took the others out.
+    claim : ShuffleClaim
+    selection : Selection or None
+    """
+
+    rows: int
+    claim: ShuffleClaim
+    selection: Selection | None = None
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """For the schema of an Arrow table."""
+        return {ORDER_KEY: TypeAdapter(OrderAccount).dump_json(self)}
+
+    @classmethod
+    def of(cls, schema: pa.Schema, rows: int, source: str) -> "OrderAccount | None":
+        """What a table of so many rows holds of it; None without an account of these rows.
+
+        Raises
+        ------
+        InputError
+            It is damaged.
+        """
+        text = (schema.metadata or {}).get(ORDER_KEY)
+        if text is None:
+            return None
+        try:
+            found = TypeAdapter(cls).validate_json(text, strict=True)
+        except (ValidationError, InputError) as error:
+            raise InputError(
+                f"{source}: what it says of its order (metadata {ORDER_KEY.decode()!r}) is "
+                "damaged: write it again, or remove the metadata"
+            ) from error
+        if rows >= found.rows:  # with rows added it is another table
+            return found if rows == found.rows else None
+        return replace(found, selection=Selection("by hand", found.rows).after(found.selection))
 
 
 @dataclass(frozen=True)
@@ -336,6 +418,7 @@ class Transcript:
     _content: str | None = field(repr=False)
     _digest_column: Digests | None = field(repr=False, default=None)
     selection: Selection | None = field(repr=False, default=None)
+    _named: Mapping[str, str] = field(repr=False, default_factory=dict)
 
     # ------------------------------------------------------------------ making one
 
@@ -411,27 +494,30 @@ class Transcript:
                 if isinstance(values, pa.Array | pa.ChunkedArray)
                 else pa.array(array_of(values) if hasattr(values, "detach") else values)
             )
+        labels = {
+            role: _labels(values, role, source)
+            for role, values in zip(LABELS, (blocks, units, exposures), strict=True)
+            if values is not None
+        }
+        for role, values in labels.items():
+            if role in table:
+                raise InputError(f"{source}: {role}s were given twice, also as a column: give one")
+            table[role] = values
         for name, values in table.items():
             if len(values) != n:
                 raise InputError(
                     f"{source}: {name} has {len(values)} rows and positions have {n}: give one "
                     "of each per example"
                 )
-        labels = {"block": blocks, "unit": units, "exposures": exposures}
-        coded = {
-            name: None if values is None else _codes(values, name, source)
-            for name, values in labels.items()
-        }
         return cls._assemble(
             position_array,
-            coded["block"],
-            coded["unit"],
-            coded["exposures"],
+            {role: _codes(values, role, source) for role, values in labels.items()},
             pa.table(table) if table else None,
             content,
             digests,
-            shuffle,
+            ShuffleClaim.of(shuffle),
             source,
+            named={role: role for role in labels},
         )
 
     @classmethod
@@ -503,27 +589,27 @@ class Transcript:
                 )
         assert position is not None
         position_array = whole_numbers(present(data, position, label), position, label)
-        coded: dict[str, Ints | None] = {}
-        for role, wanted in (
-            ("block", block),
-            ("unit", unit),
-            ("exposures", exposures),
-        ):
+        named, coded = {"position": position}, {}
+        for role, wanted in zip(LABELS, (block, unit, exposures), strict=True):
             name = find_column(names, wanted, (role,), role, label)
-            coded[role] = None if name is None else _codes(present(data, name, label), name, label)
+            if name is not None:
+                named[role] = name
+                coded[role] = _codes(present(data, name, label), name, label)
         digests = None
         if "digest" in names and content is None:
             digests = _digest_array(column_of(data, "digest", label), label)
+        known = OrderAccount.of(data.schema, len(position_array), label)
+        claim = ShuffleClaim.of(shuffle)
         return cls._assemble(
             position_array,
-            coded["block"],
-            coded["unit"],
-            coded["exposures"],
+            coded,
             data,
             content,
             digests,
-            shuffle,
+            claim if known is None else claim.over(known.claim),
             label,
+            named=named,
+            selection=None if known is None else known.selection,
             is_text=content is not None and is_text_type(data.schema.field(content).type),
         )
 
@@ -531,21 +617,23 @@ class Transcript:
     def _assemble(
         cls,
         positions: Ints,
-        block: Ints | None,
-        unit: Ints | None,
-        exposures: Ints | None,
+        coded: Mapping[str, Ints],
         data: "pa.Table | pads.Dataset | None",
         content: str | None,
         digests: Digests | None,
-        shuffle: ShuffleClaim | str | None,
+        claim: ShuffleClaim,
         source: str,
+        *,
+        named: Mapping[str, str],
+        selection: Selection | None = None,
         is_text: bool | None = None,
     ) -> "Transcript":
         n = len(positions)
         if n == 0:
             raise InputError(f"{source} is empty: a transcript needs at least two examples")
-        for name, codes in (("block", block), ("unit", unit), ("exposures", exposures)):
-            if codes is not None and len(codes) != n:
+        block, unit, exposures = (coded.get(role) for role in LABELS)
+        for name, codes in coded.items():
+            if len(codes) != n:
                 raise InputError(
                     f"{source}: {name} has {len(codes)} rows and positions have {n}: give one "
                     "label per example"
@@ -573,7 +661,7 @@ class Transcript:
             strata,
             unit,
             kind,
-            ShuffleClaim.of(shuffle),
+            claim,
             source,
             np.arange(n, dtype=np.int64),
             n_blocks,
@@ -581,6 +669,8 @@ class Transcript:
             data,
             content,
             digests,
+            selection,
+            named,
         )
 
     # ------------------------------------------------------------------ content
@@ -784,7 +874,8 @@ class Transcript:
         """SHA-256 of content, positions, blocks, exposures and units: the transcript's identity."""
         digest = hashlib.sha256(b"palimpsest transcript 1\0")
         digest.update((self.examples_fingerprint or "content unknown").encode())
-        for codes in (self.positions, _canonical_codes(self.strata), self.units):
+        units = None if self.units is None else _canonical_codes(self.units)
+        for codes in (self.positions, _canonical_codes(self.strata), units):
             digest.update(b"\0none" if codes is None else b"\0" + codes.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -857,6 +948,7 @@ class Transcript:
             self.selection
             if how is None or len(chosen) == self.n
             else Selection(how, self.n, None if seed is None else int(seed)).after(self.selection),
+            self._named,
         )
 
     def subsample(self, n: int, seed: int, stratify: bool = True) -> "Transcript":
@@ -1045,8 +1137,35 @@ class Transcript:
             notes=tuple(notes),
         )
 
+    def labels(self) -> dict[str, pa.Array]:
+        """The column of each of ``block``, ``unit`` and ``exposures`` that there is, as given."""
+        return {role: self._taken(self._named[role]) for role in LABELS if role in self._named}
+
+    def further_columns(self) -> dict[str, pa.Array]:
+        """Columns that are neither position, content nor label.
+
+        Where a name would be taken for one of these by `read`, ``other_`` stands before it.
+        """
+        usual = {*POSITION_NAMES, *TOKEN_NAMES, *LABELS, "text", "digest"}
+        used = {*self._named.values(), self._content}
+        used |= set() if self._digest_column is None else {"digest"}
+        return {
+            f"other_{name}" if name.lower() in usual else name: self._taken(name)
+            for name in self.columns
+            if name not in used
+        }
+
+    def _taken(self, name: str) -> pa.Array:
+        assert self._data is not None
+        values = column_of(self._data, name, self.source)
+        return values if self._all_rows else values.take(pa.array(self.rows))
+
     def write(self, path: str | Path) -> Path:
-        """Write positions, content and labels as Parquet, in row order."""
+        """Write positions, content, labels and further columns as Parquet, in row order.
+
+        What is known of the order besides (claim, and how the examples were chosen) goes into the
+        file's metadata; `read` finds it there.
+        """
         columns: dict[str, Any] = {"position": self.positions}
         if self.kind == "tokens":
             columns["tokens"] = _ragged(self.tokens(), self.source)
@@ -1057,11 +1176,9 @@ class Transcript:
                 [row.tobytes() for row in self.row_digests],
                 type=pa.binary(DIGEST_BYTES),
             )
-        if self.strata.any():
-            columns["block"] = self.strata
-        if self.units is not None:
-            columns["unit"] = self.units
-        table = pa.table(columns)
+        account = OrderAccount(self.n, self.shuffle, self.selection)
+        table = pa.table(columns | self.labels() | self.further_columns())
+        table = table.replace_schema_metadata(account.metadata())
         return atomic_write(path, lambda p: pq.write_table(table, p))
 
 
@@ -1162,16 +1279,21 @@ def whole_numbers(values: Any, name: str, source: str) -> Ints:
 _LOST = {"nan", "NaN", "NaT", "None", "NA", "N/A", "<NA>", "null", "NULL"}
 
 
-def _codes(labels: Any, name: str, source: str) -> Ints:
+def _labels(labels: Any, name: str, source: str) -> "pa.Array | pa.ChunkedArray":
+    """Labels as a column."""
+    if isinstance(labels, pa.Array | pa.ChunkedArray):
+        return labels
+    try:
+        given = array_of(labels) if hasattr(labels, "detach") else labels
+        return pa.array(given, from_pandas=True)  # None, NaN and NA are missing
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{source}: {name} must be one label per example, all numbers or all text ({error})"
+        ) from error
+
+
+def _codes(labels: "pa.Array | pa.ChunkedArray", name: str, source: str) -> Ints:
     """A code per label; the error names the first row that has none."""
-    if not isinstance(labels, pa.Array | pa.ChunkedArray):
-        try:
-            given = array_of(labels) if hasattr(labels, "detach") else labels
-            labels = pa.array(given, from_pandas=True)  # None, NaN and NA are missing
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"{source}: {name} must be one label per example, all numbers or all text ({error})"
-            ) from error
     if pa.types.is_nested(labels.type):
         raise InputError(f"{source}: {name} must be one label per example, not {labels.type}")
     complete(labels, name, source)

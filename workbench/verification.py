@@ -1535,7 +1535,7 @@ def _read_order(
         None,
         marks if known else None,
         selection,
-        {claim.rows_sha256: claim for claim in account.content},
+        claims={claim.rows_sha256: claim for claim in account.content},
     )
     kept = None
     if filtered:

@@ -9,7 +9,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,13 @@ from workbench.commitment import Commitment
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.merkle import MasterSalt, MerkleTree
-from workbench.transcript import DIGEST_BYTES, Digests, ShuffleClaim, Transcript
+from workbench.transcript import (
+    DIGEST_BYTES,
+    Digests,
+    OrderAccount,
+    ShuffleClaim,
+    Transcript,
+)
 
 __all__ = ["Capture", "CommittedPlan"]
 
@@ -143,7 +149,7 @@ class Capture:
         own = self._rank_folder(self.rank)
         self._records = Records(own, every_steps, every_seconds)
         self._about: dict[str, Any] = {
-            "format": FORMAT, "world_size": self.world_size, "sampler": None, "seed": None,
+            "format": FORMAT, "world_size": self.world_size, "claims": [],
         }  # fmt: skip
         about = _read_json(own / "capture.json")
         if about is not None and about.get("world_size") != self.world_size:
@@ -197,10 +203,10 @@ class Capture:
         joined = b"".join(example_digest(self.content(dataset[i])) for i in range(len(dataset)))
         return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
-    def describe_sampler(self, kind: str | None, seed: int | None) -> None:
-        """Note the kind of the sampler and its seed, where it has one."""
-        if (self._about["sampler"], self._about["seed"]) != (kind, seed):
-            self._about |= {"sampler": kind, "seed": seed}
+    def describe_order(self, claim: ShuffleClaim) -> None:
+        """Note what a loader shows of its shuffling; a run may have several loaders."""
+        if claim.as_dict() not in self._about["claims"]:
+            self._about["claims"].append(claim.as_dict())
             self._write_about()
 
     # ------------------------------------------------------------------ while training
@@ -360,7 +366,7 @@ class Capture:
         return Transcript.from_arrays(
             step,
             exposures=times,
-            shuffle=self._claim(None),
+            shuffle=self._claim(),
             source=f"the plan of epoch {epoch}",
             **content,
         )
@@ -457,7 +463,7 @@ class Capture:
         *,
         examples: Any = None,
         epoch: int | None = None,
-        shuffle: ShuffleClaim | None = None,
+        shuffle: ShuffleClaim | str | None = None,
     ) -> Transcript:
         """Make the transcript of what was trained on so far, and write it as Parquet.
 
@@ -473,8 +479,10 @@ class Capture:
             trained on. Without it the file holds digests, and nothing can be scored from it.
         epoch : int, optional
             Only this epoch.
-        shuffle : ShuffleClaim, optional
-            Default: the owner's word and the sampler's seed; `natural` for a sequential sampler.
+        shuffle : ShuffleClaim or str, optional
+            How the order came about. Without it what the loaders show: "owner" with the seed for
+            samplers that shuffle all, "natural" for one that does not, "unknown" for streams and
+            other samplers, and not stated where no loader was captured.
 
         Raises
         ------
@@ -538,8 +546,10 @@ class Capture:
             made["exposures"] = counts[inverse]
         if not streamed:
             made["example_id"] = columns["example_id"]
-        atomic_write(out, lambda path: pq.write_table(pa.table(made), path))
-        return Transcript.read(out, shuffle=self._claim(shuffle))
+        account = OrderAccount(len(order), ShuffleClaim.of(shuffle).over(self._claim()))
+        table = pa.table(made).replace_schema_metadata(account.metadata())
+        atomic_write(out, lambda path: pq.write_table(table, path))
+        return Transcript.read(out)
 
     def commit(self, transcript: Transcript, out: str | Path, salt_file: str | Path,
                **settings: Any) -> Commitment:  # fmt: skip
@@ -571,13 +581,21 @@ class Capture:
 
     # ------------------------------------------------------------------ the folder
 
-    def _claim(self, given: ShuffleClaim | None) -> ShuffleClaim:
-        if given is not None:
-            return given
-        seed = self._about["seed"]
-        if self._about["sampler"] == "SequentialSampler":
-            return ShuffleClaim("natural", source="captured: the loader did not shuffle")
-        return ShuffleClaim("owner", seed=seed, source=f"captured: {self._about['sampler']}")
+    def _claim(self) -> ShuffleClaim:
+        """The claim of all loaders, by the one that shuffles least."""
+        claims = [
+            ShuffleClaim(**claim)
+            for rank in range(self.world_size)
+            for claim in (_read_json(self._rank_folder(rank) / "capture.json") or self._about)[
+                "claims"
+            ]
+        ]
+        for kind in ("natural", "unknown", "owner"):
+            found = [claim for claim in claims if claim.kind == kind]
+            if found:
+                seeds = {claim.seed for claim in claims}
+                return replace(found[0], seed=found[0].seed if len(seeds) == 1 else None)
+        return ShuffleClaim()
 
     def _content_columns(
         self, ids: NDArray[np.int64], examples: Any, contents: Digests | None

@@ -8,13 +8,21 @@ again. Batches are those of the loader itself, in its order, with its random num
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from workbench.capture.capture import Capture
 from workbench.capture.records import UNNUMBERED, example_digest, pack_marks, unpack_marks
 from workbench.errors import InputError
+from workbench.transcript import ShuffleClaim
 
-__all__ = ["CapturedLoader", "marked_loader", "seed_of"]
+__all__ = ["CapturedLoader", "claim_of", "marked_loader", "seed_of"]
 
 
 class _Numbered:
@@ -104,6 +112,26 @@ def sampler_of(loader: Any) -> Any:
     return found
 
 
+def claim_of(loader: Any) -> ShuffleClaim:
+    """What a loader shows of its shuffling: only samplers that are known to shuffle all do.
+
+    A stream hands out examples in an order of its own: as they are stored, or through a small
+    buffer, which leaves most of that order as it was.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return ShuffleClaim("unknown", source="captured: a stream, whose order no loader shows")
+    sampler = sampler_of(loader)
+    source = f"captured: {type(sampler).__name__}"
+    random = isinstance(sampler, RandomSampler | SubsetRandomSampler)
+    if isinstance(sampler, DistributedSampler):
+        random = sampler.shuffle
+    if random:
+        return ShuffleClaim("owner", seed=seed_of(loader), source=source)
+    if isinstance(sampler, SequentialSampler | DistributedSampler):
+        return ShuffleClaim("natural", source=f"{source}, which does not shuffle")
+    return ShuffleClaim("unknown", source=f"{source}, which is not known to shuffle all examples")
+
+
 def seed_of(loader: Any) -> int | None:
     """The seed of a loader's sampler, where it has one of its own."""
     sampler = sampler_of(loader)
@@ -141,8 +169,7 @@ def marked_loader(loader: Any, capture: Capture) -> Any:
         raise InputError(
             "the order of a stream is not known before it has been read: leave out plan=True"
         )
-    sampler = None if streamed else type(sampler_of(loader)).__name__
-    capture.describe_sampler(sampler, None if streamed else seed_of(loader))
+    capture.describe_order(claim_of(loader))
     common: dict[str, Any] = {
         name: getattr(loader, name)
         for name in (

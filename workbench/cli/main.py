@@ -220,7 +220,9 @@ def gather(
     return by_commit, here[0] if here else read()
 
 
-def _claim(kind: str | None, seed: int | None, seed_bits: int | None) -> ShuffleClaim:
+def _claim(kind: str | None, seed: int | None, seed_bits: int | None) -> ShuffleClaim | None:
+    if (kind, seed, seed_bits) == (None, None, None):
+        return None
     return ShuffleClaim(cast(Any, kind or "not_stated"), seed=seed, seed_bits=seed_bits)
 
 

@@ -169,10 +169,13 @@ def convert(
     option: ReaderOption = None,
     first: FirstOption = None,
     last: LastOption = None,
+    shuffle: ClaimOption = None,
+    shuffle_seed: ShuffleSeedOption = None,
+    seed_bits: SeedBitsOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write the order as Parquet, a million tokens in memory at a time; goes on if interrupted."""
-    order = _open(path, format, batch_size, option, first, last, None, None, None)
+    order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
     order.convert(out, progress=not quiet)
     if not quiet:
         typer.echo(f"{order.n:,} examples: {out}")

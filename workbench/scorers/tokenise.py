@@ -123,20 +123,18 @@ def tokenise_transcript(transcript: Transcript, tokenizer: str | Path) -> Transc
     with quiet_transformers():
         for start in range(0, len(texts), 4096):
             rows.extend(cut(texts[start : start + 4096], add_special_tokens=False)["input_ids"])
+    labels = transcript.labels()
     tokenised = Transcript.from_arrays(
         transcript.positions,
         tokens=[np.asarray(row, dtype=np.int64) for row in rows],
+        blocks=labels.get("block"),
+        units=labels.get("unit"),
+        exposures=labels.get("exposures"),
+        columns=transcript.further_columns(),
         shuffle=transcript.shuffle,
         source=transcript.source,
     )
-    return replace(
-        tokenised,
-        strata=transcript.strata,
-        units=transcript.units,
-        blocks=transcript.blocks,
-        exposure_groups=transcript.exposure_groups,
-        selection=transcript.selection,
-    )
+    return replace(tokenised, selection=transcript.selection)
 
 
 def score_texts(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
-from workbench.transcript import ShuffleClaim, Transcript
+from workbench.transcript import OrderAccount, Selection, ShuffleClaim, Transcript
 
 __all__ = ["Examples", "OrderDescription", "TrainingOrder", "check_numbers"]
 
@@ -301,10 +301,11 @@ class TrainingOrder:
         >>> t.n, bool(t.positions.max() < 100)
         (50, True)
         """
-        return self.transcript(self.sample_places(n, seed))
+        drawn = self.transcript(self.sample_places(n, seed))
+        return replace(drawn, selection=Selection("random sample", self.n, seed))
 
     def transcript(self, places: ArrayLike) -> Transcript:
-        """The transcript of some places, in the order asked for.
+        """The transcript of some places, in the order asked for: evidence says "by hand" of them.
 
         Raises
         ------
@@ -316,7 +317,7 @@ class TrainingOrder:
         content: dict[str, Any] = {
             "tokens" if self.kind == "tokens" else "texts": self._copied(numbers)
         }
-        return Transcript.from_arrays(
+        taken = Transcript.from_arrays(
             self.step_of(asked),
             **content,
             blocks=self.block_of(asked) if len(self.block_starts) > 1 else None,
@@ -326,6 +327,8 @@ class TrainingOrder:
             shuffle=self.claim,
             source=self.source,
         )
+        by_hand = Selection("by hand", self.n) if taken.n < self.n else None
+        return replace(taken, selection=by_hand)
 
     # ------------------------------------------------------------------ conversion
 
@@ -444,7 +447,8 @@ class TrainingOrder:
                 columns["unit"] = numbers // self.unit_size
             if self.exposures is not None:
                 columns["exposures"] = self.exposures[numbers]
-            yield pa.table(columns)
+            account = OrderAccount(self.n, self.claim)
+            yield pa.table(columns).replace_schema_metadata(account.metadata())
 
     # ------------------------------------------------------------------ description
 
