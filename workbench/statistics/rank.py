@@ -25,6 +25,7 @@ __all__ = [
     "midranks",
     "spearman",
     "spearman_contrast",
+    "weights_of_units",
 ]
 
 Floats = NDArray[np.float64]
@@ -237,7 +238,7 @@ class RankDesign:
                 len(counts) > 1,
             )
             if part.varies and part.curve is not None:
-                here = _weights_of_units(part, part.slot_of_unit)
+                here = weights_of_units(part, part.slot_of_unit)
                 largest = float(np.abs(np.diff(part.curve)).max())
                 part = replace(part, varies=bool(np.ptp(here) > 1e-9 * largest))
             parts.append(part)
@@ -277,7 +278,7 @@ class RankDesign:
         """Weight of the place of each row's unit, centred; for ranks, scaled to (-½, ½)."""
         ranks = np.empty(self.n)
         for part in self.parts:
-            ranks[part.rows] = _weights_of_units(part, part.slot_of_unit)[part.unit_of_row]
+            ranks[part.rows] = weights_of_units(part, part.slot_of_unit)[part.unit_of_row]
         return ranks
 
     def score_ranks(self, scores: Floats) -> Floats:
@@ -365,7 +366,7 @@ class RankDesign:
         largest = 0.0
         for part, weights in zip(self.parts, self.unit_weights(scores), strict=True):
             if part.varies:
-                place = _weights_of_units(part, part.slot_of_unit)
+                place = weights_of_units(part, part.slot_of_unit)
                 largest = max(largest, float(np.abs(place).max() * np.abs(weights).max()))
         return largest / sd
 
@@ -394,7 +395,7 @@ class RankDesign:
             if part.equal_sizes:
                 # Weights are then a fixed vector: shuffling it in place and taking dot products
                 # costs O(units) per draw, and a shuffle of a shuffle is a fresh uniform one.
-                fixed = _weights_of_units(part, part.slot_of_unit)
+                fixed = weights_of_units(part, part.slot_of_unit)
                 for j in range(n_draws):
                     rng.shuffle(fixed)
                     total[j] += np.einsum("u,ku->k", fixed, per_score)
@@ -402,7 +403,7 @@ class RankDesign:
                 slots = part.slot_of_unit.copy()
                 for j in range(n_draws):
                     rng.shuffle(slots)
-                    place = _weights_of_units(part, slots)
+                    place = weights_of_units(part, slots)
                     total[j] += np.einsum("u,ku->k", place, per_score)
         return total
 
@@ -451,7 +452,7 @@ def draw_together(
             continue
         # Units of equal size are moved among fixed places; otherwise a place depends on who is
         # where, so that the places move.
-        fixed = np.stack([_weights_of_units(part, part.slot_of_unit) for part in parts])
+        fixed = np.stack([weights_of_units(part, part.slot_of_unit) for part in parts])
         sums = [
             (members, fixed[which[members]], np.ascontiguousarray(w[number].T))
             for members, w in groups
@@ -463,7 +464,7 @@ def draw_together(
                 for members, place, score in sums:
                     total[j, members] += np.einsum("mu,cu->mc", place, score[:, moving])
                 continue
-            places = np.stack([_weights_of_units(part, moving) for part in parts])
+            places = np.stack([weights_of_units(part, moving) for part in parts])
             for members, _, score in sums:
                 total[j, members] += np.einsum("mu,cu->mc", places[which[members]], score)
     return total
@@ -477,7 +478,7 @@ def _running_sum(weights: Callable[[Floats], Floats], rows: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(values - values.mean())])
 
 
-def _weights_of_units(part: Stratum, slots: Ints) -> Floats:
+def weights_of_units(part: Stratum, slots: Ints) -> Floats:
     """Centred weight of each unit's place when the units hold these tie groups of position."""
     if part.curve is None:
         return _unit_midranks(part, slots) * part.scale
@@ -500,7 +501,7 @@ def _stratum_variance(part: Stratum, weights: Floats) -> float:
     if units < 2 or not part.varies:
         return 0.0
     if part.curve is not None:
-        place = _weights_of_units(part, part.slot_of_unit)
+        place = weights_of_units(part, part.slot_of_unit)
         spread = float(((place - place.mean()) ** 2).sum())
         return spread * float(((weights - weights.mean()) ** 2).sum()) / (units - 1)
     counts = part.slot_counts.astype(np.float64)

@@ -1,0 +1,387 @@
+"""The proven p-value: tails against all sign patterns, every order of small designs, and nulls."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from workbench import coins
+from workbench.coins import joined, log_tail, proven
+from workbench.errors import InputError
+from workbench.null import log10_normal_tail, permutation_null, rejection_limit
+from workbench.statistics import RankDesign
+from workbench.statistics import rank as rank_module
+
+LEVELS = (0.05, 0.01, 0.001)
+
+
+# Tails ------------------------------------------------------------------------------------------
+
+SIZES = {
+    "equal": lambda n, rng: np.full(n, 7),
+    "uniform": lambda n, rng: rng.integers(0, 1000, n),
+    "falling by half": lambda n, rng: 2 ** np.arange(n),
+    "heavy tails": lambda n, rng: (1000 * np.abs(rng.standard_cauchy(n))).astype(int) + 1,
+    "one large": lambda n, rng: np.append(rng.integers(1, 20, n - 1), 10**6),
+    "very large": lambda n, rng: rng.integers(10**15, 10**16, n),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 11, 14])
+@pytest.mark.parametrize("kind", SIZES)
+def test_tail_is_an_upper_bound_of_all_sign_patterns(kind, n):
+    sizes = SIZES[kind](n, np.random.default_rng(n))
+    signs = np.array(list(itertools.product((-1, 1), repeat=n)))
+    sums = np.sort(signs @ sizes)
+    values, first = np.unique(sums, return_index=True)
+    exact = np.log((len(sums) - first) / len(sums))
+    bound = log_tail(values, np.tile(sizes, (len(values), 1)))
+    assert (bound >= exact).all()
+    assert bound[-1] == pytest.approx(exact[-1], abs=2e-6)  # every coin right
+    assert log_tail([values[-1] + 1], sizes[None]) == -np.inf
+    # A sum between two values is as likely as the next one: the bound need not be, but is valid.
+    between = log_tail(values[1:] - 1, np.tile(sizes, (len(values) - 1, 1)))
+    assert (between >= exact[1:]).all()
+
+
+def test_tail_is_tight_for_many_coins():
+    """Against the binomial law, from one to thirty standard deviations."""
+    n = 4000
+    heads = n // 2 + (np.array([1, 3, 6, 10, 20, 30]) * np.sqrt(n) / 2).astype(int)
+    exact = stats.binom.logsf(heads - 1, n, 0.5)
+    bound = log_tail(2 * heads - n, np.ones((len(heads), n), dtype=int))
+    assert (bound >= exact).all()
+    assert (bound - exact < np.log(4)).all()
+
+
+# Every order ------------------------------------------------------------------------------------
+
+
+class _AllOrders:
+    """In place of random numbers: keys that leave the seen order alone, then make every other."""
+
+    def __init__(self, units):
+        n = len(units.value)
+        within = [np.flatnonzero(units.stratum == k) for k in np.unique(units.stratum)]
+        self.keys = np.array(
+            [
+                np.concatenate(keys)
+                for keys in itertools.product(
+                    *(itertools.permutations(np.arange(len(rows))) for rows in within)
+                )
+            ],
+            dtype=float,
+        )
+        assert (self.keys[0] == np.concatenate([np.arange(len(rows)) for rows in within])).all()
+        assert self.keys.shape[1] == n
+        self.next = 0
+
+    def random_sample(self, shape):
+        self.next += shape[0]
+        return self.keys[self.next - shape[0] : self.next]
+
+
+SMALL = {
+    # positions of units, sizes, strata, scores of rows, weights of position
+    "ranks": (range(7), [1] * 7, [0] * 7, None, None),
+    "tied positions": ([0, 0, 1, 2, 2, 2], [1] * 6, [0] * 6, None, None),
+    "tied scores": (range(6), [1] * 6, [0] * 6, [0, 0, 0, 1, 1, 2], None),
+    "late step": (range(6), [1] * 6, [0] * 6, None, lambda u: (u > 0.6) * 1.0),
+    "curve": (range(5), [1] * 5, [0] * 5, None, lambda u: np.exp(3 * u)),
+    "unequal units": (range(5), [1, 2, 1, 3, 2], [0] * 5, None, None),
+    "unequal units, tied": ([0, 0, 1, 1, 2, 2], [1, 2, 1, 3, 2, 1], [0] * 6, None, None),
+    "unequal units, curve": (range(5), [1, 2, 1, 3, 2], [0] * 5, None, lambda u: u**3),
+    "all sizes differ": (range(5), [1, 2, 3, 4, 5], [0] * 5, None, None),
+    "strata": (range(8), [1] * 8, [0, 0, 0, 1, 1, 2, 2, 2], None, None),
+    "strata and units": (range(7), [2, 1, 2, 1, 1, 3, 1], [0, 0, 0, 0, 1, 1, 1], None, None),
+}
+
+
+def _law_of_p(kind, monkeypatch):
+    """p and its probability for every order, when the fresh orders are all others."""
+    positions, sizes, strata, scores, weights = SMALL[kind]
+    positions, strata = np.array(positions), np.array(strata)
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    rng = np.random.default_rng(3)
+    scores = np.array(scores, dtype=float) if scores is not None else rng.normal(size=len(units))
+    groups = [np.flatnonzero(strata == k) for k in np.unique(strata)]
+    orders = [
+        np.concatenate(order)
+        for order in itertools.product(*(itertools.permutations(g) for g in groups))
+    ]
+    monkeypatch.setattr(coins, "ORBITS", len(orders) - 1)
+    monkeypatch.setattr(coins._Units, "stream", lambda units, *_: _AllOrders(units))
+    monkeypatch.setattr(coins._Units, "two_by_two", lambda units: None)
+    known, law = {}, []
+    for order in orders:
+        design = RankDesign(positions[order][units], strata[units], units, weights)
+        value = round(design.statistic(scores), 9)  # all orders are there: p depends on S alone
+        if value not in known:
+            known[value] = proven(design, scores).log10_pvalue
+        law.append((value, known[value]))
+    return np.array(law)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_p_is_valid_over_every_order(kind, monkeypatch):
+    law = _law_of_p(kind, monkeypatch)
+    values, logs = law[:, 0], law[:, 1]
+    for value, log_p in set(map(tuple, law)):
+        assert np.mean(logs <= log_p) <= 10**log_p
+        assert np.mean(values >= value) <= 10**log_p  # and bounds the permutation p-value
+
+
+def test_leaving_out_the_seen_orbit_is_caught(monkeypatch):
+    orbits = coins._Units.orbits
+
+    def mutant(units, random):
+        for number, (excess, sizes) in enumerate(orbits(units, random)):
+            yield (excess[1:], sizes[1:]) if number == 0 else (excess, sizes)
+
+    monkeypatch.setattr(coins._Units, "orbits", mutant)
+    law = _law_of_p("all sizes differ", monkeypatch)
+    assert np.mean(law[:, 1] == law[:, 1].min()) > 10 ** law[:, 1].min()
+
+
+# Nulls ------------------------------------------------------------------------------------------
+
+
+def _uniform(rng):
+    return RankDesign(rng.permutation(50)), rng.uniform(size=50)
+
+
+def _mostly_ties(rng):
+    return RankDesign(rng.permutation(60)), np.append(np.zeros(54), rng.random(6))
+
+
+def _cauchy_curve(rng):
+    """Weights of position with a heavy tail, against scores with one."""
+    return RankDesign(rng.permutation(50), weights=lambda u: u**8), rng.standard_cauchy(50)
+
+
+def _shared_steps(rng):
+    return RankDesign(rng.permutation(64) // 16), rng.normal(size=64)
+
+
+def _tiny_strata(rng):
+    strata = np.repeat(np.arange(24), rng.integers(1, 4, 24))
+    return RankDesign(rng.permutation(len(strata)), strata), strata + rng.normal(size=len(strata))
+
+
+def _unequal_units(rng):
+    """Rows of a unit are alike, and long units score higher."""
+    sizes = np.repeat([1, 2, 5], [12, 8, 4])
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    scores = (rng.normal(size=len(sizes)) + sizes / 2)[units] + 0.1 * rng.normal(size=len(units))
+    return RankDesign(rng.permutation(len(sizes))[units], units=units), scores
+
+
+def _stored_by_score(rng):
+    """Rows in the order of their scores, which are a slow walk, and positions that tie."""
+    scores = np.sort(np.cumsum(rng.normal(size=64)))
+    return RankDesign(rng.permutation(64) // 8), scores
+
+
+NULLS = {
+    "uniform": _uniform,
+    "nine in ten tie": _mostly_ties,
+    "Cauchy": _cauchy_curve,
+    "shared steps": _shared_steps,
+    "strata of one to three": _tiny_strata,
+    "unequal units": _unequal_units,
+    "stored by score": _stored_by_score,
+}
+
+
+def _pvalues(make, draws, seed=11, m1=9):
+    """Resampling and proven p-values of innocent suspects."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for j in range(draws):
+        design, scores = make(rng)
+        exact = permutation_null(design, [scores], m1, seed=j, threads=1)[0].pvalue()
+        found.append((exact, proven(design, scores).log10_pvalue))
+    return np.array(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NULLS)
+def test_nulls(name):
+    draws, floor = 2000, 0.1
+    pairs = _pvalues(NULLS[name], draws)
+    both = [joined(exact, floor, log_p) for exact, log_p in pairs]
+    for logs in (pairs[:, 1], np.array(both)):
+        for level in (0.1, *LEVELS):
+            limit = rejection_limit(draws, level, len(NULLS) * 2 * 4)
+            assert np.count_nonzero(logs <= np.log10(level)) <= limit
+
+
+# Mutants ----------------------------------------------------------------------------------------
+
+
+def test_rows_in_place_of_units_are_caught():
+    rng = np.random.default_rng(4)
+    rejected = 0
+    for _ in range(200):
+        design, scores = _unequal_units(rng)
+        rejected += proven(RankDesign(design.positions), scores).log10_pvalue <= -2
+    assert rejected > rejection_limit(200, 0.01, 1)
+
+
+def test_the_smaller_of_both_without_the_rule_is_caught():
+    """The proven p of one score and the resampling p of another: each one's chance is added."""
+    rng, draws, smaller, ruled = np.random.default_rng(8), 500, 0, 0
+    for j in range(draws):
+        design = RankDesign(rng.permutation(400) % 2)
+        exact = permutation_null(design, [rng.random(400)], 9, seed=j, threads=1)[0].pvalue()
+        log_p = proven(design, rng.permutation(400) % 2 * 1.0).log10_pvalue
+        smaller += min(np.log10(exact), log_p) <= -1
+        ruled += joined(exact, 0.1, log_p) <= -1
+    assert ruled <= rejection_limit(draws, 0.1, 2) < smaller
+
+
+def test_waves_paired_by_place_would_have_no_coin():
+    """Two even waves: places mirrored in time weigh the same, places paired by weight do not."""
+    design = RankDesign(np.arange(1000), weights=lambda u: np.cos(4 * np.pi * u))
+    wave = design.position_ranks()
+    assert np.allclose(wave, wave[::-1])
+    found = proven(design, wave + np.random.default_rng(0).normal(size=1000))
+    assert found.coins > 480
+    assert found.log10_pvalue < -50
+
+
+# Numbers ----------------------------------------------------------------------------------------
+
+
+def _trend(n, z, rng):
+    """Scores of n places, early to late, whose correlation with the place is z / √(n − 1)."""
+    place = stats.zscore(np.arange(n))
+    noise = rng.standard_normal(n)
+    noise -= place * (place @ noise) / n
+    rho = z / np.sqrt(n - 1)
+    return rho * place + np.sqrt(1 - rho**2) * stats.zscore(noise)
+
+
+def test_as_small_as_the_normal_tail_that_it_replaces():
+    """Ranks without ties, n = 60,000, at the published z of 24.6."""
+    n = 60_000
+    design, scores = RankDesign(np.arange(n)), _trend(n, 24.6, np.random.default_rng(1))
+    z = design.correlation(scores) * np.sqrt(n - 1)
+    found = proven(design, scores)
+    assert found.coins == n // 2
+    assert found.log10_pvalue == pytest.approx(log10_normal_tail(z), abs=0.3)
+
+
+def test_close_to_the_resampling_p_where_both_can_be_seen():
+    design, scores = RankDesign(np.arange(1000)), _trend(1000, 2.5, np.random.default_rng(7))
+    exact = permutation_null(design, [scores], 20_000, seed=0)[0].pvalue()
+    assert 1e-4 < exact < 0.1
+    assert np.log10(exact) - 0.05 < proven(design, scores).log10_pvalue < np.log10(exact) + 0.7
+
+
+def test_nothing_that_is_not_of_the_order_changes_it():
+    """Rows sorted anew, other labels of units and strata, scores on another scale."""
+    rng = np.random.default_rng(6)
+    sizes = rng.integers(1, 4, 60)
+    units = np.repeat(np.arange(60), sizes)
+    strata = np.repeat(np.arange(60) % 3, sizes)
+    positions = (rng.permutation(60) // 2)[units]
+    scores = rng.integers(0, 20, len(units)) + 1.0 * positions
+    expected = proven(RankDesign(positions, strata, units), scores, "two-sided", "here")
+    for _ in range(5):
+        rows, labels, blocks = rng.permutation(len(units)), rng.permutation(60), rng.permutation(3)
+        design = RankDesign(positions[rows], blocks[strata][rows], labels[units][rows])
+        for values in (scores, scores**3, scores - 1e8):
+            assert proven(design, values[rows], "two-sided", "here") == expected
+    other = [
+        proven(RankDesign(positions, strata, units), scores, "two-sided", *said)
+        for said in (("there",), ("here", "drand round 1"))
+    ]
+    assert len({expected, *other}) == 3
+
+
+def test_weights_with_an_offset(monkeypatch):
+    """1e8 added to all weights costs digits: only centred weights keep the p-value."""
+    scores = _trend(2000, 8, np.random.default_rng(9))
+    monkeypatch.setattr(coins._Units, "stream", lambda *_: np.random.RandomState(1))
+
+    def log_p(offset):
+        design = RankDesign(np.arange(2000), weights=lambda u: offset + u**2)
+        return proven(design, scores).log10_pvalue
+
+    assert log_p(1e8) == pytest.approx(log_p(0.0), abs=0.01)
+
+    def uncentred(weights, rows):
+        return np.concatenate([[0.0], np.cumsum(weights((np.arange(rows) + 0.5) / rows))])
+
+    right = log_p(0.0)
+    monkeypatch.setattr(rank_module, "_running_sum", uncentred)
+    assert log_p(1e8) > right + 1
+
+
+def test_two_values_against_two_have_the_hypergeometric_law():
+    positions, scores = np.repeat([0, 1], [700, 300]), np.zeros(1000)
+    scores[np.r_[:20, 950:1000]] = 1.0
+    design = RankDesign(positions)
+    table = [[50, 250], [20, 680]]
+    for alternative in ("greater", "less"):
+        expected = stats.fisher_exact(table, alternative).pvalue
+        found = proven(design, scores, alternative)
+        assert found.coins is None
+        assert found.log10_pvalue == pytest.approx(np.log10(expected), abs=1e-6)
+    both = proven(design, scores, "two-sided").log10_pvalue
+    one = proven(design, scores, "greater").log10_pvalue
+    assert both == pytest.approx(one + np.log10(2), abs=1e-9)
+
+
+def test_sides():
+    design, scores = RankDesign(np.arange(300)), _trend(300, 5, np.random.default_rng(3))
+    greater, less, both = (
+        proven(design, scores, side).log10_pvalue for side in ("greater", "less", "two-sided")
+    )
+    assert both == pytest.approx(greater + np.log10(2), abs=1e-9)
+    assert less == 0.0
+    assert proven(design, -scores, "less").log10_pvalue == pytest.approx(greater, abs=0.5)
+
+
+def test_few_coins_are_counted():
+    """Three rows that differ from the rest, all late: three coins at most."""
+    scores = np.append(np.zeros(97), [1.0, 2.0, 3.0])
+    found = proven(RankDesign(np.arange(100)), scores)
+    assert found.coins == 3
+    assert found.log10_pvalue >= np.log10(2**-3 / 100)
+
+
+def test_joined():
+    assert joined(0.1, 0.1, -9.0) == -9.0
+    assert joined(0.1, 0.1, -0.5) == -1.0
+    assert joined(0.2, 0.1, -9.0) == pytest.approx(np.log10(0.2))
+
+
+@pytest.mark.parametrize(
+    ("scores", "alternative", "message"),
+    [
+        (np.array([1.0, np.nan, 2.0]), "greater", "3 finite numbers"),
+        (np.array([1.0, np.inf, 2.0]), "greater", "3 finite numbers"),
+        (np.array([1.0, 2.0]), "greater", "3 finite numbers"),
+        (np.ones(3), "greater", "constant"),
+        (np.arange(3.0), "larger", "unknown"),
+    ],
+)
+def test_refused(scores, alternative, message):
+    with pytest.raises(InputError, match=message):
+        proven(RankDesign(np.arange(3)), scores, alternative)
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "message"),
+    [
+        ([1.0], [[1.0, 2.0]], "whole numbers"),
+        ([1], [[1, -2]], "at least 0"),
+        ([1], [[2**61, 2**61]], "2\\^62"),
+    ],
+)
+def test_coins_refused(total, sizes, message):
+    with pytest.raises(InputError, match=message):
+        log_tail(total, sizes)
