@@ -221,7 +221,7 @@ def caught_by(name: str, seed: int = 0) -> Gate:
     Examples
     --------
     >>> caught_by("split units").status
-    'fail'
+    'failed'
     """
     if name not in FAULTS:
         raise InputError(f"fault {name!r} is unknown: choose one of {', '.join(FAULTS)}")

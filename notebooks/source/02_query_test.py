@@ -285,9 +285,10 @@ panels.query_panel(run)
 # %% [markdown]
 # ## The evidence, whole
 #
-# Every result carries its gates (what the software checked), its caveats, and one of three
-# verdicts: *evidence*, *no evidence* (with the effect that is excluded, and how many queries would
-# show one), *not valid* (with the remedy).
+# Every result carries its gates, its caveats, and one of three verdicts: *evidence*, *no evidence*
+# (with the effect that is excluded, and how many queries would show one), *not valid* (with the
+# remedy). A gate is *verified* (computed here), *declared* (somebody said so: evidence rests on it,
+# and its sentence says so after "if") or *failed*.
 
 # %%
 query_test(transcript, scores[suspect], [reference], smallest_effect=smallest, seed=seed)
