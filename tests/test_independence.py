@@ -514,7 +514,7 @@ def test_bad_settings(data, settings, message):
 
 
 def test_bad_company(data):
-    with pytest.raises(InputError, match="both suspect and reference"):
+    with pytest.raises(InputError, match="have the same scores"):
         _test(data, references=("derivative",))
     window = Scores.from_arrays(
         loglik=data["reference"].loglik_mean,

@@ -11,6 +11,7 @@ import pytest
 
 import workbench.scorers as scorers
 from workbench.errors import InputError
+from workbench.gates import gate_measurement
 from workbench.scorers import (
     SCORERS,
     Encoded,
@@ -64,6 +65,20 @@ def expected(transcript: Transcript) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- the loop
+
+
+def test_the_order_of_measurement_is_verified_only_where_it_is_kept(tmp_path):
+    transcript = transcript_of()
+    identity = ScorerIdentity("causal_lm", "bob")  # typed by hand
+    typed = Scores.from_arrays(loglik=expected(transcript), identity=identity)
+    gate = gate_measurement([typed])
+    assert gate.status == "declared"
+    assert "not known here" in gate.condition
+    measured = score_transcript(transcript, FakeScorer(), tmp_path / "s.parquet", seed=7)
+    for one in (measured, Scores.read(tmp_path / "s.parquet"), measured.take([3, 1])):
+        assert one.asked == 7
+        assert gate_measurement([one]).status == "verified"
+    assert gate_measurement([measured, typed]).status == "declared"
 
 
 class Keyed(FakeScorer):

@@ -362,7 +362,7 @@ def test_refusals(asked):
         "alternative 'up'": lambda: sequential_test(
             transcript, scores, [], design, alternative="up"
         ),
-        "both suspect and reference": lambda: next(
+        "have the same scores": lambda: next(
             sequential_test(transcript, Model("bob"), [Model("bob")], design)
         ),
     }.items():  # fmt: skip

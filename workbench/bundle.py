@@ -308,6 +308,7 @@ def _scores_table(scores: Scores) -> bytes:
         None,
         scores.token_logliks,
         scores.caveats,
+        scores.asked,
     )
     with tempfile.TemporaryDirectory() as folder:
         return bare.write(Path(folder) / "scores.parquet", plain=True).read_bytes()

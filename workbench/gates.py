@@ -271,8 +271,7 @@ def gate_repeats(transcript: Transcript, redrawn: bool = False) -> Gate:
 
 def gate_measurement(scores: Sequence[Scores]) -> Gate:
     """Gate 3: scores depend on the examples alone, not on when each was measured."""
-    elsewhere = ("arrays", "lm_eval", "precomputed")
-    unknown = [s.label for s in scores if s.identity.scorer in elsewhere]
+    unknown = [s.label for s in scores if s.asked is None]
     if unknown:
         return Gate(
             3,
@@ -280,6 +279,7 @@ def gate_measurement(scores: Sequence[Scores]) -> Gate:
             "declared",
             f"In what order {', '.join(dict.fromkeys(unknown))} scored the examples is not known: "
             "drift during a measurement in training order would look like memory.",
+            "the scores were not measured in training order (not known here)",
         )
     return Gate(
         3,
@@ -322,27 +322,63 @@ def gate_choice(choices: Sequence[str], unknown: Sequence[str]) -> Gate:
     return Gate(5, "choices", "verified", "; ".join(choices))
 
 
-def gate_references(check: ReferenceCheck) -> Gate:
-    """References must be independent of the order (part of gate 1, shown on its own line)."""
-    worst = min(check.tests, key=lambda test: test["corrected"])
+def gate_references(
+    check: ReferenceCheck | None, controls: int, alternative: str, reached: bool
+) -> Gate:
+    """References must be independent of the order (part of gate 1, shown on its own line).
+
+    What is subtracted makes evidence by itself where it goes against the alternative: a reference
+    that forgets over training leaves a rise. Such a reference fails the test from .05 on, but only
+    where the test would be evidence: of honest tests of strangers at most alpha are turned by it.
+
+    Parameters
+    ----------
+    check : ReferenceCheck or None
+        None without references.
+    controls : int
+        Number of negative controls that were tested.
+    alternative : {"greater", "less", "two-sided"}
+    reached : bool
+        Whether the p-value is at most alpha.
+    """
     name = "references"
-    if check.smallest_corrected < REFERENCE_FAILS:
+    if check is None and controls:
+        return Gate(1, name, "verified", f"none; {controls} negative control(s) beside the suspect")
+    if check is None:
+        return Gate(
+            1,
+            name,
+            "declared",
+            "Neither a reference nor a negative control was tested: had the order not been random, "
+            "what any model finds easier late in training would look like memory.",
+        )
+    sign = {"greater": -1.0, "less": 1.0}.get(alternative)
+    against = [t for t in check.tests if sign is None or t["correlation"] * sign > 0]
+    worst = min(check.tests, key=lambda test: test["corrected"])
+    failed = check.smallest_corrected < REFERENCE_FAILS
+    if reached and not failed and against:
+        falling = min(against, key=lambda test: test["corrected"])
+        if falling["corrected"] < REFERENCE_CAVEAT:
+            worst, failed = falling, True
+    found = (
+        f"related to the order (rank correlation {worst['correlation']:+.3f}; corrected p "
+        f"{worst['corrected']:.2g})"
+    )
+    if failed:
         return Gate(
             1,
             name,
             "failed",
-            f"reference {worst['name']} is related to the order (rank correlation "
-            f"{worst['correlation']:+.3f}; corrected p {check.smallest_corrected:.2g}): it knows "
-            "the order, or the order was not random; leave it out, or find out why",
+            f"reference {worst['name']} is {found}: it knows the order, the order was not random, "
+            "or chance made the evidence; find out why, or use other references",
         )
     if check.smallest_corrected < REFERENCE_CAVEAT:
         return Gate(
             1,
             name,
             "declared",
-            f"Reference {worst['name']} may be related to the order (rank correlation "
-            f"{worst['correlation']:+.3f}; corrected p {check.smallest_corrected:.2g}); chance "
-            "would do this in one audit of twenty.",
+            f"Reference {worst['name']} may be {found}; chance would do this in one audit of "
+            "twenty.",
         )
     return Gate(1, name, "verified", str(check))
 

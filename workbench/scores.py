@@ -162,6 +162,9 @@ class Scores:
         Nats per token, where they were kept.
     caveats : tuple of str
         What the scorer found out on the way and must be said wherever the scores are used.
+    asked : int or None
+        Seed of the order in which the rows were measured, which knows nothing of training; None
+        where that order is not known.
 
     Examples
     --------
@@ -176,6 +179,7 @@ class Scores:
     digests: Digests | None = field(default=None, repr=False)
     token_logliks: list[NDArray[np.float32]] | None = field(default=None, repr=False)
     caveats: tuple[str, ...] = ()
+    asked: int | None = None
 
     def __post_init__(self) -> None:
         n = len(self.loglik_sum)
@@ -384,6 +388,7 @@ class Scores:
             None if self.digests is None else self.digests[chosen],
             None if kept is None else [kept[i] for i in chosen],
             self.caveats,
+            self.asked,
         )
 
     def window(self, prefix: int = 0, length: int | None = None) -> "Scores":
@@ -438,6 +443,7 @@ class Scores:
             self.digests,
             rows,
             self.caveats,
+            self.asked,
         )
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -482,6 +488,8 @@ class Scores:
         }
         if self.caveats:
             metadata["caveats"] = list(self.caveats)
+        if self.asked is not None:
+            metadata["asked"] = self.asked
         table = _score_table(
             self.loglik_sum, self.n_tokens, self.digests, self.token_logliks
         ).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
@@ -518,6 +526,7 @@ class Scores:
             digests,
             kept,
             tuple(metadata.get("caveats", ())),
+            metadata.get("asked"),
         )
         if scores.key != metadata["key"]:
             raise InputError(
@@ -657,9 +666,13 @@ class ScoreStore:
         self._fill(chosen, counts, totals, kept)
 
     def finish(
-        self, identity: ScorerIdentity, digests: Digests | None, caveats: tuple[str, ...] = ()
+        self,
+        identity: ScorerIdentity,
+        digests: Digests | None,
+        caveats: tuple[str, ...] = (),
+        asked: int | None = None,
     ) -> Scores:
-        """Merge the parts into `out` and remove them.
+        """Merge the parts into `out` and remove them; `asked` seeded the order of measurement.
 
         Raises
         ------
@@ -671,7 +684,7 @@ class ScoreStore:
                 f"{self.out}: {int((~self.done).sum())} of {self.n} rows are not scored yet"
             )
         kept = [k for k in self._kept if k is not None] if self.keep_tokens else None
-        scores = Scores(self._sums, self._counts, identity, digests, kept, caveats)
+        scores = Scores(self._sums, self._counts, identity, digests, kept, caveats, asked)
         scores.write(self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
         return scores

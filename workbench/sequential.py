@@ -284,4 +284,5 @@ def _joined(one: Scores, other: Scores) -> Scores:
         digests,
         tokens,
         tuple(dict.fromkeys((*one.caveats, *other.caveats))),
+        None if other.asked is None else one.asked,
     )

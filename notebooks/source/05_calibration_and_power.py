@@ -272,7 +272,7 @@ for name, gate in gates.items():
     print(f"    {gate.detail}")
 
 # %% [markdown]
-# One of them is only "declared": nothing in a file of numbers says in what order they were measured.
+# One is only "declared": nothing in a file of numbers says in what order they were measured.
 # `score_transcript` asks in a seeded order of its own, so that the drift of a server cannot follow
 # the training order. And gates have power, too: a single reference that remembers a little, asked
 # about few examples, can pass with no more than a caveat. The check prints what it would have

@@ -124,9 +124,9 @@ for name in ("independent", "reference-same", "reference-other"):
 # %% [markdown]
 # ## Validity gates
 #
-# What the software checked, each with one of three outcomes. *Verified*: computed here, from what is
-# here. *Declared*: somebody said so, or it could not be compared; whoever reads the verdict has to
-# believe it. *Failed*: the test is *not valid*, whatever the p-value.
+# What the software checked, each with one of three outcomes. *Verified*: computed here, from what
+# is here. *Declared*: somebody said so, or it could not be compared; whoever reads the verdict has
+# to believe it. *Failed*: the test is *not valid*, whatever the p-value.
 
 # %%
 for gate in evidence.gates:

@@ -163,8 +163,7 @@ def pair_test(
     gates = order_gates(
         transcript, design, [suspect, *references], log10, alpha, placebo_nulls, placebos
     )
-    if check is not None:
-        gates.append(gate_references(check))
+    gates.append(gate_references(check, len(placebos), alternative, pvalue <= alpha))
     limit = upper95(correlation, compared.correlation_sd, alternative)
     gates.sort(key=lambda gate: gate.number)
     caveats += closing_caveats(gates, asymptotic)

@@ -12,6 +12,7 @@ from workbench.gates import (
     closing_caveats,
     gate_choice,
     gate_counts,
+    gate_references,
     gate_repeats,
     gate_seeds,
     gate_shuffle,
@@ -167,6 +168,7 @@ def partition_test(
     gates = [
         gate_shuffle(transcript, log10, placebo_nulls, labels, pvalue, alpha),
         gate_repeats(transcript),
+        gate_references(None, len(labels), alternative, pvalue <= alpha),
         gate_counts(found[0].engine, counted_here=not isinstance(texts, NgramCounts)),
         gate_seeds(transcript),
         *(gate_choice([], [said]) for said in rows_on_word(transcript)),

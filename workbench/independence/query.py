@@ -239,8 +239,8 @@ def query_test(
         normal = len(designs) == 1 and is_approximable(design, contrast)
         tail = log10_normal_tail(own.z, alternative) if normal else None
         gates.append(gate_known_shuffle(known, transcript.shuffle, missing, tail))
-    if references_check is not None:
-        gates.append(gate_references(references_check))
+    reached = pvalue <= alpha
+    gates.append(gate_references(references_check, len(placebos), alternative, reached))
     # The null's mean is 0 but for weights of position where units differ in size.
     limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
     gates.sort(key=lambda gate: gate.number)
@@ -293,7 +293,8 @@ def checked_inputs(
     """Raise on scores that do not belong together; return what must be said of the others."""
     caveats = []
     unbound = []
-    for scores in (suspect, *references, *placebos):
+    everyone = [suspect, *references, *placebos]
+    for scores in everyone:
         if not check_aligned(transcript, scores):
             unbound.append(scores.label)
         same = (scores.identity.prefix, scores.identity.length)
@@ -310,12 +311,14 @@ def checked_inputs(
                 f"{other.units}: one cannot be taken from the other or stand in for it; score "
                 "both the same way"
             )
-    for reference in references:
-        if reference.key == suspect.key and reference.digests is not None:
-            raise InputError(
-                f"{suspect.label} is both suspect and reference: a model minus itself leaves "
-                "nothing; choose another reference"
-            )
+    for number, other in enumerate(everyone):
+        for earlier in everyone[:number]:
+            alike = other.key == earlier.key and other.digests is not None
+            if alike or np.array_equal(other.loglik_mean, earlier.loglik_mean):
+                raise InputError(
+                    f"{earlier.label} and {other.label} have the same scores: a model minus itself "
+                    "leaves nothing, and twice the same model adds none; give different models"
+                )
     if unbound:
         caveats.append(
             f"Scores of {', '.join(dict.fromkeys(unbound))} are aligned to the transcript by row "

@@ -223,8 +223,8 @@ class SequentialTest:
         gates = order_gates(
             design.transcript, design, [suspect, *references], step.log10_pvalue, self.alpha
         )
-        if check is not None:
-            gates.append(gate_references(check))
+        reached = step.log10_pvalue <= np.log10(self.alpha)
+        gates.append(gate_references(check, 0, self._wealth.alternative, reached))
         gates.sort(key=lambda gate: gate.number)
         difference = float(self._differences.mean())
         choices = Choices(self._statistic)

@@ -242,7 +242,7 @@ def score_transcript(
                 bar.update(int(lengths[rows].sum()))
         conclude = getattr(scorer, "conclude", None)
         caveats = () if conclude is None else tuple(conclude())
-        return store.finish(identity, transcript.row_digests, caveats)
+        return store.finish(identity, transcript.row_digests, caveats, seed)
 
 
 def score_models(
