@@ -191,6 +191,12 @@ def _commands(command, name="palimpsest"):
         yield from _commands(found, f"{name} {inner}")
 
 
+def test_a_configuration_can_be_named_wherever_a_split_can():
+    for name, command in _commands(typer.main.get_command(app)):
+        options = {option.name for option in command.params}
+        assert ("split" in options) == ("subset" in options), name
+
+
 @pytest.mark.parametrize(("name", "command"), _commands(typer.main.get_command(app)))
 def test_no_box_of_a_help_page_is_long(name, command):
     boxes = Counter(

@@ -1,7 +1,7 @@
 """The classroom demo without a browser: what starts it, and what it says without Voilà."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from workbench.errors import InputError
 def test_demo_without_voila_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "voila", None)
     with pytest.raises(InputError, match=r"palimpsest-workbench\[demo\]"):
         demo.demo_command(tmp_path, 8866, browser=False)
     assert not list(tmp_path.iterdir())
@@ -22,7 +22,7 @@ def test_demo_without_voila_says_what_to_install(
 def test_demo_serves_this_machine_only_with_our_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "voila", object())
     arguments, environment = demo.demo_command(tmp_path, 1234, browser=False)
     assert "--Voila.ip=127.0.0.1" in arguments
     assert "--no-browser" in arguments
@@ -57,7 +57,7 @@ def test_demo_takes_a_theme_on_the_command_line(
 
         poll = wait
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "voila", object())
     monkeypatch.setattr(demo.subprocess, "Popen", Ended)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     done = CliRunner().invoke(app, ["demo", "--no-browser", "--theme", theme])

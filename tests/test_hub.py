@@ -53,7 +53,7 @@ def hub(tmp_path_factory, one_thread):
     transformers.LlamaForCausalLM(config).save_pretrained(made / "parts", max_shard_size="2KB")
     hub.add("models", "EleutherAI/pythia-6.9b-deduped", made / "alice")
     hub.add("models", "EleutherAI/pythia-6.9b", made / "other")
-    for name in ("alice", "gated", "private", "busy", "again", "late", "cut"):
+    for name in ("alice", "gated", "private", "busy", "again", "late", "cut", "unread", "first"):
         hub.add("models", f"lab/{name}", made / "alice")
     hub.add("models", "lab/alice", made / "other", "step7")
     hub.add("models", "lab/parts", made / "parts")
@@ -85,7 +85,7 @@ def hub(tmp_path_factory, one_thread):
     rows(30, data / "loose.parquet")
     hub.add("datasets", "lab/plain", data)
     (data / "README.md").write_text(CARD)
-    for name in (SAMPLES, "lab/gated", "lab/cached"):
+    for name in (SAMPLES, "lab/gated", "lab/cached", "lab/unread"):
         hub.add("datasets", name, data)
     kinds = made / "files"
     kinds.mkdir()
@@ -297,17 +297,50 @@ def test_a_published_audit_runs_from_the_hub_to_the_verdict(client, hub):
     assert fetched == [".safetensors", ".safetensors", ".parquet", ".parquet"]
 
 
-@pytest.mark.parametrize("command", ["audit", "score", "query"])
-def test_what_is_missing_is_said_before_anything_is_fetched(client, hub, command):
-    suspect, data = "lab/pickled", f"{SAMPLES}/pythia_deduped_100k"
-    arguments = {
-        "audit": ("audit", "pythia-6.9b-deduped", "--suspect", suspect),
-        "score": ("score", "--model", suspect, "--transcript", data, "--out", "s.parquet"),
-        "query": (
-            "test", "query", "--transcript", data, "--suspect", "lab/alice", "--reference", suspect
+DATA = ("--transcript", "lab/unread", "--subset", "pythia_deduped_100k")
+MODEL, LACKING = "lab/unread", "lab/pickled"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("audit", "pythia-6.9b-deduped", "--suspect", LACKING),
+        ("score", *DATA, "--model", LACKING, "--out", "s.parquet"),
+        ("plan", *DATA, "--model", MODEL, "--reference", LACKING),
+        ("sample", "--model", LACKING, "--prompts", "none.jsonl", "--out", "t.parquet"),
+        ("commit", *DATA, "--placebo", LACKING, "--out", "c.json", "--salt-file", "c.salt"),
+        ("test", "query", *DATA, "--suspect", MODEL, "--reference", LACKING),
+        ("test", "pairs", *DATA, "--suspect", MODEL, "--placebo", LACKING, "--queries", "9"),
+        ("test", "sequential", *DATA, "--suspect", MODEL, "--reference", LACKING, "--queries", "9"),
+        ("test", "reshuffle", "--texts", "none.txt", "--alice", MODEL, "--sibling", LACKING),
+        (
+            "design", "fit", *DATA, "--under-test", "lab/unread/small", "--derivative", MODEL,
+            "--reference", LACKING, "--out", "d.json",
         ),
-    }[command]  # fmt: skip
+        (
+            "siblings", "commit", "--texts", "none.txt", "--alice", MODEL, "--sibling", LACKING,
+            "--procedure", "retrained", "--out", "c.json",
+        ),
+    ],
+    ids=lambda arguments: " ".join(a for a in arguments[:2] if a[0] != "-"),
+)  # fmt: skip
+def test_what_is_missing_is_said_before_anything_is_fetched(client, hub, arguments):
     assert "pickled weights only" in client.ask("cli", *arguments)["refused"]
+    assert not asked(hub, "/cdn/")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("test", "partition", *DATA, "--texts", "none.txt", "--tokenizer", "lab/alice"),
+        (
+            "score", *DATA, "--model", "bob", "--endpoint", "http://127.0.0.1:9/v1",
+            "--tokenizer", "lab/alice", "--out", "s.parquet",
+        ),
+    ],
+)  # fmt: skip
+def test_a_missing_tokenizer_too(client, hub, arguments):
+    assert "lab/alice has no tokenizer" in client.ask("cli", *arguments)["refused"]
     assert not asked(hub, "/cdn/")
 
 
@@ -334,6 +367,24 @@ def test_score_and_query_take_every_name(client):
         "--alpha", "0.05", *WINDOW,
     )  # fmt: skip
     assert done.get("found", [1])[0] in (0, 3), done
+
+
+def test_other_commands_take_every_name_and_say_what_they_fetch(client):
+    small, there = ("--transcript", SAMPLES, "--subset", "small"), "lab/alice@step7"
+    done = client.ask("cli", "plan", *small, "--model", there, "--effect", "0.1", "--quiet")
+    assert done.get("found", [1])[0] == 0, done
+    done = client.ask(
+        "cli", "test", "pairs", *small, "--suspect", there, "--reference", "lab/first", "--queries",
+        "20", "--shuffle", "owner", "--alpha", "0.05", "--prefix", "1", *WINDOW,
+    )  # fmt: skip
+    assert done.get("found", [1])[0] in (0, 3), done
+    assert re.search(r"lab/first: [\d.]+kB to fetch \(.*model.safetensors\)", done["found"][1])
+    rows(8, client.home / "prompts.parquet")
+    done = client.ask(
+        "cli", "sample", "--model", "lab/alice", "--prompts", "prompts.parquet", "--prompt-tokens",
+        "4", "--tokens", "2", "--texts", "3", "--out", "sampled.parquet", *WINDOW,
+    )  # fmt: skip
+    assert done.get("found", [1])[0] == 0, done
 
 
 def test_the_lab_is_told_the_splits_of_a_data_set(client):

@@ -255,7 +255,7 @@ def test_without_the_package_the_extra_is_named(name, tmp_path, monkeypatch):
         lambda: INDEXES[name].build(transcript_of([[1], [2]]), tmp_path / "index"),
         lambda: INDEXES[name].open(tmp_path),
     ):
-        with pytest.raises(InputError, match=r"install palimpsest-workbench\[ngrams\]"):
+        with pytest.raises(InputError, match=r"pip install 'palimpsest-workbench\[ngrams\]'"):
             call()
 
 

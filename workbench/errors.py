@@ -64,7 +64,7 @@ def optional_libraries() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
+        library = (error.name or "").partition(".")[0].replace("-", "_")
         extra = next((name for name, known in EXTRAS.items() if library in known), None)
         if extra is None:
             raise

@@ -8,7 +8,7 @@ reads them.
 import filecmp
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _SPLITS = {
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\b.*")
 
 
-def folder_files(folder: Path) -> list[Path]:
+def folder_files(folder: Path, is_table: bool = False) -> list[Path]:
     """Files of a folder and those below it, sorted, without hidden and unfinished ones.
 
     What begins with a dot or an underscore is passed over, as Arrow and Spark do it.
@@ -43,13 +43,16 @@ def folder_files(folder: Path) -> list[Path]:
     Raises
     ------
     InputError
-        A file is there twice.
+        A file is there twice; it is to be a table, and its folder keeps removed rows too.
     """
-    names = glob.glob("**", root_dir=folder, recursive=True)  # follows links to folders
+    # follows links to folders
+    names = sorted(glob.glob("**", root_dir=folder, recursive=True, include_hidden=True))
+    if is_table:
+        _refuse_logs(folder, names)
     files = [
         folder / name
-        for name in sorted(names)
-        if not any(part[0] == "_" and "=" not in part for part in Path(name).parts)
+        for name in names
+        if not any(p[0] == "." or (p[0] == "_" and "=" not in p) for p in Path(name).parts)
         and (folder / name).is_file()
     ]
     known = set(files)
@@ -115,8 +118,11 @@ def files_of_table(path: Path, split: str = "train", subset: str | None = None) 
     declared = _declared_files(path, split, subset)
     if declared:
         return declared
-    _refuse_logs(path)
-    files = [f for f in folder_files(path) if re.search(r"\.(parquet|parq|pq)\b", f.name.lower())]
+    files = [
+        file
+        for file in folder_files(path, is_table=True)
+        if re.search(r"\.(parquet|parq|pq)\b", file.name.lower())
+    ]
     if not files:
         raise InputError(f"folder {path} holds no Parquet files and no saved data set")
     odd = next((f for f in files if f.suffix != ".parquet"), None)
@@ -146,9 +152,8 @@ def files_of_table(path: Path, split: str = "train", subset: str | None = None) 
     return files
 
 
-def _refuse_logs(path: Path) -> None:
+def _refuse_logs(path: Path, inside: Sequence[str]) -> None:
     """Refuse tables whose folders hold more than their rows, and parts of such tables."""
-    inside = glob.glob("**", root_dir=path, recursive=True, include_hidden=True)
     around = [
         f"{name}/{entry.name}"
         for parent in path.parents

@@ -403,13 +403,8 @@ class HubDataset:
 
 def _files_of(snapshot: Snapshot, part: str | None, split: str) -> list[str]:
     """The files of a split, as `datasets` finds them."""
-    try:
+    with optional_libraries():
         import datasets
-    except ImportError as error:
-        raise InputError(
-            f"{snapshot.id} is no file here, and reading data sets by name needs the package "
-            "'datasets': pip install 'palimpsest-workbench[models]'"
-        ) from error
     try:
         with bars(False):
             configs = datasets.get_dataset_config_names(snapshot.id, revision=snapshot.commit)

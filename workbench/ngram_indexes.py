@@ -21,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.home import content_key, home
 from workbench.ngrams import (
     Engine,
@@ -57,14 +57,8 @@ _FILE_WORDS = ("tokenized", "table", "offset", "metadata", "metaoff", "unigram")
 def _package(name: str, module: str) -> Any:
     """Import an optional package, once its version has been looked at."""
     need = ".".join(map(str, _OLDEST[name]))
-    try:
+    with optional_libraries():
         version = metadata.version(name)
-    except metadata.PackageNotFoundError as error:
-        raise InputError(
-            f"the engine {name!r} needs the package {name}, which is not installed: install "
-            "palimpsest-workbench[ngrams] (it has no wheel for some platforms), or use the engine "
-            "'join'"
-        ) from error
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < _OLDEST[name]:
         why = (
             "may carry a licence that forbids commercial use"

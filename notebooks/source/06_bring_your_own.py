@@ -150,9 +150,13 @@ print(f"derivative: {evidence.verdict}, exact p {evidence.pvalue:.4g}, z {eviden
 # |---|---|---|
 # | Megatron, GPT-NeoX, Pythia | `.bin`, `.idx`, shuffle index | `transcript inspect run/` |
 # | OLMo, OLMo-2 | token memmaps, `global_indices.npy` or seed | `… -o dtype=uint32` |
+# | OLMo-core | the same, and what its configuration says | see below |
 # | MosaicML Streaming | shards, `index.json`, order of samples | `… -o order=ids.npy` |
 # | `datasets`, shuffled with a seed | the saved data set, the seed | `… -o seed=42` |
 # | something else, with a log | step → example ids, the examples | `… -o examples=examples.arrow` |
+#
+# The loader of OLMo-core (OLMo-2 32B) has two sizes more, in tokens; without them the order is
+# another: `-o max_target_sequence_length=8192 -o global_batch_size=8388608`.
 #
 # Here one small order is written in four of these formats and read back.
 
@@ -184,8 +188,8 @@ for form, options in told.items():
 #
 # Then note it while it happens. A **capture** writes down which examples each step saw, and can
 # commit to each epoch's order *before* the epoch is trained: evidence with a date, ahead of any
-# dispute. The same works for a transformers `Trainer` (`capture.follow(trainer)`) and for Lightning
-# (`callbacks=[capture.lightning()]`).
+# dispute. What it claims of the order is what the loader shows. The same works for a transformers
+# `Trainer` (`capture.follow(trainer)`) and for Lightning (`callbacks=[capture.lightning()]`).
 
 # %%
 from torch import Generator
@@ -200,7 +204,7 @@ for batch in capture.loader(loader):
     steps += len(batch) > 0  # in its place: loss(batch).backward(), and so on
 print(f"committed before the first batch: {published[0].rows} examples, epoch {published[0].epoch}")
 captured = capture.finish(folder / "captured.parquet", examples=examples)
-print(f"captured: {captured.n} examples, {steps} steps of 8")
+print(f"captured: {captured.n} examples, {steps} steps of 8; claim: {captured.shuffle.kind}")
 
 # %% [markdown]
 # ## I have text and no model

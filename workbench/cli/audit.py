@@ -19,7 +19,7 @@ from workbench.cli.options import (
 from workbench.errors import InputError
 from workbench.independence import QueryCase
 from workbench.presets import PRESETS, Preset, open_preset
-from workbench.transcript import ShuffleClaim, Transcript
+from workbench.transcript import ShuffleClaim
 
 __all__ = ["audit"]
 
@@ -77,7 +77,7 @@ def audit(
 
     given = [_located(s, preset, folders, i == 0) for i, s in enumerate([suspect, *references])]
     source = _transcript_source(preset, transcript)
-    models, examples = gather(given, source, "train", None, lambda: _read(preset, source), quiet)
+    (models,), (examples,) = gather([given], [source], quiet, claim=_claim(preset))
     chosen = examples.subsample(n, seed)
     window, encodings = preset.suite.window, cast(dict[str, Any], {})
     scored = [
@@ -163,11 +163,11 @@ def _transcript_source(preset: Preset, given: str | None) -> str:
     return f"{dataset}/{subset}" + ("" if revision is None else f"@{revision}")
 
 
-def _read(preset: Preset, source: str) -> Transcript:
+def _claim(preset: Preset) -> ShuffleClaim:
     order = preset.suite.order
     if order.shuffle == "published_shuffler":
         raise InputError(
             f"the preset {preset.name} names a published shuffler, and an audit draws none: use "
             "'palimpsest test query' with --seed-bits"
         )
-    return Transcript.read(source, shuffle=ShuffleClaim(order.shuffle, source=order.source))
+    return ShuffleClaim(order.shuffle, source=order.source)

@@ -3,7 +3,6 @@
 Voilà shows a page of one panel on this machine; the page asks nothing of any other.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "jupyter"
 WIDGETS = ("@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8")
@@ -87,10 +87,8 @@ def demo_command(
     InputError
         Voilà is not installed.
     """
-    if importlib.util.find_spec("voila") is None:
-        raise InputError(
-            "the demo needs Voilà, which is not installed: pip install 'palimpsest-workbench[demo]'"
-        )
+    with optional_libraries():
+        import_module("voila")
     notebook = folder / "palimpsest.ipynb"
     notebook.write_text(json.dumps(demo_notebook()), encoding="utf-8")
     arguments = [

@@ -15,6 +15,7 @@ from workbench.cli.options import (
     QuietOption,
     ReferenceOption,
     SplitOption,
+    SubsetOption,
     TranscriptOption,
 )
 from workbench.home import atomic_write
@@ -61,19 +62,21 @@ def design_fit(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Learn windows and a filter on derivatives of a run of another order."""
-    from workbench.cli.main import read_transcript, scores_opener
+    from workbench.cli.main import gather, scores_opener
     from workbench.independence import fit_design
 
-    lab = read_transcript(transcript, column, split)
-    target = read_transcript(under_test, column, split)
+    (derived, specs), (lab, target) = gather(
+        [derivative, reference or []], [transcript, under_test], quiet, column, split, subset
+    )
     scores_of = scores_opener(lab, prefix, length, bos, dtype, device, quiet)
     learned = fit_design(
         lab,
-        [scores_of(spec) for spec in derivative],
-        [scores_of(spec) for spec in reference or []],
+        [scores_of(spec) for spec in derived],
+        [scores_of(spec) for spec in specs],
         under_test=target,
         statistic=statistic,
         budget=queries,

@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import typer
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from workbench.cli.options import (
     FAILED,
     INTERRUPTED,
     INVALID,
+    TABLE,
     AccessOption,
     AlphaOption,
     AlternativeOption,
@@ -165,13 +167,24 @@ def palimpsest(
 ROLES = ("position", "tokens", "text", "block", "unit", "exposures")
 
 
-def read_transcript(
-    source: str,
-    columns: list[str] | None,
-    split: str,
-    claim: ShuffleClaim | None = None,
+def gather(
+    models: Sequence[Sequence[str]],
+    sources: Sequence[str],
+    quiet: bool,
+    columns: list[str] | None = None,
+    split: str = "train",
     subset: str | None = None,
-) -> Transcript:
+    claim: ShuffleClaim | None = None,
+    tokenizer: str | None = None,
+) -> tuple[list[list[str]], list[Transcript]]:
+    """Groups of models, by commit and with their weights fetched, and the transcripts.
+
+    All that the hub may lack is asked for before anything is fetched, and what is here is read
+    before weights are.
+    """
+    from workbench.hub import HubDataset
+    from workbench.models.checkpoint import HubModel, tokenizer_folder
+
     named: dict[str, Any] = {}
     for item in columns or []:
         role, _, name = item.partition("=")
@@ -180,44 +193,29 @@ def read_transcript(
                 f"--column {item!r} is not role=NAME with a role of {', '.join(ROLES)}"
             )
         named[role] = name
-    return Transcript.read(source, split=split, subset=subset, shuffle=claim, **named)
 
-
-Read = TypeVar("Read")
-
-
-def gather(
-    models: Sequence[str],
-    source: str,
-    split: str,
-    subset: str | None,
-    read: Callable[[], Read],
-    quiet: bool,
-) -> tuple[list[str], Read]:
-    """Models by commit, their weights fetched, and what is read from the source.
-
-    All that the hub may lack is asked for before anything is fetched, and what is here is read
-    before weights are.
-    """
-    from workbench.hub import HubDataset
-    from workbench.models.checkpoint import HubModel
+    def read(source: str) -> Transcript:
+        return Transcript.read(source, split=split, subset=subset, shuffle=claim, **named)
 
     asked = {
         spec: HubModel.ask(spec)
-        for spec in models
-        if ("/" in spec or "@" in spec)  # a bare word may be a column of the table
+        for spec in chain(*models)
+        # beside a transcript, a bare word may be a column of its table
+        if ("/" in spec or "@" in spec or not sources)
         and not spec.startswith(("loss:", "loglik:"))
         and not spec.endswith(".parquet")
         and not Path(spec).expanduser().exists()
     }
-    here = [read()] if Path(source).expanduser().exists() else []
-    wanted: list[HubModel | HubDataset] = list(asked.values())
-    if not here:
-        wanted.append(HubDataset.ask(source, split, subset))
+    if tokenizer is not None:
+        tokenizer_folder(tokenizer)
+    local = {source for source in sources if Path(source).expanduser().exists()}
+    data = [HubDataset.ask(source, split, subset) for source in sources if source not in local]
+    here = {source: read(source) for source in local}
+    wanted: list[HubModel | HubDataset] = [*asked.values(), *data]
     for each in wanted:
         each.fetch(progress=not quiet)
-    by_commit = [asked[spec].name if spec in asked else spec for spec in models]
-    return by_commit, here[0] if here else read()
+    by_commit = [[asked[s].name if s in asked else s for s in group] for group in models]
+    return by_commit, [here[s] if s in here else read(s) for s in sources]
 
 
 def _claim(kind: str | None, seed: int | None, seed_bits: int | None) -> ShuffleClaim | None:
@@ -257,8 +255,8 @@ def lab_train(
     text: Annotated[
         str | None,
         typer.Option(
-            help="Your own text in place of docstrings: a folder, a Parquet or JSONL file, or a "
-            "Hugging Face data set."
+            help=f"Your own text in place of docstrings: a folder of text files, a {TABLE} file, "
+            "or a data set on the hub."
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Text column of --text.")] = "text",
@@ -441,8 +439,8 @@ def sample(
     prompts: Annotated[
         str | None,
         typer.Option(
-            help="Contexts: Parquet or JSONL with a column tokens or text, or a .txt file. Without "
-            "it a document begins at the beginning-of-sequence token."
+            help=f"Contexts: a {TABLE} file or folder with a column tokens or text, or .txt. "
+            "Without it a document begins at the beginning-of-sequence token."
         ),
     ] = None,
     prompt_tokens: Annotated[
@@ -468,6 +466,7 @@ def sample(
     from workbench import lab
     from workbench.scorers import tokenise_texts
 
+    ((model,),), _ = gather([[model]], [], quiet)
     given = None if prompts is None else read_texts(prompts, None)
     if given is not None and given.kind == "text":
         given = tokenise_texts(given, model)
@@ -548,13 +547,14 @@ def score(
     _check_workers(cluster, workers)
     if revision is not None and endpoint is None and not Path(model).expanduser().exists():
         model, revision = f"{model}@{revision}", None
-    models, examples = gather(
-        [model] if endpoint is None else [],
-        transcript,
+    (located,), (examples,) = gather(
+        [[model] if endpoint is None else []],
+        [transcript],
+        quiet,
+        column,
         split,
         subset,
-        lambda: read_transcript(transcript, column, split, subset=subset),
-        quiet,
+        tokenizer=tokenizer,
     )
     if plan is not None:
         examples = _planned(plan, examples)
@@ -563,7 +563,7 @@ def score(
         from workbench.scorers import CausalLMScorer
 
         scorer = CausalLMScorer(
-            models[0],
+            located[0],
             revision=revision,
             dtype=dtype,
             device=device,
@@ -712,6 +712,7 @@ def plan_command(
     on_change: OnChangeOption = "warn",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """How many queries, requests, tokens, hours and how much money will a test need?"""
@@ -721,12 +722,22 @@ def plan_command(
 
     if (prompt_price is None) != (completion_price is None):
         raise InputError("one price is missing: give --prompt-price and --completion-price")
-    examples = read_transcript(transcript, column, split)
+    known = None if effect is None else _effect(effect)
+    specs = list(reference or []) if known is None else []
+    (located, specs), (examples,) = gather(
+        [[model] if endpoint is None else [], specs],
+        [transcript],
+        quiet,
+        column,
+        split,
+        subset,
+        tokenizer=tokenizer,
+    )
     suspect: Any
     if endpoint is None:
         from workbench.scorers import CausalLMScorer
 
-        suspect = CausalLMScorer(model, prefix=prefix, length=length)
+        suspect = CausalLMScorer(located[0], prefix=prefix, length=length)
     else:
         suspect = _endpoint_scorer(
             endpoint,
@@ -747,9 +758,8 @@ def plan_command(
             api_key_env=api_key_env,
             budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
         )
-    known = None if effect is None else _effect(effect)
     references: list[Any] = []
-    if known is None and reference:
+    if specs:
         # Models score no more than the pilot; a file of scores is of the whole transcript.
         few, _ = Pilot(examples.fingerprint, pilot, seed).split(examples)
         references = [
@@ -760,7 +770,7 @@ def plan_command(
                 length=length,
                 progress=not quiet,
             )
-            for spec in reference
+            for spec in specs
         ]
     made = plan_query(
         examples,
@@ -859,29 +869,23 @@ def test_query(
     quiet: QuietOption = False,
 ) -> None:
     """Does the suspect's likelihood rise with training position?"""
-    models = [suspect, *(reference or []), *(placebo or [])]
-    first = 1 + len(reference or [])  # of the placebos
+    models = [[suspect], reference or [], placebo or []]
     if commitment is not None:
         if salt_file is None:
             raise InputError("a committed test needs the commitment's secret: add --salt-file")
         fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
         fixed.check_test("query")
         fixed.refuse(fixed.deviations(_given(context)))
-        models, (whole, examples) = gather(
-            models,
-            transcript,
-            split,
-            subset,
-            lambda: _committed_examples(fixed, transcript, column, split, subset),
-            quiet,
+        ((suspect,), specs, others), (whole,) = gather(
+            models, [transcript], quiet, column, split, subset, fixed.claim
         )
+        examples = _committed_examples(fixed, whole)
         # before any model is asked: a damaged ledger must not cost queries
         book = None if ledger is None else Ledger(ledger, whole)
         window = fixed.window
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
-        scored = scores_of(models[0], label)
-        others = [scores_of(spec) for spec in models[1:]]
-        references, placebos = others[: first - 1], others[first - 1 :]
+        scored = scores_of(suspect, label)
+        references, placebos = [scores_of(s) for s in specs], [scores_of(s) for s in others]
         stamps = _time_stamps(time_stamp, fixed)
 
         def as_committed() -> Evidence:
@@ -912,13 +916,8 @@ def test_query(
             "shuffler: add --shuffler, or leave them out"
         )
     claim = _claim(shuffle, shuffle_seed, seed_bits)
-    models, whole = gather(
-        models,
-        transcript,
-        split,
-        subset,
-        lambda: read_transcript(transcript, column, split, claim, subset),
-        quiet,
+    ((suspect,), specs, others), (whole,) = gather(
+        models, [transcript], quiet, column, split, subset, claim
     )
     examples = whole
     size = whole.n if shuffle_size is None else shuffle_size
@@ -936,8 +935,8 @@ def test_query(
     scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
     case = QueryCase(
         examples,
-        scores_of(models[0], label),
-        [scores_of(spec) for spec in models[1:first]],
+        scores_of(suspect, label),
+        [scores_of(spec) for spec in specs],
         {
             "statistic": statistic,
             "null": known or "permutation",
@@ -947,7 +946,7 @@ def test_query(
             "seed": seed,
             "alpha": alpha,
             "smallest_effect": smallest_effect,
-            "placebos": [scores_of(spec) for spec in models[first:]],
+            "placebos": [scores_of(spec) for spec in others],
         },
     )
     evidence = case.run() if book is None else book.test(case)
@@ -1110,16 +1109,19 @@ def test_pairs(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Are designed late examples likelier than early ones, in pairs or all with all?"""
-    specs, others = list(reference or []), list(placebo or [])
+    models = [[suspect], reference or [], placebo or []]
     if commitment is not None:
         if salt_file is None:
             raise InputError("a committed test needs the commitment's secret: add --salt-file")
         fixed, salt = Commitment.read(commitment), MasterSalt.read(salt_file)
         _keep_to_design(fixed, "pairs", context)
-        examples = read_transcript(transcript, column, split, fixed.claim)
+        ((suspect,), specs, others), (examples,) = gather(
+            models, [transcript], quiet, column, split, subset, fixed.claim
+        )
         # before any model is asked: a damaged ledger must not cost queries
         book = None if ledger is None else Ledger(ledger, examples)
         window = fixed.window
@@ -1143,7 +1145,10 @@ def test_pairs(
         _conclude(book.run({**case.described, "commitment": fixed.sha256}, as_committed), json_path)
         return
     _check_uncommitted(time_stamp, salt_file)
-    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    claim = _claim(shuffle, shuffle_seed, seed_bits)
+    ((suspect,), specs, others), (examples,) = gather(
+        models, [transcript], quiet, column, split, subset, claim
+    )
     # before any model is asked: a damaged ledger must not cost queries
     book = None if ledger is None else Ledger(ledger, examples)
     scores_of = _pair_scores(examples, prefix, length, bos, dtype, device, quiet)
@@ -1297,6 +1302,7 @@ def test_sequential(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Ask pair by pair and stop as soon as the evidence suffices; resumes where it was stopped."""
@@ -1311,7 +1317,16 @@ def test_sequential(
     else:
         _keep_to_design(fixed, "sequential", context)
         claim, prefix, length = fixed.claim, fixed.window.prefix, fixed.window.length
-    examples = read_transcript(transcript, column, split, claim)
+    (located, specs), (examples,) = gather(
+        [[suspect] if endpoint is None else [], reference or []],
+        [transcript],
+        quiet,
+        column,
+        split,
+        subset,
+        claim,
+        tokenizer,
+    )
     window: dict[str, Any] = {"prefix": prefix, "length": length}
     local: dict[str, Any] = {**window, "bos": bos, "dtype": dtype, "device": device}
 
@@ -1327,7 +1342,7 @@ def test_sequential(
 
     bob: Any
     if endpoint is None:
-        bob = asked_of(suspect, label)
+        bob = asked_of(located[0], label)
     else:
         bob = _endpoint_scorer(
             endpoint,
@@ -1348,7 +1363,6 @@ def test_sequential(
             budget=Budget(max_requests, max_tokens, max_money, prompt_price, completion_price),
             **window,
         )
-    specs = list(reference or [])
     if fixed is None:
         made, whole = _designed(
             examples, queries, design, chosen, block, seed, specs, scores_of, design_json
@@ -1420,13 +1434,15 @@ def test_partition(
     seed_bits: SeedBitsOption = None,
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Do a text's n-grams lie later in the transcript than chance would put them?"""
     _check_workers(cluster, workers)
     if cluster is not None and engine != "join":
         raise InputError(f"--cluster runs the join, not {engine}: leave out --engine or --cluster")
-    examples = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    claim = _claim(shuffle, shuffle_seed, seed_bits)
+    _, (examples,) = gather([], [transcript], quiet, column, split, subset, claim, tokenizer)
     if examples.kind == "text":
         examples = _tokenised_transcript(examples, tokenizer)
     # before anything is counted: a damaged ledger must not cost an hour
@@ -1518,24 +1534,27 @@ def test_reshuffle(
         free = {"texts", "alice", "sibling", "released"}
         written = {name: v for name, v in _given(context).items() if name not in free}
         fixed.refuse(fixed.deviations(written))
+        stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
+    ((alice,), sibling, last), _ = gather(
+        [[alice], sibling, [] if released is None else [released]], [], quiet, tokenizer=tokenizer
+    )
     given = read_texts(texts, tokenizer or alice)
 
     def scored(model: str) -> Any:
         return score_texts(given, model, progress=not quiet)
 
+    own, others = scored(alice), [scored(model) for model in sibling]
+    of_released = scored(last[0]) if last else None
     if fixed is not None:
-        stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
-        others = [scored(model) for model in sibling]
-        last = None if released is None else scored(released)
         _conclude(
-            committed_reshuffle(fixed, scored(alice), others, last, time_stamps=stamps), json_path
+            committed_reshuffle(fixed, own, others, of_released, time_stamps=stamps), json_path
         )
         return
     evidence = reshuffle_test(
-        scored(alice),
-        [scored(model) for model in sibling],
+        own,
+        others,
         procedure=procedure or declared_procedure([alice, *sibling]),
-        released=None if released is None else scored(released),
+        released=of_released,
         weighting=weighting,
         shuffle=_claim(shuffle, None, None),
         label=given.label,
@@ -1593,6 +1612,7 @@ def commit(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Fix what will be tested and how, before the suspect is asked; publish the SHA-256."""
@@ -1602,7 +1622,15 @@ def commit(
     designed = _designed_options(
         context, design, design_file, queries, chosen, block, sequential, subsample
     )
-    whole = read_transcript(transcript, column, split, _claim(shuffle, shuffle_seed, seed_bits))
+    (specs, others), (whole,) = gather(
+        [reference or [], placebo or []],
+        [transcript],
+        quiet,
+        column,
+        split,
+        subset,
+        _claim(shuffle, shuffle_seed, seed_bits),
+    )
     salt = MasterSalt.fresh()
     settings: dict[str, Any] = {
         "suspect": suspect,
@@ -1617,7 +1645,6 @@ def commit(
     }
     if designed:
         pair_scores = _pair_scores(whole, prefix, length, bos, dtype, device, quiet)
-        specs = list(reference or [])
         learned = None
         if design_file is not None:
             given = [pair_scores(spec, whole) for spec in specs]
@@ -1636,7 +1663,7 @@ def commit(
                 chosen_pairs,
                 test="sequential" if sequential else "pairs",
                 references=given or [pair_scores(spec, asked) for spec in specs],
-                placebos=[pair_scores(spec, asked) for spec in placebo or []],
+                placebos=[pair_scores(spec, asked) for spec in others],
                 learned=learned,
                 batch=batch,
                 n_resamples=n_resamples,
@@ -1647,8 +1674,8 @@ def commit(
         return
     examples = whole if subsample is None else whole.subsample(subsample, seed)
     scores_of = scores_opener(examples, prefix, length, bos, dtype, device, quiet)
-    references = [scores_of(spec) for spec in reference or []]
-    placebos = [scores_of(spec) for spec in placebo or []]
+    references = [scores_of(spec) for spec in specs]
+    placebos = [scores_of(spec) for spec in others]
     with _rows_bar(whole, quiet) as bar:
         made = Commitment.make(
             whole,
@@ -1729,6 +1756,7 @@ def reveal(
     out: Annotated[Path, typer.Option(help="JSON file of the rows to write.")],
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Show some rows, such as a verifier chose, with the proof that they were committed."""
@@ -1736,7 +1764,7 @@ def reveal(
 
     fixed = Commitment.read(commitment)
     salt, numbers = MasterSalt.read(salt_file), _row_numbers(rows)
-    whole = read_transcript(transcript, column, split, fixed.claim)
+    _, (whole,) = gather([], [transcript], quiet, column, split, subset, fixed.claim)
     with _rows_bar(whole, quiet) as bar:
         shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
     if not quiet:
@@ -1765,6 +1793,7 @@ def bundle(
     device: DeviceOption = "auto",
     column: ColumnOption = None,
     split: SplitOption = "train",
+    subset: SubsetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Put a committed test into one file that a stranger can check; publish its SHA-256."""
@@ -1774,19 +1803,28 @@ def bundle(
     salt, tested = MasterSalt.read(salt_file), Evidence.read(evidence)
     shown = [] if reveal is None else _row_numbers(reveal)
     stamps = _time_stamps(time_stamp, fixed)
+    ((suspect,), specs, others), (whole,) = gather(
+        [[suspect], reference or [], placebo or []],
+        [transcript],
+        quiet,
+        column,
+        split,
+        subset,
+        fixed.claim,
+    )
     window = fixed.window
     if fixed.test == "query":
-        whole, examples = _committed_examples(fixed, transcript, column, split)
+        examples = _committed_examples(fixed, whole)
         scores_of = scores_opener(examples, window.prefix, window.length, bos, dtype, device, quiet)
         scored = scores_of(suspect, label)
-        references = [scores_of(spec) for spec in reference or []]
-        placebos = [scores_of(spec) for spec in placebo or []]
+        references = [scores_of(spec) for spec in specs]
+        placebos = [scores_of(spec) for spec in others]
     else:
-        whole = examples = read_transcript(transcript, column, split, fixed.claim)
+        examples = whole
         of_pairs = _pair_scores(whole, window.prefix, window.length, bos, dtype, device, quiet)
-        made, references = _committed_pairs(fixed, whole, list(reference or []), of_pairs, None)
+        made, references = _committed_pairs(fixed, whole, specs, of_pairs, None)
         scored = of_pairs(suspect, made.examples, label)
-        placebos = [of_pairs(spec, made.examples) for spec in placebo or []]
+        placebos = [of_pairs(spec, made.examples) for spec in others]
     with _rows_bar(whole, quiet) as bar:
         found = write_bundle(
             out,
@@ -1848,11 +1886,14 @@ def verify(
             )
         _say(verify_reshuffle_bundle(bundle, digest))
         return
+    model = None
+    if rescore is not None:
+        ((model,),), _ = gather([[rescore]], [], quiet=False, tokenizer=tokenizer)
     found = verify_bundle(
         bundle,
         digest,
         reveals=[Reveal.read(path) for path in reveal or []],
-        model=rescore,
+        model=model,
         rows=[] if rows is None else _row_numbers(rows),
         role=role,
         tokenizer=tokenizer,
@@ -1890,25 +1931,18 @@ def _given(context: typer.Context) -> dict[str, Any]:
     }
 
 
-def _committed_examples(
-    commitment: Commitment,
-    source: str,
-    columns: list[str] | None,
-    split: str,
-    subset: str | None = None,
-) -> tuple[Transcript, Transcript]:
-    """The whole transcript, and the examples that the committed design tests."""
-    whole = read_transcript(source, columns, split, commitment.claim, subset)
+def _committed_examples(commitment: Commitment, whole: Transcript) -> Transcript:
+    """The examples that the committed design tests."""
     design = commitment.design
     if design.name == "all rows":
-        return whole, whole
+        return whole
     size, seed = design.parameters.get("n"), design.parameters.get("seed")
     if design.name != SUBSAMPLE or not isinstance(size, int) or not isinstance(seed, int):
         raise InputError(
             f"the committed design {printable(design.name)!r} cannot be made on the command line: "
             "use workbench.commitment in Python"
         )
-    return whole, whole.subsample(size, seed)
+    return whole.subsample(size, seed)
 
 
 def scores_opener(

@@ -30,12 +30,14 @@ design_option = partial(typer.Option, rich_help_panel="Design")
 committed_option = partial(typer.Option, rich_help_panel="Commitment")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
+# What a table may be; `workbench.tables` reads them.
+TABLE = "Parquet, JSONL, CSV (.gz) or Arrow"
 TranscriptOption = Annotated[
     str,
     typer.Option(
         "--transcript",
-        help="Parquet, JSONL (.gz), Arrow file, folder, or data set on the hub "
-        "(ID, ID@REVISION, ID/SUBSET, hf://datasets/ID/PATH).",
+        help=f"{TABLE} file, folder, or data set on the hub (ID, ID@REVISION, ID/SUBSET, "
+        "hf://datasets/ID/PATH).",
         show_default=False,
     ),
 ]
@@ -120,7 +122,8 @@ TextsOption = Annotated[
     str,
     typer.Option(
         "--texts",
-        help="Parquet or JSONL (one document per row), a .txt file, or a folder of .txt files.",
+        help=f"{TABLE} file or folder (one document per row), or .txt and .md files or a folder "
+        "of them.",
         show_default=False,
     ),
 ]

@@ -53,9 +53,10 @@ def siblings_commit(
         float | None, typer.Option(help="Smallest difference of interest, nats per token.")
     ] = None,
     shuffle: ShuffleOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Fix a reshuffle test before the text is scored; publish the SHA-256."""
-    from workbench.cli.main import read_texts
+    from workbench.cli.main import gather, read_texts
     from workbench.lab import declared_procedure
     from workbench.reshuffle_bundle import ReshuffleCommitment
     from workbench.scorers import CausalLMScorer, tokenise_texts
@@ -63,13 +64,16 @@ def siblings_commit(
 
     if out.exists():
         raise InputError(f"{out} exists, and a commitment is never replaced: name another file")
-    given = read_texts(texts, tokenizer or alice)
     declared = procedure or declared_procedure([alice, *sibling])
     if declared is None:
         raise InputError(
             "how rerun and siblings were made is not declared, and without it the test would not "
             "be valid: add --procedure"
         )
+    ((alice,), sibling, last), _ = gather(
+        [[alice], sibling, [] if released is None else [released]], [], quiet, tokenizer=tokenizer
+    )
+    given = read_texts(texts, tokenizer or alice)
 
     def named(model: str) -> CommittedModel:
         identity = CausalLMScorer(model).identity()
@@ -81,7 +85,7 @@ def siblings_commit(
         procedure=declared,
         documents=given.n,
         examples_fingerprint=digest_fingerprint(tokenise_texts(given, alice).digests),
-        released=None if released is None else named(released),
+        released=named(last[0]) if last else None,
         label=given.label,
         shuffle=shuffle,
         weighting=weighting,
@@ -112,12 +116,15 @@ def siblings_bundle(
     quiet: QuietOption = False,
 ) -> None:
     """Put a committed reshuffle test into one file of numbers; publish its SHA-256."""
-    from workbench.cli.main import read_texts
+    from workbench.cli.main import gather, read_texts
     from workbench.reshuffle_bundle import ReshuffleCommitment, write_reshuffle_bundle
     from workbench.scorers import score_texts
 
     fixed, tested = ReshuffleCommitment.read(commitment), Evidence.read(evidence)
     stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
+    ((alice,), sibling, last), _ = gather(
+        [[alice], sibling, [] if released is None else [released]], [], quiet, tokenizer=tokenizer
+    )
     given = read_texts(texts, tokenizer or alice)
 
     def scored(model: str) -> Any:
@@ -129,7 +136,7 @@ def siblings_bundle(
         tested,
         scored(alice),
         [scored(model) for model in sibling],
-        None if released is None else scored(released),
+        scored(last[0]) if last else None,
         time_stamps=stamps,
     )
     typer.echo(f"{found.sha256}  {out}")

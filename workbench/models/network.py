@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from threading import Event
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import linear
 
-from workbench.errors import InputError
+from workbench.errors import InputError, optional_libraries
 from workbench.models.attention import (
     PACKED,
     Layout,
@@ -254,12 +255,13 @@ class Network:
         if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
             options["attn_implementation"] = "eager"  # the fused kernels leave the capping out
         if precision.bits is not None:
-            options["quantization_config"] = _quantisation(precision.bits, device, checkpoint.name)
+            options["quantization_config"] = _quantisation(precision.bits)
             options["device_map"] = {"": str(device)}
         if device_map is not None:
             options["device_map"] = device_map
         if "device_map" in options:
-            _need("accelerate", f"device_map and {precision.name} weights", checkpoint.name)
+            with optional_libraries():
+                import_module("accelerate")
         model = None
         try:
             with quiet_transformers():
@@ -863,10 +865,11 @@ def _mixed_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return result if module.bias is None else result.add_(module.bias)
 
 
-def _quantisation(bits: int, device: torch.device, name: str) -> Any:
+def _quantisation(bits: int) -> Any:
     from transformers import BitsAndBytesConfig
 
-    _need("bitsandbytes", f"{bits}bit weights", name)
+    with optional_libraries():
+        import_module("bitsandbytes")
     # it logs every product whose inputs it rounds
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
@@ -876,16 +879,6 @@ def _quantisation(bits: int, device: torch.device, name: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def _need(package: str, purpose: str, name: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise InputError(
-            f"{name}: {purpose} need {package}, which is not installed: "
-            "pip install 'palimpsest-workbench[large]', or choose dtype='bfloat16'"
-        )
 
 
 def out_of_memory(error: BaseException) -> bool:
