@@ -1,6 +1,5 @@
 """The transformers scorer: small random models against one-at-a-time scoring by full logits."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -730,12 +729,9 @@ def test_rounding_that_its_library_cannot_do_is_one_sentence(models, monkeypatch
 
 
 def test_rounding_without_its_library_is_one_sentence(llama, monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name)
-    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     scorer = CausalLMScorer(llama, device="cpu", dtype="8bit")
-    with pytest.raises(InputError, match=r"8bit weights need bitsandbytes.*pip install"):
+    with pytest.raises(InputError, match=r"this needs bitsandbytes.*pip install.*\[large\]"):
         score_all(scorer, transcript_of(mixed_rows(3)))
 
 
