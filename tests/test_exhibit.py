@@ -139,7 +139,7 @@ def test_what_is_missing_is_said(made):
     bare = text_of(exhibit_html(made["files"]))
     assert "No bundle is attached" in bare
     assert "not at hand here" in bare
-    alone = file_of(reshuffle_test(-2.0, [-2.2, -2.3, -2.25], procedure="simulated", alpha=0.3))
+    alone = file_of(reshuffle_test(-2.0, [-2.2, -2.3, -2.25], procedure="simulated", alpha=0.05))
     shown = text_of(exhibit_html([alone]))
     assert "was not committed" in shown
     assert "model-based p" in shown

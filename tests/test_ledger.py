@@ -170,7 +170,7 @@ def test_false_alarms_of_twenty_tests_that_arrive_one_after_another(run, tmp_pat
     """Whole ledgers of strangers: at most α of them ever hold a verdict of evidence."""
     rng = np.random.default_rng(6)
     trials, alpha, alarms = 15, 0.2, 0
-    one = _case(run, n_resamples=9999, alpha=alpha).run()
+    one = replace(_case(run, n_resamples=9999).run(), alpha=alpha)
     for trial in range(trials):
         ledger = Ledger(tmp_path / f"{trial}.jsonl", run[0])
         verdicts = [

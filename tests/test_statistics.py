@@ -413,8 +413,9 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     assert found.z > plain.z + 1
     assert found.details["weights"]["learned_on"] == lab_run.fingerprint
     assert "remembered" not in found.details["weights"]
-    gate = next(gate for gate in found.gates if gate.number == 5)
-    assert gate.status == "verified"
+    gate = next(gate for gate in found.gates if gate.name == "choices")
+    assert gate.status == "declared"
+    assert "lie elsewhere there" in gate.detail
     with pytest.raises(InputError, match="learned on the order of"):
         query_test(lab_run, lab_scores, weights=weights)
     # Other cuts of the same order are known again.
@@ -429,11 +430,13 @@ def test_weights_learned_on_another_order_find_the_curve(tmp_path):
     query_test(two, scores, weights=in_blocks, n_resamples=9)
     blind = fit_weights(lab_run.design, lab_scores.loglik_mean, learned_on=lab_run.fingerprint)
     found = query_test(transcript, scores, weights=blind, n_resamples=99)
-    gate = next(gate for gate in found.gates if gate.number == 5)
+    gate = next(gate for gate in found.gates if gate.name == "choices")
     assert "could not be checked" in gate.detail
     assert gate.detail in found.caveats
     typed = PositionWeights("typed", table=((0.0, 0.0), (1.0, 1.0)))
-    gate = next(g for g in query_test(transcript, scores, weights=typed).gates if g.number == 5)
+    gate = next(
+        g for g in query_test(transcript, scores, weights=typed).gates if g.name == "choices"
+    )
     assert gate.status == "declared"
 
 
@@ -446,7 +449,7 @@ def test_a_formula_made_after_a_look_at_the_scores_is_said_to_rest_on_the_caller
     curve = PositionWeights("curve", formula=lambda u: seen[np.minimum(u * 40, 39).astype(int)])
     found = query_test(transcript, independent, weights=curve, n_resamples=999)
     assert found.pvalue == found.pvalue_floor
-    gate = next(gate for gate in found.gates if gate.number == 5)
+    gate = next(gate for gate in found.gates if gate.name == "choices")
     assert gate.status == "declared"
     assert "weights of position 'curve' come from is not known here" in gate.detail
     assert gate.detail in found.caveats
@@ -454,7 +457,7 @@ def test_a_formula_made_after_a_look_at_the_scores_is_said_to_rest_on_the_caller
     named = replace(WEIGHTS["late"])
     for weights, caveat in ((named, False), (replace(named, formula=curve.formula), True)):
         found = query_test(transcript, independent, weights=weights, n_resamples=9)
-        assert any(gate.number == 5 for gate in found.gates) == caveat
+        assert any(gate.name == "choices" for gate in found.gates) == caveat
 
 
 def test_weights_learned_on_the_order_under_test_raise_false_alarms():
@@ -520,7 +523,7 @@ def test_the_maximum_withholds_the_normal_tail_and_corrects_the_exact_p(data):
     assert found.log10_pvalue is None
     assert "no normal tail" in found.asymptotic_text
     assert found.details["choice"]["taken"] in found.details["choice"]["among"]
-    gate = next(gate for gate in found.gates if gate.number == 5)
+    gate = next(gate for gate in found.gates if gate.name == "choices")
     assert "anew in every permutation" in gate.detail
 
 

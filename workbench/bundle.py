@@ -341,6 +341,7 @@ def _account(
                 "rows_sha256": rows,
                 "fingerprint": seen.content.fingerprint,
                 "examples_fingerprint": seen.content.examples_fingerprint,
+                "derived_seed": seen.content.derived_seed,
                 "order_checks": [asdict(check) for check in seen.content.order_checks()],
             }
             for rows, seen in asked.items()

@@ -36,6 +36,7 @@ from workbench.null import ALTERNATIVES, Alternative
 from workbench.scores import Scores, check_aligned
 from workbench.statistics import find_statistic
 from workbench.transcript import ClaimKind, Digests, How, OrderCheck, ShuffleClaim, Transcript
+from workbench.verdicts import conclude
 
 __all__ = [
     "ATTACHED",
@@ -69,17 +70,6 @@ NULLS: dict[str, str] = {
 OF_WINDOWS = "choices of the late units"
 MAX_COMMITMENT_BYTES = 1024**2
 MAX_STAMP_BYTES = 1024**2
-
-_CAVEATS = {
-    SELF_DATED: (
-        "The commitment is self-dated: nobody else vouches that it was made before the suspect was "
-        "first at hand."
-    ),
-    ATTACHED: (
-        "The commitment's time-stamp is attached, not checked by this software: the tool that made "
-        "it says from when it is."
-    ),
-}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -252,7 +242,7 @@ class CommitmentFile(Strict):
             )
 
     def bind(self, evidence: Evidence, time_stamps: Sequence[Mapping[str, Any]] = ()) -> Evidence:
-        """The evidence with this commitment's digest and how it is dated, said as a caveat too.
+        """The evidence with this commitment's digest and how it is dated; its verdict says so.
 
         Parameters
         ----------
@@ -266,8 +256,7 @@ class CommitmentFile(Strict):
             "dated": dated,
             "time_stamps": [dict(stamp) for stamp in time_stamps],
         }
-        caveats = (*evidence.caveats[:-1], _CAVEATS[dated], *evidence.caveats[-1:])
-        return replace(evidence, commitment=account, caveats=caveats)
+        return conclude(replace(evidence, commitment=account))
 
 
 class Commitment(CommitmentFile):
@@ -344,7 +333,7 @@ class Commitment(CommitmentFile):
         statistic: str = "spearman",
         n_resamples: int = 9999,
         alternative: Alternative = "greater",
-        seed: int = 0,
+        seed: int | None = None,
         alpha: float = 1e-3,
         smallest_effect: float | None = None,
         prefix: int = 0,
@@ -439,7 +428,9 @@ class Commitment(CommitmentFile):
             },
             "window": {"prefix": prefix, "length": length},
             "n_resamples": n_resamples,
-            "seed": seed,
+            "seed": (tested if test == "query" else transcript).derived_seed
+            if seed is None
+            else seed,
             "alternative": alternative,
             "alpha": in_decimals(alpha),
             "smallest_effect": in_decimals(smallest_effect),
@@ -608,6 +599,12 @@ class MarkedTranscript(Transcript):
         """Of the plain transcript."""
         self._ask()
         return self.content.fingerprint
+
+    @cached_property
+    def derived_seed(self) -> int:
+        """Of the plain transcript."""
+        self._ask()
+        return self.content.derived_seed
 
     @property
     def examples_fingerprint(self) -> str | None:

@@ -231,6 +231,8 @@ class Evidence:
         Histogram of the null in null standard deviations: ``edges``, ``counts``.
     seed, n_resamples : int
         For the reshuffle test `n_resamples` is the number of siblings.
+    seed_chosen : bool
+        Whether a seed, the test's or its design's, is another than `Transcript.derived_seed`.
     software : dict
         Versions.
     verdict : str
@@ -278,6 +280,7 @@ class Evidence:
     n_resamples: int
     details: dict[str, Any]
     software: dict[str, str]
+    seed_chosen: bool = False
     verdict: Verdict = NOT_VALID
     verdict_reason: str = "nothing was concluded"
     commitment: dict[str, Any] | None = None

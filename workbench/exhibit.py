@@ -196,7 +196,7 @@ def exhibit_html(
     Examples
     --------
     >>> from workbench import reshuffle_test
-    >>> found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25], procedure="simulated", alpha=0.3)
+    >>> found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25], procedure="simulated", alpha=0.05)
     >>> page = exhibit_html([ExhibitFile("e.json", found.to_json().encode())])
     >>> page.count("<h2"), "not committed" in page
     (8, True)

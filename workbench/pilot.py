@@ -49,7 +49,7 @@ def plan_query(
     prices: tuple[float, float] | None = None,
     label: str | None = None,
     confidence: float = 0.9,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = False,
 ) -> QueryPlan:
     """Plan a query test: from a pilot that is asked now, or from an effect that is known.
@@ -84,8 +84,9 @@ def plan_query(
         Name of the suspect and the way of access.
     confidence : float
         Of the interval.
-    seed : int
-        Of the draw of examples, and of the order of measurement.
+    seed : int, optional
+        Of the draw of examples, and of the order of measurement; `Transcript.derived_seed` by
+        default.
     progress : bool
         Show a progress bar.
 
@@ -126,7 +127,7 @@ def plan_query(
         known, rows_per_unit = _known(effect, confidence)
         asked = suspect if isinstance(suspect, Scorer) else None
         if cost is None and asked is not None and transcript is not None:
-            cost = expected_cost(asked, transcript, seed=seed)
+            cost = expected_cost(asked, transcript, seed=seed or 0)
         return QueryPlan(
             label=label or _label(suspect) or "suspect",
             references=tuple(_label(reference) for reference in references),
@@ -143,6 +144,7 @@ def plan_query(
         )
     if pilot < SMALLEST_PILOT:
         raise InputError(f"pilot is {pilot}: at least {SMALLEST_PILOT} examples show an effect")
+    seed = transcript.derived_seed if seed is None else seed
     drawn = Pilot(transcript.fingerprint, pilot, seed)
     examples, rest = drawn.split(transcript)
     scores, measured = _piloted(suspect, transcript, examples, seed, progress)

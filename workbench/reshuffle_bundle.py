@@ -38,6 +38,7 @@ from workbench.commitment import (
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write
+from workbench.independence.account import check_alpha
 from workbench.independence.reshuffle import SIBLINGS_OPEN, reshuffle_test
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import ShuffleClaim
@@ -186,11 +187,12 @@ class ReshuffleCommitment(CommitmentFile):
         >>> models = [CommittedModel(label=name) for name in ("rerun", "one", "two")]
         >>> made = ReshuffleCommitment.make(
         ...     models[0], models[1:], procedure="simulated", documents=3,
-        ...     examples_fingerprint=None, alpha=0.4,
+        ...     examples_fingerprint=None, alpha=0.05,
         ... )
         >>> made.alpha, len(made.siblings), len(made.sha256)
-        ('0.4', 2, 64)
+        ('0.05', 2, 64)
         """
+        check_alpha(alpha)
 
         def account(model: Scores | CommittedModel) -> dict[str, Any]:
             known = CommittedModel.of(model) if isinstance(model, Scores) else model
@@ -298,11 +300,10 @@ def committed_reshuffle(
 
     Examples
     --------
-    >>> names = ("rerun", "one", "two")
-    >>> scores = [Scores.from_arrays(loglik=[-v, -2.0], name=n) for n, v in zip(names, (1, 2, 3))]
+    >>> scores = [Scores.from_arrays(loglik=[-v, -2.0], name=f"model {v}") for v in range(20)]
     >>> made = ReshuffleCommitment.make(
     ...     scores[0], scores[1:], procedure="simulated", documents=2, examples_fingerprint=None,
-    ...     alpha=0.4, shuffle="owner",
+    ...     alpha=0.05, shuffle="owner",
     ... )
     >>> evidence = committed_reshuffle(made, scores[0], scores[1:])
     >>> evidence.verdict, evidence.commitment["sha256"] == made.sha256

@@ -41,7 +41,7 @@ def sequential_test(
     design: QueryDesign,
     statistic: str = "spearman",
     alternative: Alternative = "greater",
-    seed: int = 0,
+    seed: int | None = None,
     *,
     alpha: float = 1e-3,
     batch: int = 16,
@@ -66,8 +66,9 @@ def sequential_test(
         Name of a contrast, without weights of position. One that is fitted is fitted anew with
         each batch, to all examples so far, blind to positions; earlier pairs keep their values.
     alternative : {"greater", "less", "two-sided"}
-    seed : int
-        Of folds, the check of the references, and the order of measurement within a batch.
+    seed : int, optional
+        Of folds, the check of the references, and the order of measurement within a batch; by
+        default as for `query_test`.
     alpha : float
         The anytime p-value at or below which the verdict is "evidence".
     batch : int
@@ -104,6 +105,7 @@ def sequential_test(
     check_levels(alpha, None)
     chosen = plain_statistic(statistic)
     check_transcript(design, transcript)
+    seed = transcript.derived_seed if seed is None else seed
     if batch < 1 or (first is not None and first < 1):
         raise InputError(
             f"batch is {batch if batch < 1 else first}: a step asks about a pair or more"

@@ -184,7 +184,7 @@ class Selection:
     of : int
         Examples that there were before anything was chosen.
     seed : int, optional
-        Of the draw.
+        Of the draw, where it was chosen and not derived from order and content.
 
     Raises
     ------
@@ -879,6 +879,24 @@ class Transcript:
             digest.update(b"\0none" if codes is None else b"\0" + codes.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def derived_seed(self) -> int:
+        """The seed that order and content give, so that nobody chooses one.
+
+        Neither the order of the rows, nor labels, nor where positions start or how far apart they
+        lie changes it: each would be a seed to try.
+        """
+        digests = self.row_digests
+        words = np.zeros((self.n, 2)) if digests is None else digests.view("<u8")
+        by_place = np.lexsort((*words.T, self.positions, self.strata))
+        places = np.unique(self.positions, return_inverse=True)[1].astype("<i8")
+        digest = hashlib.sha256(b"palimpsest seed 1\0")
+        for codes in (places, self.strata, self.units):
+            known = np.zeros(0, "<i8") if codes is None else _canonical_codes(codes[by_place])
+            digest.update(known.astype("<i8").tobytes() + b"\0")
+        digest.update(words[by_place].tobytes())
+        return int.from_bytes(digest.digest()[:6], "big")
+
     # ------------------------------------------------------------------ order
 
     @cached_property
@@ -951,14 +969,15 @@ class Transcript:
             self._named,
         )
 
-    def subsample(self, n: int, seed: int, stratify: bool = True) -> "Transcript":
+    def subsample(self, n: int, seed: int | None = None, stratify: bool = True) -> "Transcript":
         """A random subset of examples, drawn without looking at their content.
 
         Parameters
         ----------
         n : int
             Number of examples. Units stay whole: they are drawn until `n` examples are reached.
-        seed : int
+        seed : int, optional
+            `derived_seed` by default; evidence says of another that it was chosen.
         stratify : bool
             Draw one from each of `n` equal windows of position, so that all of training is
             covered evenly; ties in position are broken at random.
@@ -976,12 +995,13 @@ class Transcript:
         Examples
         --------
         >>> t = Transcript.from_arrays(np.arange(1000), texts=[str(i) for i in range(1000)])
-        >>> t.subsample(10, seed=0).n
+        >>> t.subsample(10).n
         10
         """
         if not 2 <= n <= self.n:
             raise InputError(f"cannot draw {n} of {self.n} examples: choose 2 to {self.n}")
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x5AB5A4]))
+        entropy = [self.derived_seed if seed is None else seed, 0x5AB5A4]
+        rng = np.random.default_rng(np.random.SeedSequence(entropy))
         if self.units is None:
             piece_of_row, piece_position = np.arange(self.n), self.positions
             piece_stratum = self.strata

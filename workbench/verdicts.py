@@ -29,7 +29,14 @@ from workbench.power import power_at, queries_needed
 __all__ = ["conclude", "decisive_floor", "with_correction"]
 
 POWER = 0.9  # for which sizes are told
+FIXED = "fixed before the test"
+# Of a partition test, as by default.
+_COUNTING = {
+    "statistic": "count", "max_ngram": 8, "weight": "inverse", "min_n": 1, "unique": False,
+    "n_blocks": 50, "order": 3,
+}  # fmt: skip
 LARGEST_EFFECT = 0.999
+ALPHA, N_RESAMPLES = 1e-3, 9999  # as by default
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ _WORDS = {
 
 
 def conclude(evidence: Evidence) -> Evidence:
-    """The evidence with its verdict, the reason, and gate 6, which shows the upper limit.
+    """The evidence with its verdict, the reason, what was fixed beforehand, and the upper limit.
 
     Where the test is one of many, the corrected p-value and its floor decide.
 
@@ -63,10 +70,21 @@ def conclude(evidence: Evidence) -> Evidence:
     evidence : Evidence
         Complete but for these; what it says of them is replaced.
     """
-    gates = [gate for gate in evidence.gates if gate.number != 6]
-    verdict, reason = _verdict(evidence, gates)
-    gates = sorted([*gates, _limit_gate(evidence, verdict)], key=lambda gate: gate.number)
-    return replace(evidence, verdict=verdict, verdict_reason=reason, gates=tuple(gates))
+    before = {gate.detail for gate in evidence.gates if gate.name == FIXED}
+    caveats = [caveat for caveat in evidence.caveats if caveat not in before]
+    fixed = _fixed_gate(evidence)
+    if fixed.status == "declared":
+        caveats.insert(-1, fixed.detail)
+    gates = [gate for gate in evidence.gates if gate.number != 6 and gate.name != FIXED]
+    verdict, reason = _verdict(evidence, [*gates, fixed])
+    gates = [*gates, fixed, _limit_gate(evidence, verdict)]
+    return replace(
+        evidence,
+        verdict=verdict,
+        verdict_reason=reason,
+        gates=tuple(sorted(gates, key=lambda gate: gate.number)),
+        caveats=tuple(caveats),
+    )
 
 
 def with_correction(
@@ -113,6 +131,81 @@ def decisive_floor(evidence: Evidence) -> float:
     return evidence.pvalue_floor if evidence.compared is None else 0.0
 
 
+def _fixed_gate(evidence: Evidence) -> Gate:
+    """Gate 5: what could have been chosen after a look at results, and whether it was committed."""
+    found, dated = ", ".join(_choices(evidence)), _dated(evidence)
+    if not found:
+        return Gate(
+            5,
+            FIXED,
+            "verified",
+            "every setting is the default and every seed comes from order and content, so that "
+            "nothing was left to choose",
+        )
+    condition = f"nothing was chosen after looking ({dated})"
+    if evidence.commitment is None:
+        detail = f"Not fixed before the test, and so open to a choice after looking: {found}."
+    elif dated:
+        detail = (
+            "The commitment is self-dated: nobody else vouches that it was made before the suspect "
+            f"was first at hand. It fixes {found}."
+        )
+    else:
+        condition = "the commitment's time-stamp is genuine (not checked here)"
+        detail = (
+            "The commitment's time-stamp is attached, not checked by this software: the tool that "
+            f"made it says since when it fixes {found}."
+        )
+    return Gate(5, FIXED, "declared", detail, condition)
+
+
+def _dated(evidence: Evidence) -> str:
+    """Why nobody else vouches for what was fixed beforehand; nothing where a time-stamp does."""
+    if evidence.commitment is None:
+        return "nothing was committed"
+    stamped = evidence.commitment["time_stamps"]
+    return "" if stamped else "the commitment is dated by its owner alone"
+
+
+def _choices(evidence: Evidence) -> list[str]:
+    """What this test had to choose, where the choice is not the default."""
+    details, kind, found = evidence.details, _kind(evidence), []
+    design, selection = details.get("design"), evidence.transcript.get("selection")
+    if evidence.references:
+        found.append(f"{len(evidence.references)} reference(s)")
+    if evidence.test != "query":
+        found.append("the documents" if kind == "partition" else "the documents and the siblings")
+    if (evidence.suspect.get("prefix") or 0, evidence.suspect.get("length")) != (0, None):
+        found.append("the window that is scored")
+    statistic = details.get("statistic", {})
+    if evidence.test == "query" and statistic.get("name", "spearman") != "spearman":
+        found.append(f"the statistic {statistic['name']!r}")
+    if "weights" in details:
+        found.append(f"the weights of position {details['weights']['name']!r}")
+    if kind == "partition":
+        named = {name: details.get(name, usual) for name, usual in _COUNTING.items()}
+        found += [f"{n.replace('_', ' ')} {v}" for n, v in named.items() if v != _COUNTING[n]]
+    if details.get("weighting", "tokens") != "tokens":
+        found.append(f"weighting by {details['weighting']}")
+    if "known_shuffle" in details:
+        found.append("the null of a known shuffler")
+    if design is not None:
+        found.append(f"the design {design['design']!r} of {evidence.n:,} queries")
+    if selection is not None:
+        found.append(f"which {evidence.transcript['n']:,} of {selection['of']:,} examples")
+    if evidence.alternative != "greater":
+        found.append(f"the alternative {evidence.alternative!r}, where memory predicts 'greater'")
+    if evidence.alpha != ALPHA:
+        found.append(f"alpha {evidence.alpha:g}")
+    if evidence.smallest_effect is not None:
+        found.append(f"the smallest effect {evidence.smallest_effect:g}")
+    if evidence.seed_chosen or (selection or {}).get("seed") is not None:
+        found.append("a seed")
+    if evidence.test != "reshuffle" and evidence.n_resamples not in (0, N_RESAMPLES):
+        found.append(f"{evidence.n_resamples:,} resamples instead of {N_RESAMPLES:,}")
+    return found
+
+
 def _kind(evidence: Evidence) -> str:
     return "sequential" if "anytime" in evidence.details else evidence.compared or evidence.test
 
@@ -143,6 +236,8 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
         rests = f": evidence, if {', and if '.join(conditions)}" if conditions else ""
         return EVIDENCE, f"{said} is at most alpha {alpha:g}, and no gate failed{but}{rests}"
     found = [f"{said} is above alpha {alpha:g}", *_excluded(evidence), *_size(evidence, level)]
+    if evidence.smallest_effect is not None and _dated(evidence):
+        found.append(f"whether this smallest was fixed before the test is open: {_dated(evidence)}")
     return NO_EVIDENCE, "; ".join(found)
 
 

@@ -155,6 +155,7 @@ class ContentAccount(Strict):
     rows_sha256: Sha256
     fingerprint: Sha256
     examples_fingerprint: Sha256 | None
+    derived_seed: Annotated[int, Field(ge=0, lt=2**48)]
     order_checks: tuple[OrderCheckAccount, ...]
 
 
@@ -363,6 +364,11 @@ class ClaimedTranscript(Transcript):
     def fingerprint(self) -> str:
         """As claimed."""
         return self.claim.fingerprint
+
+    @cached_property
+    def derived_seed(self) -> int:
+        """As claimed."""
+        return self.claim.derived_seed
 
     @property
     def examples_fingerprint(self) -> str | None:

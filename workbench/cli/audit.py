@@ -13,6 +13,7 @@ from workbench.cli.options import (
     LabelOption,
     QuietOption,
     ResamplesOption,
+    SeedOption,
     SmallestOption,
     StatisticOption,
 )
@@ -34,7 +35,7 @@ def audit(
         typer.Option(help="Hub id (ID@REVISION); may be repeated. Default: the preset's."),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Examples, drawn evenly over training.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the draw, permutations and bootstrap.")] = 0,
+    seed: SeedOption = None,
     json_path: JsonOption = None,
     transcript: Annotated[
         str | None, typer.Option(help="File or folder of the transcript, if it is at hand.")

@@ -14,6 +14,7 @@ from workbench.cli.options import (
     PrefixOption,
     QuietOption,
     ReferenceOption,
+    SeedOption,
     SplitOption,
     SubsetOption,
     TranscriptOption,
@@ -54,7 +55,7 @@ def design_fit(
     lab_block: Annotated[
         int | None, typer.Option(help="Block of --transcript, if there are several.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of fitted statistics.")] = 0,
+    seed: SeedOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     bos: BosOption = False,

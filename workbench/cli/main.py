@@ -66,6 +66,7 @@ from workbench.cli.options import (
     ResamplesOption,
     SaltOption,
     SeedBitsOption,
+    SeedOption,
     ShuffleOption,
     ShuffleSeedOption,
     SmallestOption,
@@ -689,7 +690,7 @@ def plan_command(
     pvalue: Annotated[float, typer.Option(help="To be reached.")] = 1e-8,
     power: Annotated[float, typer.Option(help="Probability of reaching it.")] = 0.9,
     statistic: StatisticOption = "spearman",
-    seed: Annotated[int, typer.Option(help="Of the draw of examples.")] = 0,
+    seed: SeedOption = None,
     prefix: PrefixOption = 0,
     length: LengthOption = None,
     endpoint: EndpointOption = None,
@@ -761,7 +762,8 @@ def plan_command(
     references: list[Any] = []
     if specs:
         # Models score no more than the pilot; a file of scores is of the whole transcript.
-        few, _ = Pilot(examples.fingerprint, pilot, seed).split(examples)
+        drawn = examples.derived_seed if seed is None else seed
+        few, _ = Pilot(examples.fingerprint, pilot, drawn).split(examples)
         references = [
             open_scores(
                 spec,
@@ -827,7 +829,7 @@ def test_query(
     ] = None,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
+    seed: SeedOption = None,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1038,7 +1040,7 @@ def _designed(
     design: str,
     chosen: str | None,
     block: int | None,
-    seed: int,
+    seed: int | None,
     references: list[str],
     scores_of: Any,
     out: Path | None,
@@ -1095,7 +1097,7 @@ def test_pairs(
         int, test_option("--n-resamples", help="Flips of sign, or choices of the late units.")
     ] = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, test_option(help="Of the design, the flips and the bootstrap.")] = 0,
+    seed: SeedOption = None,
     alpha: Annotated[float, test_option(help="Level of the certified p-value.")] = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1270,7 +1272,7 @@ def test_sequential(
     json_path: JsonOption = None,
     statistic: Annotated[str, test_option(help="A contrast, without weights.")] = "spearman",
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, test_option(help="Of the design and of the order of asking.")] = 0,
+    seed: SeedOption = None,
     alpha: Annotated[float, test_option(help="Level of the anytime p-value: stop there.")] = 1e-3,
     batch: Annotated[int, test_option(help="Pairs per step.")] = 16,
     endpoint: EndpointOption = None,
@@ -1426,7 +1428,7 @@ def test_partition(
     n_blocks: Annotated[int, test_option(help="Blocks of block-likelihood.")] = 50,
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
+    seed: SeedOption = None,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1578,7 +1580,7 @@ def commit(
     statistic: StatisticOption = "spearman",
     n_resamples: ResamplesOption = 9999,
     alternative: AlternativeOption = "greater",
-    seed: Annotated[int, test_option(help="Of permutations and bootstrap.")] = 0,
+    seed: SeedOption = None,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
     shuffle: ShuffleOption = None,
@@ -1937,7 +1939,7 @@ def _committed_examples(commitment: Commitment, whole: Transcript) -> Transcript
     if design.name == "all rows":
         return whole
     size, seed = design.parameters.get("n"), design.parameters.get("seed")
-    if design.name != SUBSAMPLE or not isinstance(size, int) or not isinstance(seed, int):
+    if design.name != SUBSAMPLE or not isinstance(size, int) or not isinstance(seed, int | None):
         raise InputError(
             f"the committed design {printable(design.name)!r} cannot be made on the command line: "
             "use workbench.commitment in Python"

@@ -204,6 +204,13 @@ SmallestOption = Annotated[
     float | None,
     test_option("--smallest-effect", help="Smallest correlation of interest, fixed beforehand."),
 ]
+SeedOption = Annotated[
+    int | None,
+    test_option(
+        "--seed",
+        help="Of every random step (default: from order and content, so that nothing is chosen).",
+    ),
+]
 ShuffleOption = Annotated[
     str | None,
     order_option(

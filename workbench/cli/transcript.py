@@ -9,6 +9,7 @@ from workbench.cli.options import (
     INVALID,
     QuietOption,
     SeedBitsOption,
+    SeedOption,
     ShuffleSeedOption,
     data_option,
     order_option,
@@ -60,7 +61,6 @@ ClaimOption = Annotated[
         "natural (default: what the format tells).",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
 # Correlations that runs of the lab and published suites show, from weak to strong.
 EFFECTS = (0.01, 0.03, 0.1)
 
@@ -143,7 +143,7 @@ def sample(
     path: SourceArgument,
     out: Annotated[Path, typer.Option("--out", help="Parquet file.", show_default=False)],
     n: Annotated[int, typer.Option("--n", help="Examples, evenly over training.")] = 10_000,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     format: FormatOption = "auto",
     batch_size: BatchOption = None,
     option: ReaderOption = None,
@@ -157,7 +157,7 @@ def sample(
     order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
     drawn = order.sample(n, seed)
     drawn.write(out)
-    typer.echo(f"{drawn.n:,} of {order.n:,} examples, seed {seed}: {out}")
+    typer.echo(f"{drawn.n:,} of {order.n:,} examples: {out}")
 
 
 @transcript_app.command("convert")
@@ -202,7 +202,7 @@ def check(
         float | None,
         typer.Option("--effect", help="Expected correlation (default: a weak to a strong one)."),
     ] = None,
-    seed: SeedOption = 0,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     format: FormatOption = "auto",
     batch_size: BatchOption = None,
     option: ReaderOption = None,

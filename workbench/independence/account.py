@@ -17,6 +17,7 @@ from workbench.transcript import Transcript, count_duplicates
 
 __all__ = [
     "SMALLEST_FLOAT",
+    "check_alpha",
     "check_levels",
     "effect_of_order",
     "repeats_caveat",
@@ -28,16 +29,30 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 BOOTSTRAP_RESAMPLES = 999
+LARGEST_ALPHA, LARGEST_SMALLEST = 0.05, 0.5
 SMALLEST_FLOAT = float(np.nextafter(0.0, 1.0))
 
 
-def check_levels(alpha: float, smallest_effect: float | None) -> None:
-    """Raise InputError unless alpha is a level and the smallest effect a correlation."""
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha}: give a level between 0 and 1, such as 0.001")
-    if smallest_effect is not None and not 0 < smallest_effect < 1:
+def check_alpha(alpha: float) -> None:
+    """Raise InputError unless what is rarer than this level would be evidence."""
+    if not 0 < alpha <= LARGEST_ALPHA:
         raise InputError(
-            f"smallest_effect is {smallest_effect}: give a correlation between 0 and 1"
+            f"alpha is {alpha}: give a level above 0 and at most {LARGEST_ALPHA}, such as 0.001; "
+            "what chance does more often is no evidence"
+        )
+
+
+def check_levels(alpha: float, smallest_effect: float | None) -> None:
+    """As `check_alpha`, and unless it would say something that the smallest effect is excluded.
+
+    The rule is a quarter of what the owner's own model shows, .25 if that were a perfect
+    correlation. Beyond twice that, nothing is excluded that anybody expects.
+    """
+    check_alpha(alpha)
+    if smallest_effect is not None and not 0 < smallest_effect <= LARGEST_SMALLEST:
+        raise InputError(
+            f"smallest_effect is {smallest_effect}: give a correlation above 0 and at most "
+            f"{LARGEST_SMALLEST}, such as a quarter of what the owner's own model shows"
         )
 
 

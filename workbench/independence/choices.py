@@ -22,7 +22,7 @@ from workbench.statistics.rank import RankDesign
 from workbench.statistics.weighted import same_order
 from workbench.transcript import How, Transcript
 
-__all__ = ["Choices", "learned_unchecked", "rows_on_word"]
+__all__ = ["Choices", "learned_elsewhere", "rows_on_word"]
 
 # For the standard deviation where there is no closed form; the choice itself is a comparison of z.
 HELD_OUT_RESAMPLES = 199
@@ -43,11 +43,17 @@ def rows_on_word(transcript: Transcript) -> list[str]:
     ]
 
 
-def learned_unchecked(what: str, learned_on: str) -> str:
-    """What gate 5 says where the order that something was learned on could not be compared."""
+def learned_elsewhere(what: str, learned_on: str, compared: bool) -> str:
+    """What gate 5 says of what was learned, by its own word, on another transcript."""
+    whether = (
+        "the examples it remembers lie elsewhere there"
+        if compared
+        else "whether that is another cut of this order could not be checked without digests of "
+        "the examples"
+    )
     return (
-        f"{what} were learned on another transcript ({learned_on[:12]}); whether that is another "
-        "cut of this order could not be checked without digests of the examples."
+        f"{what} were learned on another transcript ({learned_on[:12]}), as their file says, and "
+        f"{whether}."
     )
 
 
@@ -74,6 +80,8 @@ class Choices:
         if weights is None or weights in WEIGHTS.values():
             return
         digests = transcript.row_digests if weights.remembered else None
+        # What a file says of where it was learned can be written by anybody: it refuses, and
+        # verifies nothing.
         if same_order(weights, transcript.fingerprint, digests, transcript.design):
             raise InputError(
                 f"the weights {weights.name!r} were learned on the order of {transcript.source}, "
@@ -84,14 +92,9 @@ class Choices:
                 f"Where the weights of position {weights.name!r} come from is not known here; that "
                 "they were fixed before the scores were seen rests on the caller's word."
             )
-        elif digests is None:
-            what = f"The weights of position {weights.name!r}"
-            self._unknown.append(learned_unchecked(what, weights.learned_on))
         else:
-            self._sound.append(
-                f"weights of position {weights.name!r} were learned on another order "
-                f"({weights.learned_on[:12]})"
-            )
+            what = f"The weights of position {weights.name!r}"
+            self._unknown.append(learned_elsewhere(what, weights.learned_on, digests is not None))
 
     def check_rows(self, transcript: Transcript) -> None:
         """Note examples of which no rule is known that chose them."""

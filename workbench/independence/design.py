@@ -561,7 +561,7 @@ def design_queries(
     filter: str | ContentFilter | None = None,
     references: Sequence[Scores] = (),
     block: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     compare: Compare = "pairs",
 ) -> QueryDesign:
     """Which examples to ask a suspect about: windows of position × a filter on content.
@@ -638,7 +638,7 @@ def design_queries(
             windows,
             chosen,
             budget,
-            seed,
+            transcript.derived_seed if seed is None else seed,
             block_within(transcript, block),
             transcript.fingerprint,
             tuple(r.key for r in references) if _looks_at_references(chosen) else (),

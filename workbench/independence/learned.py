@@ -64,7 +64,7 @@ def fit_design(
     windows: Mapping[str, Windows] = WINDOW_GRID,
     filters: Mapping[str, ContentFilter | None] = FILTER_GRID,
     lab_block: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> LearnedDesign:
     """Learn windows and a filter on derivatives of another run, for `design_queries`.
 
@@ -130,7 +130,8 @@ def fit_design(
     curves = []
     for derivative in derivatives:
         checked_inputs(lab, derivative, references, ())
-        sample = Gatherer(chosen, lab, seed).sample(derivative, references)
+        fits = lab.derived_seed if seed is None else seed
+        sample = Gatherer(chosen, lab, fits).sample(derivative, references)
         values = contrasts_of(chosen, sample)[0].values
         curves.append(np.bincount(part.unit_of_row, values[part.rows], part.n_units) / part.sizes)
     table: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ from workbench.independence.account import (
     transcript_account,
     upper95,
 )
-from workbench.independence.choices import Choices, learned_unchecked, rows_on_word
+from workbench.independence.choices import Choices, learned_elsewhere, rows_on_word
 from workbench.independence.comparisons import COMPARED
 from workbench.independence.design import QueryDesign
 from workbench.independence.query import checked_inputs, identity_of
@@ -66,7 +66,7 @@ def pair_test(
     statistic: str = "spearman",
     n_resamples: int = 9999,
     alternative: Alternative = "greater",
-    seed: int = 0,
+    seed: int | None = None,
     *,
     alpha: float = 1e-3,
     smallest_effect: float | None = None,
@@ -98,8 +98,9 @@ def pair_test(
     n_resamples : int
         Random flips, or choices, m: the exact p-value's floor is 1/(m + 1).
     alternative : {"greater", "less", "two-sided"}
-    seed : int
-        Of the flips, the bootstrap, and folds (separate streams); not the design's.
+    seed : int, optional
+        Of the flips, the bootstrap, and folds (separate streams); not the design's. As for
+        `query_test`.
     alpha : float
         The certified p-value at or below which the verdict is "evidence".
     smallest_effect : float, optional
@@ -136,6 +137,7 @@ def pair_test(
     check_levels(alpha, smallest_effect)
     chosen = plain_statistic(statistic)
     check_design(design, transcript)
+    seed = transcript.derived_seed if seed is None else seed
     examples = design.examples
     suspect, *others = (asked_scores(s, design) for s in (suspect, *references, *placebos))
     references, placebos = others[: len(references)], others[len(references) :]
@@ -197,6 +199,7 @@ def pair_test(
         transcript=transcript_account(transcript),
         null=histogram_dict(null),
         seed=seed,
+        seed_chosen={seed, design.settings.seed} != {transcript.derived_seed},
         n_resamples=n_resamples,
         details={
             "certified": certified,
@@ -323,13 +326,9 @@ def design_gate(design: QueryDesign) -> Gate:
             "Where the design's windows or filter come from is not known here; that they were "
             "fixed before the suspect's scores were seen rests on the caller's word."
         )
-    elif settings.order_unchecked:
-        unknown.append(
-            learned_unchecked("The design's windows and filter", str(settings.learned_on))
-        )
     else:
-        where = str(settings.learned_on)[:12]
-        sound.append(f"windows and filter were learned on another transcript ({where})")
+        what, where = "The design's windows and filter", str(settings.learned_on)
+        unknown.append(learned_elsewhere(what, where, not settings.order_unchecked))
     sound.append(f"one filter serves every window, {COMPARED[settings.compare].exchanged}")
     return gate_choice(sound, [*unknown, *rows_on_word(design.transcript)])
 

@@ -56,7 +56,7 @@ def partition_test(
     order: int = 3,
     n_resamples: int = 9999,
     alternative: Alternative = "greater",
-    seed: int = 0,
+    seed: int | None = None,
     alpha: float = 1e-3,
     smallest_effect: float | None = None,
     placebos: Sequence[Texts | NgramMatches | NgramCounts] = (),
@@ -133,6 +133,8 @@ def partition_test(
         raise InputError(
             f"statistic {statistic!r} is unknown: choose one of {', '.join(PARTITION_STATISTICS)}"
         )
+    derived = transcript.derived_seed
+    seed = derived if seed is None else seed
     streams = np.random.SeedSequence([seed, 0xB10C5]).spawn(4)
     found = [
         _ngrams_of(transcript, given, max_ngram, statistic, weight, min_n, unique, engine, progress)
@@ -203,6 +205,7 @@ def partition_test(
         transcript=transcript_account(transcript),
         null=histogram_dict(distribution),
         seed=seed,
+        seed_chosen=seed != derived,
         n_resamples=n_resamples,
         details=_partition_details(found[0], statistic, n_blocks, order),
         software=software(),

@@ -113,6 +113,10 @@ class Pilot:
     examples: int
     seed: int
 
+    def told(self, transcript: Transcript) -> int | None:
+        """The seed where it was chosen; None where it is the transcript's own."""
+        return None if self.seed == transcript.derived_seed else self.seed
+
     def split(self, transcript: Transcript) -> tuple[Transcript, Transcript]:
         """The pilot's examples and the rest, whole units.
 
@@ -127,7 +131,12 @@ class Pilot:
                 "it was made for, complete and in the same row order, or plan again"
             )
         chosen, rest = draw_examples(
-            transcript, self.examples, [self.seed, PILOT_STREAM], "pilot", "plan"
+            transcript,
+            self.examples,
+            [self.seed, PILOT_STREAM],
+            "pilot",
+            "plan",
+            self.told(transcript),
         )
         if rest is None:
             raise InputError(
@@ -347,7 +356,8 @@ class QueryPlan:
         _, rest = self.pilot.split(transcript)
         if wanted >= rest.n:
             return rest
-        return draw_examples(rest, wanted, [self.pilot.seed, TEST_STREAM], "plan")[0]
+        streams, told = [self.pilot.seed, TEST_STREAM], self.pilot.told(transcript)
+        return draw_examples(rest, wanted, streams, "plan", seed=told)[0]
 
     # ------------------------------------------------------------------ files
 
@@ -397,10 +407,11 @@ def draw_examples(
     seeds: Sequence[int],
     how: How = "random sample",
     others_how: How = "random sample",
+    seed: int | None = None,
 ) -> tuple[Transcript, Transcript | None]:
     """At least n examples in whole units, drawn at random, and the others if there are any.
 
-    The first seed is the caller's, and is remembered with how they and the others were chosen.
+    What is remembered of how they and the others were chosen names the seed that was chosen.
 
     Raises
     ------
@@ -422,7 +433,7 @@ def draw_examples(
     chosen = np.zeros(len(sizes), dtype=bool)
     chosen[order[:enough]] = True
     mask = chosen[unit]
-    drawn = transcript.drawn(np.flatnonzero(mask), how, seeds[0])
+    drawn = transcript.drawn(np.flatnonzero(mask), how, seed)
     if mask.all():
         return drawn, None
-    return drawn, transcript.drawn(np.flatnonzero(~mask), others_how, seeds[0])
+    return drawn, transcript.drawn(np.flatnonzero(~mask), others_how, seed)

@@ -59,7 +59,7 @@ def query_contrast(
     references: Sequence[Scores] = (),
     statistic: str = "spearman",
     transcript: Transcript | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Floats:
     """What is correlated with position: suspect's log-likelihood less the references' part.
 
@@ -72,7 +72,7 @@ def query_contrast(
         weights of position play no part here.
     transcript : Transcript, optional
         Where the statistic takes features of the examples, and for whole units in its folds.
-    seed : int
+    seed : int, optional
         Of folds and fits: the seed of the test that is to be looked at.
 
     Returns
@@ -86,6 +86,8 @@ def query_contrast(
         Unknown statistic; scores or examples that lack what it needs.
     """
     chosen = find_statistic(statistic)
+    if seed is None:
+        seed = 0 if transcript is None else transcript.derived_seed
     return chosen.apply(Gatherer(chosen, transcript, seed).sample(suspect, references)).values
 
 
@@ -97,7 +99,7 @@ def query_test(
     null: str | KnownShuffle = "permutation",
     n_resamples: int = 9999,
     alternative: Alternative = "greater",
-    seed: int = 0,
+    seed: int | None = None,
     *,
     alpha: float = 1e-3,
     smallest_effect: float | None = None,
@@ -132,14 +134,15 @@ def query_test(
         Permutations m: the exact p-value's floor is 1/(m + 1).
     alternative : {"greater", "less", "two-sided"}
         "greater": later examples are likelier, which is what memory predicts.
-    seed : int
-        Of the permutations, the bootstrap, and folds and held-out units (separate streams).
+    seed : int, optional
+        Of the permutations, the bootstrap, and folds and held-out units (separate streams). By
+        default `Transcript.derived_seed`, so that nothing is left to choose.
     alpha : float
-        The exact p-value at or below which the verdict is "evidence".
+        The exact p-value at or below which the verdict is "evidence"; .05 at most.
     smallest_effect : float, optional
-        Smallest correlation of interest (of the statistic's weights of position with the rank of
-        its contrast), fixed beforehand (for instance a quarter of what the
-        same queries show on the owner's own model). The verdict then says whether the test had
+        Smallest correlation of interest, .5 at most (of the statistic's weights of position with
+        the rank of its contrast), fixed beforehand (for instance a quarter of what the same queries
+        show on the owner's own model). The verdict then says whether the test had
         the power to see it.
     placebos : sequence of Scores
         Independent models that are neither suspect nor reference, tested the same way, two-sided
@@ -180,6 +183,8 @@ def query_test(
             f"null {null!r} is unknown: the query test has 'permutation', or takes a KnownShuffle"
         )
     check_levels(alpha, smallest_effect)
+    derived = transcript.derived_seed
+    seed = derived if seed is None else seed
     chosen = find_statistic(statistic)
     if weights is not None:
         chosen = chosen.weighted(weights)
@@ -272,6 +277,7 @@ def query_test(
         transcript=transcript_account(transcript),
         null=histogram_dict(distribution),
         seed=seed,
+        seed_chosen=seed != derived,
         n_resamples=n_resamples,
         details={
             **(_details(transcript, correlation, alternative) if choices.plain else {}),

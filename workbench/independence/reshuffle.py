@@ -13,7 +13,7 @@ from workbench.gates import (
     gate_tail,
     gate_text,
 )
-from workbench.independence.account import SMALLEST_FLOAT, software
+from workbench.independence.account import SMALLEST_FLOAT, check_alpha, software
 from workbench.null import NullDistribution
 from workbench.scores import Scores
 from workbench.statistics.reshuffle import (
@@ -82,7 +82,7 @@ def reshuffle_test(
     label : str
         Name of the text in reports.
     alpha : float
-        Level of the rank p-value; 1/(T + 1) or more, or the test is not valid.
+        Level of the rank p-value, .05 at most; 1/(T + 1) or more, or the test is not valid.
     smallest_effect : float, optional
         Smallest difference of interest in nats per token, fixed beforehand.
 
@@ -100,13 +100,12 @@ def reshuffle_test(
 
     Examples
     --------
-    >>> found = reshuffle_test(-2.0, [-2.2, -2.3, -2.25, -2.1], procedure="simulated", alpha=0.2,
-    ...                        shuffle="owner")
-    >>> found.verdict, found.pvalue_exact, found.pvalue_model < 0.1
-    ('evidence', 0.2, True)
+    >>> siblings = np.linspace(-2.3, -2.1, 19)
+    >>> found = reshuffle_test(-2.0, siblings, procedure="simulated", alpha=0.05, shuffle="owner")
+    >>> found.verdict, found.pvalue_exact, found.pvalue_model < 0.01
+    ('evidence', 0.05, True)
     """
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha}: give a level between 0 and 1, such as 0.05")
+    check_alpha(alpha)
     if smallest_effect is not None and smallest_effect <= 0:
         raise InputError(f"smallest_effect is {smallest_effect}: give nats per token above 0")
     if weighting not in ("tokens", "documents"):

@@ -264,6 +264,7 @@ class SequentialTest:
             transcript=transcript_account(design.transcript),
             null={"edges": [], "counts": [], "observed_z": 0.0, "units": "withheld"},
             seed=self._seed,
+            seed_chosen={self._seed, design.settings.seed} != {design.transcript.derived_seed},
             n_resamples=0,
             details={
                 "anytime": {

@@ -263,8 +263,10 @@ class TrainingOrder:
 
     # ------------------------------------------------------------------ into a transcript
 
-    def sample_places(self, n: int, seed: int) -> Ints:
+    def sample_places(self, n: int, seed: int | None = None) -> Ints:
         """One place of each of `n` equal windows, drawn without looking at any content.
+
+        Without a seed they depend on `n` and on the order's length alone.
 
         Raises
         ------
@@ -275,11 +277,12 @@ class TrainingOrder:
             raise InputError(
                 f"{self.source}: cannot draw {n:,} of {self.n:,} examples: choose 2 to {self.n:,}"
             )
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x0DE5]))
+        entropy = [self.n if seed is None else seed, 0x0DE5]
+        rng = np.random.default_rng(np.random.SeedSequence(entropy))
         edges = np.array([k * self.n // n for k in range(n + 1)], dtype=np.int64)
         return rng.integers(edges[:-1], edges[1:])
 
-    def sample(self, n: int, seed: int) -> Transcript:
+    def sample(self, n: int, seed: int | None = None) -> Transcript:
         """A transcript of `n` examples drawn evenly over training; only they are read.
 
         Positions are training steps; the columns `place` and `example` say where each row lies.
@@ -297,7 +300,7 @@ class TrainingOrder:
         >>> from workbench.transcripts import open_order, writing
         >>> prefix = Path(tempfile.mkdtemp()) / "run"
         >>> writing.write_megatron(prefix, np.arange(3000).reshape(1000, 3))
-        >>> t = open_order(prefix, batch_size=10).sample(50, seed=1)
+        >>> t = open_order(prefix, batch_size=10).sample(50)
         >>> t.n, bool(t.positions.max() < 100)
         (50, True)
         """
