@@ -31,7 +31,7 @@ def case(memory=3.0, n=N, seed=0):
 
 
 def fixed(evidence):
-    [gate] = [gate for gate in evidence.gates if gate.name == "fixed before the test"]
+    [gate] = [gate for gate in evidence.gates if gate.name == "fixed before"]
     assert (gate.detail in evidence.caveats) == (gate.status == "declared")
     return gate
 

@@ -29,7 +29,7 @@ from workbench.power import power_at, queries_needed
 __all__ = ["conclude", "decisive_floor", "with_correction"]
 
 POWER = 0.9  # for which sizes are told
-FIXED = "fixed before the test"
+FIXED = "fixed before"
 # Of a partition test, as by default.
 _COUNTING = {
     "statistic": "count", "max_ngram": 8, "weight": "inverse", "min_n": 1, "unique": False,
