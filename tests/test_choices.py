@@ -108,7 +108,7 @@ def test_a_text_of_a_partition_test_may_have_been_chosen():
 
 @pytest.mark.parametrize("content", [False, True])
 def test_a_seed_is_derived_from_nothing_that_could_be_tried(content):
-    """The same order in another file is the same seed: rows 6 and 7 by another door."""
+    """The same examples in another file are the same seed: rows 6 and 7 by another door."""
     rng = np.random.default_rng(1)
     order, tokens = rng.permutation(N), rng.integers(0, 99, (N, 4))
     block = order // (N // 2)
@@ -121,6 +121,8 @@ def test_a_seed_is_derived_from_nothing_that_could_be_tried(content):
     whole, again = made(order), rng.permutation(N)
     assert made(3 * order + 7).derived_seed == whole.derived_seed
     assert made(order, again).derived_seed == whole.derived_seed
+    # nor does what a permutation does, as long as blocks keep their examples
+    assert made(N - 1 - order).derived_seed == whole.derived_seed
     one, other = (design_queries(t, 100, block=0) for t in (whole, made(order, again)))
     assert sorted(order[one.rows]) == sorted(order[again][other.rows])
     one, other = (t.subsample(100) for t in (whole, made(order, again)))

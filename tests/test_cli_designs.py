@@ -115,7 +115,7 @@ def test_evidence_says_how_its_rows_were_chosen(tables, tmp_path):
         assert run(*test, *options).exit_code in (0, 3)
         content = json.loads(out.read_text(encoding="utf-8"))
         assert content["transcript"].get("selection") == selection
-        assert not [gate for gate in content["gates"] if gate["number"] == 5]
+        assert not [gate for gate in content["gates"] if gate["name"] == "choices"]
 
 
 def test_what_a_commitment_does_not_know_is_refused_with_it(tables, tmp_path):

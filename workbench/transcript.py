@@ -184,7 +184,7 @@ class Selection:
     of : int
         Examples that there were before anything was chosen.
     seed : int, optional
-        Of the draw, where it was chosen and not derived from order and content.
+        Of the draw, where it was chosen and not derived from the examples.
 
     Raises
     ------
@@ -881,20 +881,19 @@ class Transcript:
 
     @cached_property
     def derived_seed(self) -> int:
-        """The seed that order and content give, so that nobody chooses one.
+        """The seed that the examples give, so that nobody chooses one.
 
-        Neither the order of the rows, nor labels, nor where positions start or how far apart they
-        lie changes it: each would be a seed to try.
+        What was permuted does not change it, as exactness needs: it is of the contents within each
+        stratum, and of the units' sizes. Nor do the order of the rows, labels, or where positions
+        start: each would be a seed to try.
         """
         digests = self.row_digests
         words = np.zeros((self.n, 2)) if digests is None else digests.view("<u8")
-        by_place = np.lexsort((*words.T, self.positions, self.strata))
-        places = np.unique(self.positions, return_inverse=True)[1].astype("<i8")
-        digest = hashlib.sha256(b"palimpsest seed 1\0")
-        for codes in (places, self.strata, self.units):
-            known = np.zeros(0, "<i8") if codes is None else _canonical_codes(codes[by_place])
-            digest.update(known.astype("<i8").tobytes() + b"\0")
-        digest.update(words[by_place].tobytes())
+        by_content = np.lexsort((*words.T, self.strata))
+        digest = hashlib.sha256(b"palimpsest seed 1\0" + words[by_content].tobytes())
+        for codes in (self.strata[by_content], *([] if self.units is None else [self.units])):
+            sizes = np.unique(codes, return_counts=True)[1]
+            digest.update(b"\0" + np.sort(sizes).astype("<i8").tobytes())
         return int.from_bytes(digest.digest()[:6], "big")
 
     # ------------------------------------------------------------------ order

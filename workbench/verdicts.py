@@ -139,7 +139,7 @@ def _fixed_gate(evidence: Evidence) -> Gate:
             5,
             FIXED,
             "verified",
-            "every setting is the default and every seed comes from order and content, so that "
+            "every setting is the default and every seed comes from the examples, so that "
             "nothing was left to choose",
         )
     condition = f"nothing was chosen after looking ({dated})"

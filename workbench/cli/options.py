@@ -208,7 +208,7 @@ SeedOption = Annotated[
     int | None,
     test_option(
         "--seed",
-        help="Of every random step (default: from order and content, so that nothing is chosen).",
+        help="Of every random step (default: the examples give it, nothing is chosen).",
     ),
 ]
 ShuffleOption = Annotated[
