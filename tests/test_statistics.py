@@ -531,7 +531,7 @@ def test_held_out_units_are_never_tested(data, monkeypatch):
     """What was chosen on is gone: other scores there change the choice at most."""
     transcript, scores = data
     name = "adaptive-held-out"
-    found = query_test(transcript, scores[0], scores[1:], name, n_resamples=199)
+    found = query_test(transcript, scores[0], scores[1:], name, n_resamples=199, seed=0)
     held = found.details["choice"]["examples_held_out"]
     assert held == round(0.2 * N)
     assert found.n == N - held
@@ -551,9 +551,8 @@ def test_held_out_units_are_never_tested(data, monkeypatch):
     chosen = find_statistic(name)
     sample = Gatherer(chosen, transcript, 0).sample(scores[0], scores[1:])
     _, rest = hold_out(sample)
-    alone = query_test(
-        transcript.take(rest), scores[0].take(rest), [s.take(rest) for s in scores[1:]], taken
-    )
+    others = [s.take(rest) for s in scores[1:]]
+    alone = query_test(transcript.take(rest), scores[0].take(rest), others, taken, seed=0)
     assert found.statistic == alone.statistic
     assert found.z == alone.z
     assert found.transcript["fingerprint"] == transcript.take(rest).fingerprint
