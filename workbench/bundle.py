@@ -325,6 +325,9 @@ def _account(
         "source": tested.source.rsplit("/", 1)[-1],
         "blocks": tested.blocks,
         "exposure_groups": tested.exposure_groups,
+        "exposures": None
+        if tested.exposures is None
+        else np.unique(np.column_stack([tested.strata, tested.exposures]), axis=0).tolist(),
         "scores": [
             {
                 "role": role,

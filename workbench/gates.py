@@ -19,7 +19,7 @@ from workbench.null import NullDistribution
 from workbench.scores import Scores
 from workbench.shufflers import HABITUAL_SEEDS, KnownShuffle
 from workbench.statistics.repeats import compare_blocks
-from workbench.transcript import ShuffleClaim, Transcript, looks_unshuffled
+from workbench.transcript import OrderCheck, ShuffleClaim, Transcript, looks_unshuffled
 
 __all__ = [
     "REFERENCE_FAILS",
@@ -60,6 +60,7 @@ def gate_shuffle(
     pvalue: float | None = None,
     alpha: float = 1e-3,
     regenerated: bool = False,
+    further: Sequence[OrderCheck] = (),
 ) -> Gate:
     """Gate 1: the order was random, and not chosen by the owner.
 
@@ -69,7 +70,7 @@ def gate_shuffle(
     """
     name = "random order"
     claim = transcript.shuffle
-    checks = transcript.order_checks()
+    checks = (*transcript.order_checks(), *further)
     if looks_unshuffled(checks):
         worst = min(checks, key=lambda check: check.log10_pvalue)
         return Gate(
@@ -106,12 +107,9 @@ def gate_shuffle(
                 f", which is little for a model that knows nothing: look at {which} (chance would "
                 "do this in one audit of twenty)"
             )
-    found = (
-        f"no relation of position to {', '.join(dict.fromkeys(c.feature for c in checks))} was "
-        "found, and none between neighbours in training"
-        if checks
-        else "the examples are not at hand, so the order could not be compared with them"
-    )
+    if not checks and not regenerated:
+        passed = "declared"
+    found = _compared(checks, regenerated)
     if claim.kind in ("owner", "not_stated"):
         said, rests = (
             (_DECLARED, _IF_DECLARED)
@@ -142,6 +140,20 @@ def gate_shuffle(
     if passed == "declared":
         detail = f"{detail[0].upper()}{detail[1:]}."
     return Gate(1, name, passed, detail)
+
+
+def _compared(checks: Sequence[OrderCheck], regenerated: bool) -> str:
+    """What the order was compared with, and nothing found."""
+    if not checks and regenerated:
+        return "it was made again, and compared with nothing else"
+    if not checks:
+        return "neither examples nor references are at hand, so the order could not be compared"
+    found = []
+    for said, neighbours in (("position and", False), ("neighbours in training by", True)):
+        names = [check.feature for check in checks if check.neighbours == neighbours]
+        if names:
+            found.append(f"{said} {', '.join(names)}")
+    return f"nothing was found that relates {', nor '.join(found)}"
 
 
 def gate_known_shuffle(

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key
 from workbench.null import log10_normal_tail
+from workbench.order_checks import correlation_of_neighbours, split_unit
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
     array_of,
@@ -369,7 +370,6 @@ class TranscriptDescription:
 # Below this (corrected for the number of features) an order is called unshuffled. A random order
 # fails the check once in a thousand transcripts.
 UNSHUFFLED_PVALUE = 1e-3
-NEIGHBOUR_DRAWS = 1999
 
 
 @dataclass(frozen=True)
@@ -1064,49 +1064,10 @@ class Transcript:
                 log10 = log10_normal_tail(z, "two-sided")
                 checks.append(OrderCheck(feature, self.design.correlation(values), log10))
         for feature, values in features.items():
-            alike = self._neighbours(values)
+            alike = correlation_of_neighbours(self.design, values)
             if alike is not None:
                 checks.append(OrderCheck(feature, *alike, neighbours=True))
         return tuple(checks)
-
-    def _neighbours(self, values: NDArray[np.float64]) -> tuple[float, float] | None:
-        """Correlation between successive units in training order, and its log10 p; None if moot."""
-        rng = np.random.default_rng(0x5EED)
-        # Ties of position are broken by a fixed random draw: table order may know the content.
-        shuffled = rng.permutation(self.n)
-        chains = []
-        mean = variance = 0.0
-        for part in self.design.parts:
-            # Ranks, so that a few extreme examples do not decide.
-            ranks = np.unique(values[part.rows], return_inverse=True)[1].astype(np.float64)
-            unit = np.bincount(part.unit_of_row, ranks, part.n_units) / part.sizes
-            first = np.full(part.n_units, np.inf)
-            np.minimum.at(first, part.unit_of_row, self.positions[part.rows])
-            tie = np.full(part.n_units, self.n)
-            np.minimum.at(tie, part.unit_of_row, shuffled[part.rows])
-            x = (unit - unit.mean())[np.lexsort((tie, first))]
-            n, s2, s4 = len(x), float((x**2).sum()), float((x**4).sum())
-            if n < 20 or s2 <= 0:
-                continue
-            here = -s2 / (n - 1)
-            mean += here
-            variance += (s2**2 - s4) / (n - 1) + (s2**2 - 2 * s4) / ((n - 1) * (n - 2)) - here**2
-            chains.append(x)
-        if variance <= 0:
-            return None
-        found = sum(map(_serial, chains))
-        z = (found - mean) / np.sqrt(variance)
-        log10 = log10_normal_tail(float(z), "two-sided")
-        if abs(z) > 3:
-            # Where few examples differ from the rest the tail is longer than a normal one's: an
-            # alarm must hold against permutations too.
-            draws = np.array(
-                [sum(_serial(rng.permutation(x)) for x in chains) for _ in range(NEIGHBOUR_DRAWS)]
-            )
-            beyond = int((np.abs(draws - mean) >= abs(found - mean) * (1 - 1e-12)).sum())
-            if beyond:
-                log10 = max(log10, float(np.log10((1 + beyond) / (NEIGHBOUR_DRAWS + 1))))
-        return found / sum(float((x**2).sum()) for x in chains), log10
 
     def describe(self) -> TranscriptDescription:
         """Report ties, duplicates, blocks, units and whether the order looks unshuffled."""
@@ -1128,10 +1089,7 @@ class Transcript:
             unit_sizes = np.unique(
                 np.column_stack([self.strata, self.units]), axis=0, return_counts=True
             )[1]
-            order = np.lexsort((self.units, self.positions, self.strata))
-            unit, stratum = self.units[order], self.strata[order]
-            pieces = 1 + np.count_nonzero((np.diff(stratum) != 0) | (np.diff(unit) != 0))
-            if pieces > len(unit_sizes):
+            if split_unit(self.design) is not None:
                 notes.append(
                     "examples of one unit do not lie side by side in training: a unit is what was "
                     "shuffled as one piece, so check the column"
@@ -1159,6 +1117,14 @@ class Transcript:
     def labels(self) -> dict[str, pa.Array]:
         """The column of each of ``block``, ``unit`` and ``exposures`` that there is, as given."""
         return {role: self._taken(self._named[role]) for role in LABELS if role in self._named}
+
+    @cached_property
+    def exposures(self) -> Ints | None:
+        """Exposure count of each example; None where there is none, or it is no whole number."""
+        values = self.labels().get("exposures")
+        if values is None or not pa.types.is_integer(values.type):
+            return None
+        return np.asarray(values, dtype=np.int64)
 
     def further_columns(self) -> dict[str, pa.Array]:
         """Columns that are neither position, content nor label.
@@ -1210,11 +1176,6 @@ def count_duplicates(digests: Digests) -> int:
     """How many rows repeat the content of an earlier one."""
     rows = np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")
     return len(digests) - len(np.unique(rows))
-
-
-def _serial(chain: NDArray[np.float64]) -> float:
-    """Sum of products of neighbours, in a circle, as the permutation moments need."""
-    return float(chain @ np.roll(chain, -1))
 
 
 def looks_unshuffled(checks: Sequence[OrderCheck]) -> bool:

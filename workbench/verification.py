@@ -183,6 +183,7 @@ class Account(Strict):
     source: str
     blocks: Annotated[int, Field(ge=1, lt=2**40)]
     exposure_groups: Annotated[int, Field(ge=1, lt=2**40)]
+    exposures: tuple[tuple[Signed, Signed], ...] | None
     scores: tuple[ScoresAccount, ...]
     content: tuple[ContentAccount, ...]
     time_stamps: tuple[StampAccount, ...]
@@ -348,6 +349,7 @@ class ClaimedTranscript(Transcript):
     """Order, labels and marks without content; what only the content tells is the owner's claim."""
 
     claims: Mapping[str, ContentAccount] = field(default_factory=dict, repr=False)
+    counts: Mapping[int, int] | None = field(default=None, repr=False)
 
     @property
     def claim(self) -> ContentAccount:
@@ -379,13 +381,20 @@ class ClaimedTranscript(Transcript):
         """As claimed: without the content they cannot be made again."""
         return tuple(OrderCheck(**check.model_dump()) for check in self.claim.order_checks)
 
+    @cached_property
+    def exposures(self) -> Ints | None:
+        """As claimed for each stratum; 0, which no row can have, where nothing is."""
+        if self.counts is None:
+            return None
+        return np.array([self.counts.get(code, 0) for code in self.strata.tolist()])
+
     def drawn(
         self, rows: ArrayLike, how: How | None, seed: int | None = None
     ) -> "ClaimedTranscript":
         """The same of some rows."""
         part = super().drawn(rows, how, seed)
         own = {f.name: getattr(part, f.name) for f in fields(Transcript)}
-        return ClaimedTranscript(**own, claims=self.claims)
+        return ClaimedTranscript(**own, claims=self.claims, counts=self.counts)
 
 
 @dataclass(frozen=True)
@@ -1542,6 +1551,7 @@ def _read_order(
         marks if known else None,
         selection,
         claims={claim.rows_sha256: claim for claim in account.content},
+        counts=None if account.exposures is None else dict(account.exposures),
     )
     kept = None
     if filtered:

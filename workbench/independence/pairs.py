@@ -38,6 +38,7 @@ from workbench.independence.references import (
     enough_resamples,
     quantities_of,
 )
+from workbench.independence.rows import row_gates, score_checks
 from workbench.independence.sample import Gatherer, contrasts_of
 from workbench.null import Alternative, NullDistribution
 from workbench.scores import Scores
@@ -163,7 +164,7 @@ def pair_test(
     correlation = compared.correlation
     check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
     gates = order_gates(
-        transcript, design, [suspect, *references], log10, alpha, placebo_nulls, placebos
+        transcript, design, examples, suspect, references, log10, alpha, placebo_nulls, placebos
     )
     gates.append(gate_references(check, len(placebos), alternative, pvalue <= alpha))
     limit = upper95(correlation, compared.correlation_sd, alternative)
@@ -297,17 +298,22 @@ def check_pair_references(
 def order_gates(
     transcript: Transcript,
     design: QueryDesign,
-    scores: Sequence[Scores],
+    examples: Transcript,
+    suspect: Scores,
+    references: Sequence[Scores],
     log10: float,
     alpha: float,
     placebo_nulls: Sequence[NullDistribution] = (),
     placebos: Sequence[Scores] = (),
 ) -> list[Gate]:
-    """Gates 1 to 5 of a designed test, the references' apart."""
+    """Gates 1 to 5 of a designed test, the references' apart; scores are of the `examples`."""
     labels = [placebo.label for placebo in placebos]
+    scores = [suspect, *references]
+    further = score_checks(examples, references)
     return [
-        gate_shuffle(transcript, log10, placebo_nulls, labels, alpha=alpha),
+        gate_shuffle(transcript, log10, placebo_nulls, labels, alpha=alpha, further=further),
         gate_repeats(design.examples),  # of one block: what the others did does not matter
+        *row_gates(transcript, examples, [one.loglik_mean for one in scores]),
         gate_measurement(scores),
         gate_seeds(transcript),
         design_gate(design),

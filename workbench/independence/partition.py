@@ -28,6 +28,7 @@ from workbench.independence.account import (
 )
 from workbench.independence.choices import rows_on_word
 from workbench.independence.references import enough_resamples
+from workbench.independence.rows import row_gates
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
 from workbench.null import Alternative, permutation_null
 from workbench.statistics import PARTITION_STATISTICS
@@ -171,6 +172,7 @@ def partition_test(
         gate_shuffle(transcript, log10, placebo_nulls, labels, pvalue, alpha),
         gate_repeats(transcript),
         gate_references(None, len(labels), alternative, pvalue <= alpha),
+        *row_gates(transcript, transcript, [contrast] if statistic == "count" else []),
         gate_counts(found[0].engine, counted_here=not isinstance(texts, NgramCounts)),
         gate_seeds(transcript),
         *(gate_choice([], [said]) for said in rows_on_word(transcript)),

@@ -30,6 +30,7 @@ from workbench.independence.account import (
 from workbench.independence.choices import Choices
 from workbench.independence.known_order import redraws
 from workbench.independence.references import check_references, enough_resamples
+from workbench.independence.rows import row_gates, score_checks
 from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
 from workbench.null import (
     Alternative,
@@ -189,6 +190,10 @@ def query_test(
     if weights is not None:
         chosen = chosen.weighted(weights)
     caveats = list(checked_inputs(transcript, suspect, references, placebos))
+    order_checks = score_checks(transcript, references) if known is None else ()
+    rows = row_gates(
+        transcript, transcript, [scores.loglik_mean for scores in (suspect, *references)]
+    )
     choices = Choices(chosen)
     for member in chosen.members:
         choices.check_weights(member.weights, transcript)
@@ -233,8 +238,10 @@ def query_test(
             pvalue,
             alpha,
             regenerated=known is not None,
+            further=order_checks,
         ),
         gate_repeats(transcript, redrawn=known is not None),
+        *rows,
         gate_measurement([suspect, *references]),
         gate_seeds(transcript),
         *choices.gates(),

@@ -221,7 +221,13 @@ class SequentialTest:
             np.random.SeedSequence([self._seed, 0x5E9]),
         )
         gates = order_gates(
-            design.transcript, design, [suspect, *references], step.log10_pvalue, self.alpha
+            design.transcript,
+            design,
+            examples,
+            suspect,
+            references,
+            step.log10_pvalue,
+            self.alpha,
         )
         reached = step.log10_pvalue <= np.log10(self.alpha)
         gates.append(gate_references(check, 0, self._wealth.alternative, reached))
