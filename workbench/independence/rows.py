@@ -100,8 +100,8 @@ def _strata(whole: Transcript) -> Gate:
         )
     if not (shown or strata_told_by_position(whole.design)):
         said.append(
-            "blocks or exposure counts run through each other in training: whoever labels rows "
-            "after a look at the scores chooses what is exchanged"
+            "blocks or exposure counts interleave in training, so that positions do not show them: "
+            "whoever labels rows after a look at the scores chooses what is exchanged"
         )
     if not said:
         by = "rows of equal content" if shown else "positions"
