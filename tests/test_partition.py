@@ -149,6 +149,18 @@ def test_units_and_blocks_are_permuted_as_declared(data):
     assert blocks.n_units == 20
 
 
+def test_documents_kept_after_a_look_are_a_caveat(data, tmp_path):
+    """420 of 500 texts, those that suit: the digest and how they were chosen travel."""
+    kept = data["other"].take(np.arange(0, 400, 2)).write(tmp_path / "kept.parquet")
+    for text in (Texts.read(kept), match_ngrams(data["transcript"], Texts.read(kept)).counts()):
+        found = partition_test(data["transcript"], text, n_resamples=99)
+        [gate] = [gate for gate in found.gates if gate.name == "choices"]
+        assert gate.status == "declared"
+        assert "200 of 400 documents taken by hand" in gate.detail
+        assert gate.detail in found.caveats
+        assert found.suspect["fingerprint"] == Texts.read(kept).fingerprint
+
+
 def test_rows_taken_by_hand_are_a_caveat(data):
     assert not [gate for gate in run(data, n_resamples=99).gates if gate.name == "choices"]
     part = data["transcript"].take(np.arange(1000))

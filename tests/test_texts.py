@@ -79,6 +79,18 @@ def test_head_takes_whole_documents():
         texts.head(6)
 
 
+def test_which_documents_were_taken_is_written_and_read(tmp_path):
+    texts = Texts.from_tokens([[i, 7] for i in range(5)], provenance={"label": "bob"})
+    assert texts.head(10) is texts  # all of them: nothing was chosen
+    part = texts.take([4, 1, 2]).head(2)
+    again = Texts.read(part.write(tmp_path / "part.parquet"))
+    assert again.provenance == {
+        "label": "bob",
+        "selection": "3 of 5 documents taken by hand; 1 of 3 documents taken from the first on",
+    }
+    assert texts.provenance == {"label": "bob"}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

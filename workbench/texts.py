@@ -302,15 +302,20 @@ class Texts:
     # ------------------------------------------------------------------ parts
 
     def take(self, rows: ArrayLike) -> "Texts":
-        """Some documents, in the order given."""
-        chosen = np.asarray(rows, dtype=np.int64)
+        """Some documents, in the order given; ``provenance["selection"]`` says that they are."""
+        return self._taken(np.asarray(rows, dtype=np.int64), "taken by hand")
+
+    def _taken(self, rows: Ints, how: str) -> "Texts":
+        """These documents, and how they were chosen beside how those before them were."""
+        earlier = self.provenance.get("selection")
+        said = f"{len(rows):,} of {self.n:,} documents {how}"
         return Texts(
             self.kind,
-            [self.completions[i] for i in chosen],
-            [self.prompts[i] for i in chosen],
+            [self.completions[i] for i in rows],
+            [self.prompts[i] for i in rows],
             self.source,
             self.tokenizer_sha256,
-            self.provenance,
+            self.provenance | {"selection": f"{earlier}; {said}" if earlier else said},
         )
 
     def head(self, n_tokens: int) -> "Texts":
@@ -327,7 +332,8 @@ class Texts:
                 f"{self.source} holds {total[-1]:,} tokens: ask for 1 to that many, not "
                 f"{n_tokens:,}"
             )
-        return self.take(np.arange(int(np.searchsorted(total, n_tokens)) + 1))
+        first = np.arange(int(np.searchsorted(total, n_tokens)) + 1)
+        return self if len(first) == self.n else self._taken(first, "taken from the first on")
 
     def as_transcript(self) -> Transcript:
         """Prompt and completion as one example each, for a scorer; it carries no order.

@@ -4,7 +4,7 @@ A choice among statistics or weights is sound if it was made on other data than 
 made again inside every permutation. Everything else is refused or said.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from workbench.statistics.rank import RankDesign
 from workbench.statistics.weighted import same_order
 from workbench.transcript import How, Transcript
 
-__all__ = ["Choices", "learned_elsewhere", "rows_on_word"]
+__all__ = ["Choices", "documents_on_word", "learned_elsewhere", "rows_on_word"]
 
 # For the standard deviation where there is no closed form; the choice itself is a comparison of z.
 HELD_OUT_RESAMPLES = 199
@@ -40,6 +40,17 @@ def rows_on_word(transcript: Transcript) -> list[str]:
     return [
         f"{transcript.n:,} of {selection.of:,} examples {_ON_WORD[selection.how]}: that they were "
         "chosen without a look at scores against positions rests on the caller's word."
+    ]
+
+
+def documents_on_word(text: Mapping[str, Any]) -> list[str]:
+    """What gate 5 says of documents that were chosen from more, by the text's account."""
+    selection = (text.get("provenance") or {}).get("selection")
+    if selection is None:
+        return []
+    return [
+        f"Of the text, {selection}: that they were chosen without a look at results rests on the "
+        "caller's word."
     ]
 
 

@@ -26,7 +26,7 @@ from workbench.independence.account import (
     transcript_account,
     upper95,
 )
-from workbench.independence.choices import rows_on_word
+from workbench.independence.choices import documents_on_word, rows_on_word
 from workbench.independence.references import enough_resamples
 from workbench.independence.rows import row_gates
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
@@ -168,6 +168,8 @@ def partition_test(
     pvalue = distribution.pvalue(alternative)
     log10 = distribution.log10_asymptotic(alternative)
     labels = [_text_of(given)["label"] for given in found[1:]]
+    text = _text_of(found[0])
+    said = [*rows_on_word(transcript), *documents_on_word(text)]
     gates = [
         gate_shuffle(transcript, log10, placebo_nulls, labels, pvalue, alpha),
         gate_repeats(transcript),
@@ -175,7 +177,7 @@ def partition_test(
         *row_gates(transcript, transcript, [contrast] if statistic == "count" else []),
         gate_counts(found[0].engine, counted_here=not isinstance(texts, NgramCounts)),
         gate_seeds(transcript),
-        *(gate_choice([], [said]) for said in rows_on_word(transcript)),
+        *([gate_choice([], said)] if said else []),
     ]
     limit = upper95(correlation, design.scale(contrast) * distribution.sd, alternative)
     gates.sort(key=lambda gate: gate.number)
@@ -201,7 +203,7 @@ def partition_test(
         references_check=None,
         gates=tuple(gates),
         caveats=tuple(caveats + closing_caveats(gates, log10)),
-        suspect=_text_of(found[0]),
+        suspect=text,
         references=(),
         placebos=tuple(_text_of(given) for given in found[1:]),
         transcript=transcript_account(transcript),
