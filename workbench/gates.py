@@ -347,7 +347,9 @@ def gate_references(
 
     What is subtracted makes evidence by itself where it goes against the alternative: a reference
     that forgets over training leaves a rise. Such a reference fails the test from .05 on, but only
-    where the test would be evidence: of honest tests of strangers at most alpha are turned by it.
+    where the test would be evidence: of honest tests of strangers at most alpha are turned by it
+    (.1 in 1,000 at .001, 1 in 1,000 at .05; 40,000 nulls with two references and waves). Of real
+    derivatives beside honest references it refuses 18 in 1,000.
 
     Parameters
     ----------
