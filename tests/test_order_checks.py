@@ -123,7 +123,7 @@ def test_exposure_counts_are_held_against_content():
 
     assert strata(counts).status == "verified"
     for low, row in ((np.ones(N, int) + (content == 0), 600), (counts - 1, 0)):
-        assert strata(low).status == "failed"
+        assert strata(low).status == "declared"
         assert f"row {row} (position {ORDER[row]})" in strata(low).detail
     differ = counts.copy()
     differ[-1] = 3
@@ -144,7 +144,7 @@ def test_a_bundle_shows_what_is_said_of_exposures(tmp_path, low):
     suspect = Scores.from_arrays(loglik=SUSPECT[:120], transcript=transcript)
     commitment = Commitment.make(transcript, salt, n_resamples=99)
     evidence = committed_test(commitment, salt, transcript, suspect)
-    assert gate(evidence, "strata").status == ("failed" if low else "verified")
+    assert gate(evidence, "strata").status == ("declared" if low else "verified")
     path = tmp_path / "bundle.zip"
     assert write_bundle(path, commitment, salt, transcript, evidence, suspect).ok
 

@@ -89,8 +89,8 @@ def _units(whole: Transcript) -> Gate:
 def _strata(whole: Transcript) -> Gate:
     name, fixed = "strata", fixed_rows(whole.design)
     wrong, shown = _exposures(whole)
-    if wrong:
-        return Gate(2, name, "failed", wrong)
+    if wrong:  # honest where exposures were counted by number, and texts repeat by nature
+        return Gate(2, name, "declared", wrong, _IF_LABELLED)
     said = []
     if fixed:
         said.append(
@@ -122,7 +122,10 @@ def _exposures(whole: Transcript) -> tuple[str | None, bool]:
         differs = np.flatnonzero(whole.strata != whole.strata[first])
         if len(differs):
             one, other = (_named(whole, row) for row in (first[differs[0]], differs[0]))
-            return f"{one} and {other} have equal content, not equal exposure: {remedy}", False
+            return (
+                f"Two rows of equal content, {one} and {other}, have other exposure counts: exposures were "
+                f"counted otherwise, or labelled after a look; {remedy}."
+            ), False
     if counts is None:
         return None, False
     inside = _codes(np.column_stack([whole.strata, content]))
@@ -132,8 +135,9 @@ def _exposures(whole: Transcript) -> tuple[str | None, bool]:
         return None, bool(whole.blocks == 1 and (times == counts).all())
     row = beyond[0]
     return (
-        f"the content of {_named(whole, row)} stands in {times[row]:,} row(s), and its exposure "
-        f"count is {counts[row]:,}: {remedy}"
+        f"The content of {_named(whole, row)} stands in {times[row]:,} rows, and its exposure "
+        f"count is {counts[row]:,}: exposures were counted otherwise, or labelled after a look; "
+        f"{remedy}."
     ), False
 
 
