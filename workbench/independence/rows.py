@@ -123,8 +123,8 @@ def _exposures(whole: Transcript) -> tuple[str | None, bool]:
         if len(differs):
             one, other = (_named(whole, row) for row in (first[differs[0]], differs[0]))
             return (
-                f"Two rows of equal content, {one} and {other}, have other exposure counts: exposures were "
-                f"counted otherwise, or labelled after a look; {remedy}."
+                f"Two rows of equal content, {one} and {other}, have other exposure counts: "
+                f"exposures were counted otherwise, or labelled after a look; {remedy}."
             ), False
     if counts is None:
         return None, False
