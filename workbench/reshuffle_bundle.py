@@ -36,12 +36,13 @@ from workbench.commitment import (
     parse_model,
 )
 from workbench.errors import InputError
-from workbench.evidence import Evidence
+from workbench.evidence import Evidence, Gate
 from workbench.home import atomic_write
 from workbench.independence.account import check_alpha
 from workbench.independence.reshuffle import SIBLINGS_OPEN, reshuffle_test
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import ShuffleClaim
+from workbench.verdicts import conclude
 from workbench.verification import (
     DIFFERS,
     MATCHES,
@@ -494,9 +495,40 @@ def _test(
         shuffle=commitment.claim,
         **settings,
     )
-    # their number is part of what was committed
-    said = tuple(caveat for caveat in evidence.caveats if caveat != SIBLINGS_OPEN)
-    return replace(evidence, caveats=said)
+    gate = _siblings_gate(commitment)
+    said = gate.detail if gate.status == "declared" else None
+    caveats = [said if caveat == SIBLINGS_OPEN else caveat for caveat in evidence.caveats]
+    return conclude(
+        replace(
+            evidence,
+            gates=(*evidence.gates, gate),
+            caveats=tuple(caveat for caveat in caveats if caveat is not None),
+        )
+    )
+
+
+def _siblings_gate(commitment: ReshuffleCommitment) -> Gate:
+    """Gate 5: siblings are counted before any is scored, or others may have been left out."""
+    models, name = [commitment.rerun, *commitment.siblings], "siblings"
+    scored = sum(model.values_sha256 is not None for model in models)
+    unhashed = sum(model.weights_sha256 is None for model in models)
+    counted = f"the commitment counts the rerun and {len(commitment.siblings)} siblings"
+    if not scored and not unhashed:
+        return Gate(
+            5,
+            name,
+            "verified",
+            f"{counted}, each by the hash of its weights, and holds no score of them",
+        )
+    why = f"{scored} were scored before it" if scored else f"{unhashed} of them go by name alone"
+    return Gate(
+        5,
+        name,
+        "declared",
+        f"{counted[0].upper()}{counted[1:]}, and {why}: that no other sibling was made and left "
+        "out is only declared.",
+        "no sibling was made and left out (not known here)",
+    )
 
 
 def _roles(commitment: ReshuffleCommitment) -> list[str]:
