@@ -15,7 +15,7 @@ EXTRAS = {
         "datasets", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers",
     ),
     "statistics": ("sklearn", "statsmodels", "threadpoolctl"),
-    "api": ("httpx", "tenacity"),
+    "api": ("anyio", "httpx", "tenacity"),
     "serve": ("starlette", "uvicorn"),
     "large": ("accelerate", "bitsandbytes"),
     "lora": ("peft",),

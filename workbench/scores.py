@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
-from workbench.home import atomic_write, content_key
+from workbench.home import content_key
+from workbench.parquet import read_parquet, write_parquet
 from workbench.tables import (
     array_of,
     find_column,
@@ -482,6 +483,7 @@ class Scores:
         metadata: dict[str, Any] = {
             "format": FORMAT,
             "key": self.key,
+            "values_sha256": self.values_sha256,
             "identity": self.identity.as_dict(),
             "examples_fingerprint": self.examples_fingerprint,
             "units": "nats; higher = likelier" if self.units == NATS else self.units,
@@ -493,11 +495,8 @@ class Scores:
         table = _score_table(
             self.loglik_sum, self.n_tokens, self.digests, self.token_logliks
         ).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        return atomic_write(
-            path,
-            lambda p: pq.write_table(
-                table, p, compression="none" if plain else "zstd", use_dictionary=not plain
-            ),
+        return write_parquet(
+            path, table, compression="none" if plain else "zstd", use_dictionary=not plain
         )
 
     @classmethod
@@ -510,7 +509,18 @@ class Scores:
             Missing, truncated, or no file of scores.
         """
         metadata = read_metadata(path)
-        table = _read_table(path)
+        try:
+            return cls._of_table(read_parquet(path, "score again"), metadata, str(path))
+        except (AttributeError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} lacks a part of what a file of scores holds, or holds it in another form "
+                f"({error}): score again"
+            ) from error
+
+    @classmethod
+    def _of_table(cls, table: pa.Table, metadata: Mapping[str, Any], path: str) -> "Scores":
         digests = None
         if "digest" in table.column_names:
             digests = _digests_of(table)
@@ -528,6 +538,8 @@ class Scores:
             tuple(metadata.get("caveats", ())),
             metadata.get("asked"),
         )
+        if scores.values_sha256 != metadata["values_sha256"]:
+            raise InputError(f"{path}: its numbers are not those written: score again")
         if scores.key != metadata["key"]:
             raise InputError(
                 f"{path}: its scores and its stated identity do not belong together: score again"
@@ -554,18 +566,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist: check the path")
     try:
         raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
-        metadata: dict[str, Any] = json.loads(raw) if raw else {}
-    except (pa.ArrowException, OSError, ValueError) as error:
+        metadata: Any = json.loads(raw) if raw else {}
+    except (pa.ArrowException, OSError, RecursionError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as Parquet, as scores are written: score again if it was "
             "truncated, or read it with Scores.from_table or workbench.scorers.lm_eval_scores"
         ) from error
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a file of scores (no {FORMAT!r} metadata): for your own numbers use a "
             "column, loss:NAME or loglik:NAME, Scores.from_table or Scores.from_arrays"
         )
-    return metadata
+    return dict(metadata)
 
 
 def check_aligned(transcript: Transcript, scores: Scores) -> bool:
@@ -629,7 +641,7 @@ class ScoreStore:
         self._kept: list[NDArray[np.float32] | None] = [None] * n if keep_tokens else []
         self.done = np.zeros(n, dtype=bool)
         for path in sorted(self.folder.glob("part-*.parquet")) if self.folder.is_dir() else []:
-            table = _read_table(path)
+            table = read_parquet(path, "score again")
             rows = table.column("row").to_numpy()
             kept = table.column("token_logliks").to_pylist() if keep_tokens else None
             self._fill(
@@ -662,7 +674,7 @@ class ScoreStore:
         kept = token_logliks if self.keep_tokens else None
         table = _score_table(totals, counts, None, kept).append_column("row", pa.array(chosen))
         name = f"part-{int(chosen.min()):010d}-{uuid.uuid4().hex[:8]}.parquet"
-        atomic_write(self.folder / name, lambda p: pq.write_table(table, p))
+        write_parquet(self.folder / name, table)
         self._fill(chosen, counts, totals, kept)
 
     def finish(
@@ -716,12 +728,3 @@ def _score_table(
 def _digests_of(table: pa.Table) -> Digests:
     joined = b"".join(table.column("digest").to_pylist())
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-
-
-def _read_table(path: str | Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as Parquet: it may be truncated; score again"
-        ) from error

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError, optional_libraries
 from workbench.folders import files_of_table, split_of
 from workbench.hub import HubDataset, bars
+from workbench.parquet import read_parquet, scan_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +243,7 @@ def _parquet(files: Sequence[Path], root: Path | None = None) -> pads.Dataset:
     return pads.dataset(
         [str(file) for file in files],
         schema,
-        format="parquet",
+        format=pads.ParquetFileFormat(default_fragment_scan_options=scan_options()),
         partitioning=pads.partitioning(found, flavor="hive"),
         partition_base_dir=str(root),
     )
@@ -296,7 +297,7 @@ def _refuse_other_values(
     for file, value in zip(files, values, strict=True):
         inside = {
             str(v)
-            for v in pq.read_table(file, columns=[name], partitioning=None)[name]
+            for v in read_parquet(file, "write it again", columns=[name], partitioning=None)[name]
             .unique()
             .to_pylist()
         }

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
 from workbench.folders import folder_files
-from workbench.home import atomic_write
+from workbench.parquet import write_parquet
 from workbench.tables import (
     array_of,
     find_column,
@@ -389,7 +388,7 @@ class Texts:
                 ).encode()
             }
         )
-        return atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+        return write_parquet(path, table, compression="zstd")
 
     @property
     def _narrow(self) -> bool:

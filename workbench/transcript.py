@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import InputError
-from workbench.home import atomic_write, content_key
+from workbench.home import content_key
 from workbench.null import log10_normal_tail
 from workbench.order_checks import correlation_of_neighbours, split_unit
+from workbench.parquet import scan_options, write_parquet
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
     array_of,
@@ -726,7 +726,7 @@ class Transcript:
                     yield from self._data.column(self._content).chunks
                 else:
                     # Without these the scanner holds whole files ahead of what is asked for.
-                    options = pads.ParquetFragmentScanOptions(pre_buffer=False)
+                    options = scan_options(pre_buffer=False)
                     for batch in self._data.to_batches(
                         columns=[self._content],
                         batch_readahead=2,
@@ -1164,7 +1164,7 @@ class Transcript:
         account = OrderAccount(self.n, self.shuffle, self.selection)
         table = pa.table(columns | self.labels() | self.further_columns())
         table = table.replace_schema_metadata(account.metadata())
-        return atomic_write(path, lambda p: pq.write_table(table, p))
+        return write_parquet(path, table)
 
 
 def digest_fingerprint(digests: Digests) -> str:

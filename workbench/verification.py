@@ -1217,28 +1217,7 @@ def _same(claimed: object, found: object, absolute: float) -> bool:
             return math.isclose(claimed, found, rel_tol=_RELATIVE, abs_tol=absolute)
         except OverflowError:  # a whole number beyond all floats
             return False
-    if isinstance(claimed, str) and isinstance(found, str):
-        return claimed == found or _same_words(claimed, found)
     return type(claimed) is type(found) and claimed == found
-
-
-def _same_words(claimed: str, found: str) -> bool:
-    """Equal but for the last printed digit of a number."""
-    if _NUMBER.split(claimed) != _NUMBER.split(found):
-        return False
-    for a, b in zip(_NUMBER.findall(claimed), _NUMBER.findall(found), strict=True):
-        if a == b:
-            continue
-        if "." not in a or "." not in b or len(a) > 40 or len(b) > 40:
-            return False
-        x, y = float(a.replace(",", "")), float(b.replace(",", ""))
-        digits = max(len(text.partition("e")[0].partition(".")[2]) for text in (a, b))
-        powers = [int(text.partition("e")[2] or 0) for text in (a, b)]
-        if max(map(abs, powers)) > 300 or abs(powers[0] - powers[1]) > 1:
-            return False
-        if abs(x - y) > 1.5 * 10.0 ** (min(powers) - digits):
-            return False
-    return True
 
 
 def _shown(value: object, most: int = 120) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.capture.records import (
@@ -31,6 +30,7 @@ from workbench.commitment import Commitment
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.merkle import MasterSalt, MerkleTree
+from workbench.parquet import read_parquet, write_parquet
 from workbench.transcript import (
     DIGEST_BYTES,
     Digests,
@@ -328,7 +328,7 @@ class Capture:
             table = pa.table(
                 {"batch": np.repeat(np.arange(len(sizes)), sizes), "example_id": ids}
             ).replace_schema_metadata(about)
-            atomic_write(path, lambda p: pq.write_table(table, p))
+            write_parquet(path, table)
         if self.world_size == 1 and not self._commitment_path(self._epoch).exists():
             made = self.commit_plan(self._epoch)
             if self.on_plan is not None:
@@ -548,7 +548,7 @@ class Capture:
             made["example_id"] = columns["example_id"]
         account = OrderAccount(len(order), ShuffleClaim.of(shuffle).over(self._claim()))
         table = pa.table(made).replace_schema_metadata(account.metadata())
-        atomic_write(out, lambda path: pq.write_table(table, path))
+        write_parquet(out, table)
         return Transcript.read(out)
 
     def commit(self, transcript: Transcript, out: str | Path, salt_file: str | Path,
@@ -638,10 +638,7 @@ class Capture:
                 f"process {rank} of {self.world_size} has not drawn epoch {epoch} yet: start its "
                 "epoch first, with plans=True"
             )
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read: the plan is damaged") from error
+        table = read_parquet(path, "restore the plan, or capture the run again")
         batches = _split(table.column("batch").to_numpy(), table.column("example_id").to_numpy())
         return batches, table.schema.metadata
 

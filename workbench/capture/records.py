@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
+from workbench.parquet import CHECKED, read_parquet
 from workbench.transcript import DIGEST_BYTES
 
 __all__ = [
@@ -207,14 +208,14 @@ class Records:
         name = f"steps-{steps[0]:012d}-{steps[-1]:012d}.parquet"
 
         def write(path: Path) -> None:
-            pq.write_table(table, path)
+            pq.write_table(table, path, **CHECKED)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
         return atomic_write(self.folder / name, write)
 
     def _join(self, paths: Sequence[Path]) -> None:
-        whole = self._write(pa.concat_tables([pq.read_table(path) for path in paths]))
+        whole = self._write(pa.concat_tables([_read(path) for path in paths]))
         for path in paths:
             if path != whole:
                 path.unlink()
@@ -268,9 +269,4 @@ def _pieces(folder: Path, covered: bool = False) -> list[tuple[int, int, Path]]:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, schema=SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read: it is damaged; resume the capture from a step before it"
-        ) from error
+    return read_parquet(path, "resume the capture from a step before it", schema=SCHEMA)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.costs import QueryCost
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key, home, recorded
 from workbench.lab.runs import Run, open_run
+from workbench.parquet import read_parquet, write_parquet
 from workbench.scores import NATS, ScorerIdentity, Scores
 from workbench.transcript import Transcript
 
@@ -355,7 +355,7 @@ def record_access(access: AccessRun, path: str | Path) -> Path:
         package: metadata.version(package) for package in ("numpy", "torch", "transformers")
     }
     table = pa.table(columns)
-    atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+    write_parquet(path, table, compression="zstd")
     text = json.dumps(content, indent=1)
     atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return path
@@ -375,7 +375,7 @@ def _recorded(run: Run, name: str) -> AccessRun:
         raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
     if content["examples_fingerprint"] != run.transcript.examples_fingerprint:
         raise InputError(f"{path} is of other examples than {name}.parquet: restore both")
-    table = pq.read_table(path)
+    table = read_parquet(path, "restore it from the clone")
 
     def measured(form: str, model: str) -> tuple[Scores, QueryCost]:
         column = f"{form}|{model}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
@@ -20,6 +19,7 @@ from workbench.home import atomic_write, recorded
 from workbench.lab.recipes import Recipe, recipe
 from workbench.lab.runs import Run, open_run
 from workbench.ngrams import CountSettings, NgramCounts, NgramMatches, match_ngrams
+from workbench.parquet import read_parquet, write_parquet
 from workbench.scores import ScorerIdentity, Scores
 from workbench.statistics.partition import order_blocks
 from workbench.texts import Texts
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Observations", "SiblingScores", "open_observations", "record_observations"]
 
 FORMAT = "palimpsest observations 1"
+CLONE = "restore it from the clone"
 
 SOURCES = {
     "alice": "text sampled from the owner's model",
@@ -526,8 +527,7 @@ def record_observations(
 
 
 def _write_table(path: Path, columns: Mapping[str, Any]) -> Path:
-    table = pa.table(dict(columns))
-    return atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+    return write_parquet(path, pa.table(dict(columns)), compression="zstd")
 
 
 def _recorded_settings(token_steps: Sequence[int]) -> list[tuple[CountSettings, int]]:
@@ -558,7 +558,7 @@ class _Recorded:
                 f"counts of {text!r} with {settings} at {n_tokens:,} tokens were not recorded "
                 f"(1/occurrences is at {steps} tokens): choose one of those, or live observations"
             )
-        values = pq.read_table(self.counts_path, columns=[column]).column(0).to_numpy()
+        values = read_parquet(self.counts_path, CLONE, columns=[column]).column(0).to_numpy()
         account = self.content["counts"][column]
         return NgramCounts(
             values.astype(np.float64),
@@ -573,7 +573,7 @@ class _Recorded:
 
     def siblings(self, text: str, fine_tuned: bool) -> SiblingScores:
         key = _sibling_key(text, fine_tuned)
-        table = pq.read_table(self.siblings_path, filters=[("text", "=", key)])
+        table = read_parquet(self.siblings_path, CLONE, filters=[("text", "=", key)])
         n_tokens = table.column("n_tokens").to_numpy().astype(np.int32)
         by_model = {
             label: Scores(
@@ -588,7 +588,9 @@ class _Recorded:
     def query_scores(self, name: str, run: Run) -> Scores:
         stored = dict(self.content["identities"][name])
         scored = np.full(run.transcript.n, stored.pop("scored_tokens"))
-        values = pq.read_table(self.counts_path, columns=[f"loglik:{name}"]).column(0).to_numpy()
+        values = (
+            read_parquet(self.counts_path, CLONE, columns=[f"loglik:{name}"]).column(0).to_numpy()
+        )
         return Scores.from_arrays(
             loglik=values.astype(np.float64),
             n_tokens=scored,

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, home, recorded
 from workbench.lab.recipes import RECIPES, Recipe, recipe
+from workbench.parquet import write_parquet
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import DIGEST_BYTES, ShuffleClaim, Transcript
 
@@ -373,7 +373,7 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
         },
     }
     table = pa.table(columns)
-    atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+    write_parquet(path, table, compression="zstd")
     text = json.dumps(content)  # keys unsorted: the roles keep their order
     atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return path

@@ -15,10 +15,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -32,6 +34,7 @@ from workbench.archive import printable
 from workbench.errors import InputError
 from workbench.home import content_key, home
 from workbench.scorers.answers import AnswerStore, Budget, Spend
+from workbench.scorers.replies import FaultyReplyError, KeyInEnvironment, Reply, receive, used
 
 __all__ = ["BadAnswerError", "Endpoint", "Item", "RefusedError"]
 
@@ -51,8 +54,6 @@ ERROR_STATUS = re.compile("[45][0-9][0-9]")
 PASSING = re.compile("rate.?limit|too.?many|overload|unavailable|time.?out|server.?error", re.I)
 # What begins an answer that comes in pieces, although none was asked for.
 STREAMS = ("data:", "event:", ":")
-# A larger number of tokens is none.
-MOST_TOKENS = 2**53
 # What a prompt can have besides one token per byte: marks of beginning and end, a leading space.
 MARKS_PER_PROMPT = 4
 LONGEST_MESSAGE = 300
@@ -121,18 +122,6 @@ class Item(Generic[T]):
         return size + MARKS_PER_PROMPT
 
 
-class _KeyFromEnvironment(httpx.Auth):
-    """Reads the key when a request is sent, so that no object of ours ever holds it."""
-
-    def __init__(self, name: str | None) -> None:
-        self.name = name
-
-    def auth_flow(self, request: httpx.Request) -> Any:
-        if self.name is not None:
-            request.headers["Authorization"] = f"Bearer {os.environ[self.name]}"
-        yield request
-
-
 class Endpoint:
     """An OpenAI-compatible endpoint and one of its models.
 
@@ -151,7 +140,7 @@ class Endpoint:
     concurrency : int
         Most requests under way at a time.
     timeout : float
-        Seconds until a silent server counts as failed.
+        Seconds until a request without a whole answer counts as failed.
     attempts : int
         How often in a row a request may fail before the run stops.
     first_wait : float
@@ -278,15 +267,16 @@ class Endpoint:
     ) -> dict[bytes, T]:
         values: dict[bytes, T] = {}
         stop = threading.Event()
+        client = httpx.AsyncClient(
+            timeout=None,  # each request has a deadline as a whole
+            limits=httpx.Limits(max_connections=self.concurrency),
+        )
         with (
-            httpx.Client(
-                timeout=self.timeout,
-                auth=_KeyFromEnvironment(self.api_key_env),
-                limits=httpx.Limits(max_connections=self.concurrency),
-            ) as client,
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(client),
             ThreadPoolExecutor(min(self.concurrency, len(bundles))) as pool,
         ):
-            errand = _Errand(self, client, store, path, stop, keep)
+            errand = _Errand(self, portal, client, store, path, stop, keep)
             waiting: set[Future[dict[bytes, T]]] = set()
             queue = iter(bundles)
             failure: BaseException | None = None
@@ -333,13 +323,6 @@ class Endpoint:
                 "such as spaces or line ends: set it again"
             )
 
-    def without_key(self, text: str) -> str:
-        """`text` with the account's key blotted out, should a server have repeated it."""
-        key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
-        for form in (key, json.dumps(key)[1:-1]):
-            text = text.replace(form, "[key]") if form else text
-        return text
-
 
 class _Errand:
     """Requests of one `ask`: what the worker threads share."""
@@ -347,16 +330,18 @@ class _Errand:
     def __init__(
         self,
         endpoint: Endpoint,
-        client: httpx.Client,
+        portal: BlockingPortal,
+        client: httpx.AsyncClient,
         store: AnswerStore,
         path: str,
         stop: threading.Event,
         keep: bool,
     ) -> None:
         self.endpoint = endpoint
-        self.client = client
         self.store = store
         self.url = f"{endpoint.base_url}/{path}"
+        self.key = KeyInEnvironment(endpoint.api_key_env)
+        self.post = partial(portal.call, receive, client, self.url)
         self.stop = stop
         self.keep = keep
 
@@ -435,20 +420,18 @@ class _Errand:
         )
         reserved = self.store.reserve(endpoint.budget, most)
         try:
-            response = self.client.post(self.url, json=body)
-        except httpx.TimeoutException:
-            raise _AgainError(
-                f"it was silent for {endpoint.timeout:g} seconds"
-            ) from None  # may have been billed
+            reply = self.post(body, self.key, endpoint.timeout)
+        except FaultyReplyError as error:
+            raise _AgainError(str(error)) from None  # may have been billed
         except httpx.ConnectError as error:
             self.store.settle(reserved, Spend(1))  # it never arrived
             raise _AgainError(f"it cannot be reached ({self._words(str(error))})") from None
         except httpx.HTTPError as error:
             raise _AgainError(f"the connection broke ({self._words(str(error))})") from None
-        if response.status_code != OK:
+        content = reply.content
+        if reply.status != OK:
             self.store.settle(reserved, Spend(1))
-            self._raise(response, response.status_code, *_said_in(_parsed(response.text)))
-        content = _parsed(endpoint.without_key(response.text))
+            self._raise(reply, reply.status, *_said_in(content))
         if isinstance(content, str) and content.lstrip()[:1] in ("", "{"):
             # cut short; the reservation stays: it may have been billed
             raise _AgainError("its answer is no whole JSON")
@@ -456,8 +439,8 @@ class _Errand:
         if _has_error(answer) or not answer.get("choices"):
             # a stream may have been billed as well
             streamed = isinstance(content, str) and content.lstrip().startswith(STREAMS)
-            self.store.settle(reserved, _used(answer, most if streamed else Spend(1)))
-            self._raise(response, OK, *_said_in(content))
+            self.store.settle(reserved, used(answer, most, most if streamed else Spend(1)))
+            self._raise(reply, OK, *_said_in(content))
         kept: dict[bytes, Any] = {}
         fault: BadAnswerError | None = None
         failed: Mapping[str, Any] | None = None
@@ -474,10 +457,10 @@ class _Errand:
                     continue
                 kept[key] = choice
         finally:
-            self.store.settle(reserved, _used(answer, most), kept if self.keep else None)
+            self.store.settle(reserved, used(answer, most, most), kept if self.keep else None)
         if failed is not None:
             named = failed.get("error") or "no answer, finish_reason error"
-            self._raise(response, OK, *_said_in({**failed, "error": named}))
+            self._raise(reply, OK, *_said_in({**failed, "error": named}))
         if fault is not None:
             raise _AgainError(f"its answer is not what was asked for: {fault}")
 
@@ -497,12 +480,10 @@ class _Errand:
             raise _AgainError(f"it answered with choices {printable(indexes, 30)} to {n} prompts")
         return ordered
 
-    def _raise(
-        self, response: httpx.Response, status: int, said: str, codes: Sequence[str]
-    ) -> NoReturn:
+    def _raise(self, reply: Reply, status: int, said: str, codes: Sequence[str]) -> NoReturn:
         """Try again where the status may pass, or the code of an error within; else stop."""
         endpoint, answered = self.endpoint, f"{status}"
-        said = self._words(said) or self._words(response.reason_phrase) or "no reason given"
+        said = self._words(said) or self._words(reply.reason) or "no reason given"
         passing = status in TRY_AGAIN
         if status == OK:
             status = next((int(code) for code in codes if ERROR_STATUS.fullmatch(code)), OK)
@@ -527,7 +508,7 @@ class _Errand:
             if spent:
                 remedy = "the account needs credit"
             raise RefusedError(f"{self.url} answers {answered}, '{said}': {remedy}", status)
-        after = _retry_after(response.headers.get("Retry-After"))
+        after = _retry_after(reply.retry_after)
         if after is not None and after > endpoint.longest_wait:
             raise RefusedError(
                 f"{self.url} answers {answered}, '{said}', and asks to wait {after:,.0f} seconds: "
@@ -537,7 +518,7 @@ class _Errand:
         raise _AgainError(f"it answered {answered}, '{said}'", after, status)
 
     def _words(self, text: str) -> str:
-        return printable(" ".join(self.endpoint.without_key(text).split()), LONGEST_MESSAGE)
+        return printable(" ".join(self.key.taken_from(text).split()), LONGEST_MESSAGE)
 
 
 def _bundled(items: Mapping[bytes, Item[T]], size: int) -> list[dict[bytes, Item[T]]]:
@@ -579,14 +560,6 @@ def _checked_address(base_url: str) -> str:
     return str(url).rstrip("/")
 
 
-def _parsed(text: str) -> Any:
-    """What the JSON holds; the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
 def _has_error(content: Mapping[str, Any]) -> bool:
     """Whether an answer, or one of its choices, has an error that says something."""
     error = content.get("error")
@@ -608,19 +581,6 @@ def _said_in(content: Any) -> tuple[str, list[str]]:
         return str(inner), codes
     said = next((inner[k] for k in ("message", "detail", "error") if inner.get(k)), None)
     return str(said or json.dumps(inner)), codes
-
-
-def _used(answer: Mapping[str, Any], unknown: Spend) -> Spend:
-    """One request, and the tokens that its answer counts; `unknown` where it counts none."""
-    usage = answer.get("usage")
-
-    def count(name: str) -> int:
-        said = usage.get(name) if isinstance(usage, dict) else None
-        if isinstance(said, int | float) and 0 <= said < MOST_TOKENS:
-            return int(said)
-        return int(getattr(unknown, name))
-
-    return Spend(1, count("prompt_tokens"), count("completion_tokens"))
 
 
 def _retry_after(value: str | None) -> float | None:

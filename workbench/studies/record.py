@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.home import atomic_write, shipped
+from workbench.parquet import CHECKED
 from workbench.studies.measures import contrast_of, evidence_of, measure
 from workbench.studies.study import Cell
 
@@ -66,6 +67,7 @@ def write_parquet(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> P
             compression_level=9,
             use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
             use_byte_stream_split=floats,
+            **CHECKED,
         ),
     )
 
@@ -79,7 +81,7 @@ def read_parquet(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         It is missing, damaged, or another program's.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         content = json.loads((table.schema.metadata or {})[METADATA_KEY])
     except FileNotFoundError as error:
         raise InputError(

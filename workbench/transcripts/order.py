@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from workbench.errors import InputError
 from workbench.home import atomic_write
+from workbench.parquet import CHECKED
 from workbench.transcript import OrderAccount, Selection, ShuffleClaim, Transcript
 
 __all__ = ["Examples", "OrderDescription", "TrainingOrder", "check_numbers"]
@@ -420,7 +421,7 @@ class TrainingOrder:
         try:
             for table in self._tables(low, high, group):
                 if writer is None:
-                    writer = pq.ParquetWriter(path, table.schema)
+                    writer = pq.ParquetWriter(path, table.schema, **CHECKED)
                 writer.write_table(table)
         finally:
             if writer is not None:
