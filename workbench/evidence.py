@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from workbench.archive import printable
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.null import NullDistribution
@@ -426,7 +427,7 @@ class Evidence:
 
     def summary(self) -> str:
         """Plain text, one line per item."""
-        return "\n".join(f"{label:<22} {value}" for label, value in self.rows())
+        return "\n".join(f"{label:<22} {printable(value, 100_000)}" for label, value in self.rows())
 
     def __str__(self) -> str:
         return self.summary()

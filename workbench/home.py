@@ -73,15 +73,19 @@ def atomic_write(path: str | Path, writer: Callable[[Path], object]) -> Path:
     path = Path(path)
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            writer(path)  # a device or a pipe: nothing takes its place
+            return path
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link stays
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+            dir=target.parent, prefix=f".{path.name}.", suffix=path.suffix
         )
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o644)  # mkstemp makes it private; results are meant to be shared
         writer(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(

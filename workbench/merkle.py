@@ -156,8 +156,15 @@ class MasterSalt:
                 f"cannot write {path} ({error.strerror or error}): choose a path in a folder that "
                 "you can write to"
             ) from error
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(f"{SALT_FORMAT}\n{self._key.hex()}\n")
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(f"{SALT_FORMAT}\n{self._key.hex()}\n")
+        except OSError as error:
+            target.unlink()  # half a salt opens nothing
+            raise InputError(
+                f"cannot write {path} ({error.strerror or error}): choose a path in a folder that "
+                "you can write to"
+            ) from error
         return target
 
     @classmethod

@@ -55,6 +55,10 @@ __all__ = [
 Ints = NDArray[np.int64]
 
 
+MOST_NESTED = 100
+_JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+
 def open_table(
     source: Any,
     split: str = "train",
@@ -312,9 +316,24 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def _refuse_nested(path: Path) -> None:
+    """Refuse JSON on which Arrow would run out of stack, and take the process with it."""
+    with pa.input_stream(path, compression="detect") as stream:
+        for number, line in enumerate(io.BufferedReader(stream), 1):
+            if line.count(b"[") + line.count(b"{") > MOST_NESTED:
+                bare = np.frombuffer(_JSON_TEXT.sub(b"", line), np.uint8)
+                steps = np.isin(bare, [*b"[{"]) * 1 - np.isin(bare, [*b"]}"])
+                if steps.cumsum().max(initial=0) > MOST_NESTED:
+                    raise InputError(
+                        f"{path}, line {number} is nested more than {MOST_NESTED} deep: it is "
+                        "refused"
+                    )
+
+
 def _read_jsonl(path: Path, dates: Sequence[str] = ()) -> pa.Table:
     texts = pa.schema([(name, pa.string()) for name in dates]) if dates else None
     try:
+        _refuse_nested(path)
         with pa.input_stream(path, compression="detect") as stream:
             table = pajson.read_json(
                 stream,

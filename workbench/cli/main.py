@@ -343,7 +343,7 @@ def lab_siblings(
 def lab_serve(
     model: Annotated[str, typer.Option(help="A model of the recipe's run.")] = "derivative",
     recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
-    port: Annotated[int, typer.Option(help="On this machine only.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only.")] = 8000,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a lab model as an OpenAI-compatible endpoint, until it is interrupted."""
@@ -456,7 +456,9 @@ def sample(
     eos: Annotated[
         bool, sampling_option("--eos", help="End at the end-of-sequence token.")
     ] = False,
-    seed: Annotated[int, sampling_option(help="Decides each document, with its number.")] = 0,
+    seed: Annotated[
+        int, sampling_option(min=0, help="Decides each document, with its number.")
+    ] = 0,
     batch_size: Annotated[int, sampling_option(help="Documents at a time.")] = 256,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -531,7 +533,7 @@ def score(
     plan: PlanOption = None,
     keep_tokens: Annotated[bool, output_option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, output_option(help="Replace scores of another model.")] = False,
-    seed: Annotated[int, output_option(help="Of the order of measurement.")] = 0,
+    seed: Annotated[int, output_option(min=0, help="Of the order of measurement.")] = 0,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     gpus: Annotated[
@@ -2058,8 +2060,22 @@ def app_main() -> None:
     try:
         with optional_libraries():
             status = app(standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(error, 10_000)}", err=True)
+        sys.exit(BAD_INPUT)
+    except RecursionError:
+        typer.echo("error: a file given is nested too deeply to be read: name another", err=True)
+        sys.exit(BAD_INPUT)
+    except OSError as error:
+        if error.filename is None:  # of the output, which Python would try again at its end
+            sys.stdout = io.StringIO()
+        what = printable(error.filename or "the output")
+        typer.echo(
+            f"error: {what}: {error.strerror or error}: check the path, who may use it, and the "
+            "room on the disk",
+            err=True,
+        )
         sys.exit(BAD_INPUT)
     except UsageError as error:
         typer.echo(f"error: {error.format_message()} Try --help.", err=True)

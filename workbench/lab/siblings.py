@@ -137,8 +137,8 @@ def sibling(alice: TrainingJob, fraction: float, number: int) -> TrainingJob:
 
 
 def _step_at(alice: TrainingJob, fraction: float) -> int:
-    step = round(fraction * alice.steps)
-    if not (0 < fraction < 1 and 0 < step < alice.steps):
+    step = round(fraction * alice.steps) if 0 < fraction < 1 else 0
+    if not 0 < step < alice.steps:
         raise InputError(
             f"fraction is {fraction}: choose one between 0 and 1 that leaves a step of "
             f"{alice.steps:,} before it and one after it"

@@ -280,7 +280,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         if path.stat().st_size != 8 + size + max(ends, default=0):
             raise ValueError("the size is not what the header says")
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check it") from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
         raise InputError(
             f"{path} is not a whole safetensors file ({first_line(error)}): copy or save the "
             "model again"

@@ -207,6 +207,8 @@ class AnswerStore:
 
     def __init__(self, path: str | Path, endpoint: str) -> None:
         self.path = Path(path)
+        # Keys of answers that are of no use: the next one takes their place.
+        self.damaged: set[bytes] = set()
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,12 +267,18 @@ class AnswerStore:
     # ------------------------------------------------------------------ answers
 
     def get(self, key: bytes) -> Any | None:
-        """The answer with this key, as it was given to `settle`; None if there is none."""
+        """The answer with this key, as it was given to `settle`; None if there is none, or half."""
         with self._lock:
             row = self._connection.execute(
                 "SELECT answer FROM answers WHERE key = ?", (key,)
             ).fetchone()
-        return None if row is None else json.loads(zlib.decompress(row[0]))
+        if row is None:
+            return None
+        try:
+            return json.loads(zlib.decompress(row[0]))
+        except (zlib.error, ValueError, TypeError):
+            self.damaged.add(key)
+            return None
 
     def __len__(self) -> int:
         with self._lock:
@@ -329,9 +337,11 @@ class AnswerStore:
             self._add_spend(used - reserved)
             for key, answer in (answers or {}).items():
                 packed = zlib.compress(json.dumps(answer, separators=(",", ":")).encode())
+                clash = "REPLACE" if key in self.damaged else "IGNORE"
                 self._connection.execute(
-                    "INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, packed)
+                    f"INSERT OR {clash} INTO answers VALUES (?, ?)", (key, packed)
                 )
+                self.damaged.discard(key)
 
     # ------------------------------------------------------------------ probes
 

@@ -255,8 +255,16 @@ class Endpoint:
                 stored = None if fresh else store.get(key)
                 if stored is None:
                     wanted[key] = item
-                else:
+                    continue
+                try:
                     values[key] = item.read(stored)
+                except BadAnswerError:
+                    store.damaged.add(key)
+                    wanted[key] = item
+            if store.damaged and self.report is not None:
+                self.report(
+                    f"{len(store.damaged):,} answers in {store.path} are damaged: asked again"
+                )
             bundles = _bundled(wanted, bundle)
             if bundles:
                 values |= self._ask_all(path, bundles, store, keep=not fresh)
