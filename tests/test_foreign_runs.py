@@ -25,7 +25,7 @@ import pytest
 from workbench import figures, partition_test, query_test
 from workbench.lab.access import ACCESS_FORMS
 from workbench.lab.observations import LADDER, SOURCES
-from workbench.lab.training import order_seed
+from workbench.shufflers import lab_seed
 from workbench.studies.record import read_parquet, write_parquet
 from workbench.transcript import Transcript
 
@@ -70,7 +70,7 @@ class Numbers:
         self.seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         self.rng = np.random.default_rng(self.seed)
         self.orders = [
-            np.random.Generator(np.random.PCG64(order_seed(self.seed, k))).permutation(ROWS)
+            np.random.Generator(np.random.PCG64(lab_seed(self.seed, k))).permutation(ROWS)
             for k in range(3)
         ]
         self.easy = 0.5 * self.rng.standard_normal(ROWS)
@@ -102,7 +102,7 @@ def make_run(numbers: Numbers, folder: Path) -> None:
     about = numbers.about
     content = json.loads((RECORDED / "tiny.json").read_text())
     given = content["provenance"]
-    content["shuffle"]["seed"] = str(order_seed(numbers.seed, 0))
+    content["shuffle"]["seed"] = str(lab_seed(numbers.seed, 0))
     content["checkpoints"] = list(about.checkpoints)
     content["windows"] = [list(window) for window in about.windows]
     given["recipe"] |= {"seed": numbers.seed, "examples": ROWS}

@@ -6,10 +6,11 @@ from scipy import stats
 
 from workbench import InputError, Scores, ShuffleClaim, Transcript, query_test
 from workbench.independence import QueryCase
-from workbench.independence.known_order import redraws, regenerated
+from workbench.known_order import redraws, regenerated
 from workbench.lab import open_run
 from workbench.null import redrawn_null
 from workbench.shufflers import KnownShuffle, Shuffler
+from workbench.transcript import digest_fingerprint
 
 BITS = 20
 
@@ -108,7 +109,7 @@ def test_memory_is_found_with_fresh_seeds_too():
     place = known.places(known.seed)[0]
     transcript = Transcript.from_arrays(
         place,
-        shuffle=ShuffleClaim("published_shuffler", seed=918273, seed_bits=32, source="a loader"),
+        shuffle=ShuffleClaim("owner", seed=918273, source="a loader"),
     )
     easy = rng.normal(size=300)
     suspect, reference, placebo = (
@@ -122,8 +123,7 @@ def test_memory_is_found_with_fresh_seeds_too():
     assert found.pvalue == 0.001
     assert "999 fresh seeds of the shuffler 'olmo'" in found.summary()
     assert "by the owner's shuffler" in found.asymptotic_text
-    # p times 2^32 is also shown, and is nothing to boast of: the exact p has a floor
-    assert "corrected for it log10 of the exact p 0.0" in found.summary()
+    assert "had the seed been chosen, p would count times 2^32" in found.summary()
     best = query_test(
         transcript, suspect, [reference], "max(spearman, residual)", n_resamples=199, null=known
     )
@@ -156,19 +156,35 @@ def test_the_recorded_run_by_its_own_shuffler():
         redraws(part, other)
 
 
+def _digests(size):
+    return np.random.default_rng(68).integers(0, 256, (size, 16)).astype(np.uint8)
+
+
+DATA = digest_fingerprint(_digests(50))
+
+
 def _gate(known, claim=None):
     rng = np.random.default_rng(64)
     items = np.arange(known.size) if known.items is None else known.items
     place = known.places(known.seed)[0][items]
-    transcript = Transcript.from_arrays(place, shuffle=claim)
+    digests = _digests(known.size)[items]
+    transcript = Transcript.from_arrays(place, digests=digests, shuffle=claim)
     suspect = Scores.from_arrays(loglik=rng.normal(size=len(place)))
     found = query_test(transcript, suspect, n_resamples=19, null=known)
     return next(gate for gate in found.gates if gate.name == "known shuffler")
 
 
 def test_what_makes_fresh_seeds_exact_is_said():
-    public = ShuffleClaim("public_randomness", seed=918273)
-    assert _gate(KnownShuffle("numpy", 918273, 50), public).status == "verified"
+    for name, status in {"numpy": "verified", "olmo": "declared"}.items():
+        public = ShuffleClaim("public_randomness", shuffler=name, size=50, randomness="5f3a",
+                              beacon_round="round 7", data_sha256=DATA)  # fmt: skip
+        found = _gate(public.known(1), public)
+        assert found.status == status
+        assert ("neighbouring seeds share orders" in found.detail) == (name == "olmo")
+    items = np.arange(50)
+    given = _gate(KnownShuffle("numpy", public.known(1).seed, 50, items=items), public)
+    assert given.status == "declared"
+    assert "by numbers of one's own choice any order can be made again" in given.detail
     owner = _gate(KnownShuffle("numpy", 918273, 50, seed_drawn=True))
     assert owner.status == "declared"
     assert "is declared by the owner and not verified here" in owner.detail
@@ -179,9 +195,6 @@ def test_what_makes_fresh_seeds_exact_is_said():
         habitual = _gate(KnownShuffle("numpy", seed, 50, seed_drawn=True), public)
         assert habitual.status == "declared"
         assert "no draw from 2^32" in habitual.detail
-    neighbours = _gate(KnownShuffle("olmo", 918273, 50), public)
-    assert neighbours.status == "declared"
-    assert "neighbouring seeds share orders" in neighbours.detail
     cut = KnownShuffle("numpy", 918273, 50, divisor=8, drop_last=True, items=np.arange(40))
     assert "only 2^8 seeds" in _gate(KnownShuffle("numpy", 200, 50, seed_bits=8), public).detail
     assert "2 example(s) an epoch were cut off" in _gate(cut, public).detail

@@ -195,7 +195,7 @@ def test_a_seed_that_could_have_been_chosen_corrects_the_exact_p_where_it_is_alo
     )
     assert found.log10_pvalue is None
     assert found.gates[0].status == "declared"
-    assert "corrected for it log10 of the exact p 0.0: had the seed" in found.gates[0].detail
+    assert "which leaves no choice among 4.29e+09 orders" in found.verdict_reason
 
 
 def test_prompts_are_not_counted(data):

@@ -290,6 +290,8 @@ def _order_table(
     }
     if tested.units is not None:
         columns["unit"] = pa.array(tested.units, pa.int64())
+    if tested.shuffle.shuffler and (tested.units is None or tested.numbers is not tested.rows):
+        columns["example"] = pa.array(tested.numbers, pa.int64())
     if tested.row_digests is not None:
         columns["mark"] = fixed(tree.marks_of(numbers), MARK_BYTES)
     if design is not None and design.settings.filter is not None:
@@ -320,9 +322,11 @@ def _account(
     stamps: Sequence[Mapping[str, Any]],
     asked: Mapping[str, MarkedTranscript],
 ) -> dict[str, Any]:
+    size = tested.shuffle.size
     return {
         "format": ACCOUNT_FORMAT,
         "source": tested.source.rsplit("/", 1)[-1],
+        "data_fingerprint": None if size is None else tested.data_fingerprint(size),
         "blocks": tested.blocks,
         "exposure_groups": tested.exposure_groups,
         "exposures": None

@@ -105,6 +105,13 @@ class CommittedShuffle(Strict):
     seed_bits: int | None
     shuffler_settings: int
     source: str
+    shuffler: str
+    size: int | None
+    first_epoch: int
+    batch_size: int
+    data_sha256: str
+    randomness: str
+    beacon_round: str
 
 
 class CommittedModel(Strict):
@@ -588,6 +595,10 @@ class MarkedTranscript(Transcript):
         """The plain transcript, which knows its content."""
         assert self.plain is not None
         return self.plain
+
+    def data_fingerprint(self, size: int) -> str | None:
+        """That of the plain transcript."""
+        return self.content.data_fingerprint(size)
 
     @cached_property
     def row_digests(self) -> Digests | None:

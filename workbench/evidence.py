@@ -237,7 +237,8 @@ class Evidence:
     software : dict
         Versions.
     verdict : str
-        ``evidence``: valid, and the p-value is at most `alpha`. ``no evidence``: valid, and above
+        ``evidence``: valid, and the p-value, times the orders that could have been chosen
+        (`workbench.transcript.ShuffleClaim`), is at most `alpha`. ``no evidence``: valid, and above
         it. ``not valid``: a gate failed, or `alpha` cannot be reached. Set with gate 6 by
         `workbench.verdicts.conclude`.
     verdict_reason : str

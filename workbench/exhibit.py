@@ -108,8 +108,8 @@ _EXACT = {
 }
 _EXACT["partition"] = _EXACT["query"]
 _CLAIMS = {
-    "public_randomness": "the seed was drawn from public randomness, after the data's hash was out",
-    "published_shuffler": "the order was made by a published shuffler from a seed",
+    "public_randomness": "claimed to come from public randomness, after the data's hash was out",
+    "published_shuffler": "claimed to be a published shuffler's, from a seed",
     "owner": "declared by the owner to be random, and not verified here",
     "unknown": "not known",
     "natural": "none: a natural order",
@@ -470,6 +470,8 @@ def _order(test: Evidence) -> str:
         words += f" (seed {claim['seed']})"
     if claim.get("source"):
         words += f"; {printable(claim['source'], 200)}"
+    if any(gate.name == "random order" and gate.status == "verified" for gate in test.gates):
+        words += "; made again by the test"
     return words
 
 

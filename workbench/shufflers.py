@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 
-__all__ = ["HABITUAL_SEEDS", "SHUFFLERS", "KnownShuffle", "Shuffler"]
+__all__ = ["FEW_SEED_BITS", "HABITUAL_SEEDS", "SHUFFLERS", "KnownShuffle", "Shuffler", "lab_seed"]
 
 Ints = NDArray[np.int64]
 
 # Seeds that people reach for: a stranger may have shuffled with the same one.
 HABITUAL_SEEDS = frozenset({0, 1, 2, 3, 7, 10, 42, 100, 123, 1234, 12345, 1337, 2020, 2021, 2022,
                             2023, 2024, 2025, 2026, 6198, 3407})  # fmt: skip
+# A space of fewer seeds than these is a bound on the p-value that a reader will not expect.
+FEW_SEED_BITS = 20
+MOST_SEED_BITS = 512
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class Shuffler:
     order: Callable[[int, int, int], NDArray[Any] | Sequence[int]]
     seed_plus_epoch: bool = False
     seed_bits: int = 32
+
+    def public_seed(self, randomness: str, data_sha256: str) -> int:
+        """The seed that public randomness gives to a data set whose hash was out before it.
+
+        SHA-256 of both texts, one after the other, as a number modulo the seed space.
+
+        Examples
+        --------
+        >>> SHUFFLERS["numpy"].public_seed("5f3a", "9c1e")
+        1824176721
+        """
+        drawn = hashlib.sha256((randomness + data_sha256).encode()).digest()
+        return int.from_bytes(drawn, "big") % 2**self.seed_bits
 
     def places(self, size: int, seed: int, epoch: int) -> Ints:
         """Place in the order of each example 0 … size − 1.
@@ -105,6 +121,19 @@ def _lab(size: int, seed: int, epoch: int) -> NDArray[Any]:
     return np.argsort(np.random.Generator(np.random.PCG64(seed)).permutation(size))
 
 
+_LAB_ROOT, _LAB_STREAM = 20251019, 2
+
+
+def lab_seed(root: int, number: int) -> int:
+    """The seed of one of the lab's orders: 128 bits from the recipe's seed and a number."""
+    words = np.random.SeedSequence([root, _LAB_STREAM, number]).generate_state(4, np.uint32)
+    return int.from_bytes(words.tobytes(), "little")
+
+
+def _lab_number(size: int, seed: int, epoch: int) -> NDArray[Any]:
+    return _lab(size, lab_seed(_LAB_ROOT, seed), epoch)
+
+
 SHUFFLERS: dict[str, Shuffler] = {
     "olmo": Shuffler(
         "olmo",
@@ -118,6 +147,12 @@ SHUFFLERS: dict[str, Shuffler] = {
     "python": Shuffler("python", "Python's random.Random(seed).shuffle, once per epoch", _python),
     "lab": Shuffler(
         "lab", "NumPy's PCG64(seed), whose permutation gives the positions", _lab, seed_bits=128
+    ),
+    "lab number": Shuffler(
+        "lab number",
+        f"the lab's order of a number from 0 to 255, of recipes with the seed {_LAB_ROOT}",
+        _lab_number,
+        seed_bits=8,
     ),
 }
 
@@ -150,8 +185,9 @@ class KnownShuffle:
     settings : int
         Number of settings of the shuffler that could have been chosen.
     items : ndarray of int64, optional
-        Example of the data set behind each row of the transcript's source; the row's own number
-        if absent. Rows of one unit (a document that moved whole) share theirs.
+        Example of the data set behind each row of the transcript's source; if absent its column
+        `example`, or the row's own number. Rows of one unit (a document that moved whole) share
+        theirs.
     epoch_of_row : ndarray of int64, optional
         Epoch of each row of the transcript's source; needed for several epochs.
 
@@ -207,6 +243,11 @@ class KnownShuffle:
                 raise InputError(f"the {name} of the shuffle is {value}: it is at least {least}")
         if len(set(self.epochs)) < len(self.epochs) or min(self.epochs) < 0:
             raise InputError(f"epochs {list(self.epochs)}: give each once, counted from 0")
+        if self.bits > MOST_SEED_BITS:
+            raise InputError(
+                f"the seed_bits of the shuffle are {self.bits:,}: no seed has more than "
+                f"{MOST_SEED_BITS}"
+            )
         if self.seed >= 2**self.bits:
             raise InputError(
                 f"the seed {self.seed} is not among the 2^{self.bits} that it is said to be drawn "

@@ -6,6 +6,7 @@ model, and never sorts: row order is the file's. Scorers see examples only, neve
 
 import hashlib
 import html
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
@@ -25,6 +26,7 @@ from workbench.home import content_key
 from workbench.null import log10_normal_tail
 from workbench.order_checks import correlation_of_neighbours, split_unit
 from workbench.parquet import scan_options, write_parquet
+from workbench.shufflers import MOST_SEED_BITS, SHUFFLERS, KnownShuffle
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
     array_of,
@@ -64,6 +66,7 @@ POSITION_NAMES = ("position", "index")
 TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
 LABELS = ("block", "unit", "exposures")
 DIGEST_BYTES = 16
+MOST_SETTINGS = 10**9
 # Where a table's schema keeps what is known of its order (`OrderAccount`).
 ORDER_KEY = b"palimpsest order"
 
@@ -75,25 +78,46 @@ class ShuffleClaim:
     Attributes
     ----------
     kind : str
-        ``public_randomness``: the seed was drawn from public randomness after the data set's hash
-        was published. ``published_shuffler``: the order was regenerated from a published data set
-        by a named public shuffler and a seed of `seed_bits` bits. ``owner``: the owner says that
+        ``public_randomness``: the seed is `Shuffler.public_seed` of randomness that came out after
+        the data set's hash. ``published_shuffler``: a named shuffler made the order of a published
+        data set; the p-value counts times its seeds. Both are verified where the shuffler makes
+        this very order again (`workbench.known_order`). ``owner``: the owner says that
         it was shuffled at random. ``unknown`` and ``natural``: no claim of a random order; no
         verdict can rest on it. ``not_stated``: nobody has said yet; a test is not valid until
         somebody does.
     seed : int, optional
         The shuffle's seed, if known: flagged when it is a habitual one.
     seed_bits : int, optional
-        Bits of the seed space, for ``published_shuffler``: p is also shown times 2^bits.
+        Bits of the seed space, 1 to 512; a named shuffler's own count at least.
     shuffler_settings : int
         Number of settings of the shuffler that could have been chosen.
     source : str
         Where the claim can be checked.
+    shuffler : str
+        Name in `workbench.shufflers.SHUFFLERS`.
+    size : int, optional
+        Examples of the whole data set that was shuffled.
+    first_epoch : int
+        Of the shuffler; blocks are this epoch and those after it.
+    batch_size : int
+        Examples per training step where positions are steps.
+    data_sha256 : str
+        Of the data set: its rows' `Transcript.examples_fingerprint`; or where a column `example`
+        numbers the examples of several files, the digest of their list.
+    randomness, beacon_round : str
+        Of ``public_randomness``: what came out, as printed, and when or in which round of what.
 
     Raises
     ------
     InputError
-        Unknown kind, or ``published_shuffler`` without `seed_bits`.
+        Unknown kind or shuffler, settings out of range, or ``published_shuffler`` with neither
+        `shuffler` nor `seed_bits`.
+
+    Examples
+    --------
+    >>> claim = ShuffleClaim("published_shuffler", seed=77123, shuffler="olmo", size=6)
+    >>> claim.known(1).places(77123)[0], round(claim.log10_orders, 2)
+    (array([3, 5, 2, 4, 0, 1]), 9.63)
     """
 
     kind: ClaimKind = "not_stated"
@@ -101,6 +125,13 @@ class ShuffleClaim:
     seed_bits: int | None = None
     shuffler_settings: int = 1
     source: str = ""
+    shuffler: str = ""
+    size: int | None = None
+    first_epoch: int = 0
+    batch_size: int = 1
+    data_sha256: str = ""
+    randomness: str = ""
+    beacon_round: str = ""
 
     def __post_init__(self) -> None:
         kinds = get_args(ClaimKind)
@@ -108,24 +139,97 @@ class ShuffleClaim:
             raise InputError(
                 f"shuffle claim {self.kind!r} is unknown: use one of {', '.join(kinds)}"
             )
-        if self.kind == "published_shuffler" and not self.seed_bits:
+        if self.seed_bits is not None and not 1 <= self.seed_bits <= MOST_SEED_BITS:
             raise InputError(
-                "a published shuffler needs seed_bits, the size of the seed space: without it the "
-                "p-value cannot be corrected for a chosen seed"
+                f"the seed_bits of the shuffle are {self.seed_bits:,}: there are 1 to "
+                f"{MOST_SEED_BITS}"
+            )
+        if not 1 <= self.shuffler_settings <= MOST_SETTINGS:
+            raise InputError(
+                f"the shuffler has {self.shuffler_settings:,} settings: there are 1 to "
+                f"{MOST_SETTINGS:,}"
+            )
+        if self.shuffler:
+            self.known(1)
+        elif self.kind == "published_shuffler" and self.seed_bits is None:
+            raise InputError(
+                "a published shuffler needs its name (shuffler=) or seed_bits, the size of the "
+                "seed space: without them the p-value cannot be corrected for a chosen seed"
             )
 
+    def known(self, blocks: int) -> KnownShuffle:
+        """The shuffle that is claimed, of so many epochs; its seed is 0 where none is known.
+
+        Raises
+        ------
+        InputError
+            As for `KnownShuffle`.
+        """
+        seed, bits, rule = self.seed, self.seed_bits, SHUFFLERS.get(self.shuffler)
+        if rule is not None:
+            bits = max(rule.seed_bits, bits or 1)
+            if self.kind == "public_randomness":
+                seed = rule.public_seed(self.randomness, self.data_sha256)
+        return KnownShuffle(
+            self.shuffler,
+            seed or 0,
+            self.size or 0,
+            range(self.first_epoch, self.first_epoch + blocks),
+            self.batch_size,
+            seed_bits=bits,
+        )
+
+    @property
+    def log10_orders(self) -> float:
+        """log10 of the number of orders that its maker could have chosen from, as far as known.
+
+        Seeds, settings and epochs up to the first; without a choice of seed, by public randomness.
+        """
+        bits = 0
+        if self.kind == "published_shuffler":
+            bits = self.known(1).bits if self.shuffler else self.seed_bits or 0
+        others = self.shuffler_settings * (self.first_epoch + 1)
+        return float(bits * np.log10(2) + np.log10(others))
+
     @classmethod
-    def of(cls, given: "ShuffleClaim | str | None") -> "ShuffleClaim":
-        """A claim, or one of this kind; not stated for None.
+    def of(cls, given: "ShuffleClaim | str | None", **further: Any) -> "ShuffleClaim":
+        """A claim, one of this kind, or the one in a JSON file; not stated for None.
+
+        Parameters
+        ----------
+        given : ShuffleClaim, str or None
+            What ends in ``.json`` is a file with an object of the attributes.
+        further : object
+            Attributes besides; None for what is not known.
+
+        Raises
+        ------
+        InputError
+            As for the claim itself; a file that holds none.
 
         Examples
         --------
         >>> str(ShuffleClaim.of("owner")), str(ShuffleClaim.of(None))
         ('owner', 'not stated')
         """
+        known = {name: value for name, value in further.items() if value is not None}
         if isinstance(given, ShuffleClaim):
-            return given
-        return cls() if given is None else cls(cast(ClaimKind, given))
+            return replace(given, **known)
+        if given is None or not given.endswith(".json"):
+            return cls(cast(ClaimKind, given or "not_stated"), **known)
+        try:
+            written = Path(given).read_text(encoding="utf-8")
+            claim = TypeAdapter(cls).validate_json(written, strict=True)
+            wrong = json.loads(written).keys() - {f.name for f in fields(cls)}
+        except (OSError, ValueError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise InputError(
+                f"{given} is no shuffle claim ({why}): write a JSON object "
+                f"of {', '.join(f.name for f in fields(cls))}"
+            ) from error
+        if wrong:
+            raise InputError(f"{given}: a shuffle claim has no {min(wrong)}: correct the name")
+        return replace(claim, **known)
 
     def over(self, written: "ShuffleClaim | None") -> "ShuffleClaim":
         """The claim, completed from the one that the file of the examples holds.
@@ -147,24 +251,17 @@ class ShuffleClaim:
             for f in fields(self)
             if (value := getattr(self, f.name)) != getattr(default, f.name)
         }
-        if len({self.kind, written.kind} - {default.kind}) < 2:
-            return replace(written, **own)
-        said = f"the file says {written}" + (f" ({written.source})" if written.source else "")
-        seed = written.seed if self.seed is None else self.seed
-        return replace(self, seed=seed, source="; ".join(filter(None, (self.source, said))))
+        if len({self.kind, written.kind} - {default.kind}) == 2:
+            said = f"the file says {written}" + (f" ({written.source})" if written.source else "")
+            own["source"] = "; ".join(filter(None, (self.source, said)))
+        return replace(written, **own)
 
     def __str__(self) -> str:
         return self.kind.replace("_", " ")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
-            "kind": self.kind,
-            "seed": self.seed,
-            "seed_bits": self.seed_bits,
-            "shuffler_settings": self.shuffler_settings,
-            "source": self.source,
-        }
+        return asdict(self)
 
 
 # What rests on the caller's word, the less known way higher; in all others a known rule chose.
@@ -858,9 +955,13 @@ class Transcript:
             return None if self._digest_column is None else self._digest_column[self.rows]
         blobs: Iterator[bytes]
         if self.kind == "tokens":
-            blobs = (b"tokens\0" + row.astype("<u4").tobytes() for row in self.tokens())
+            blobs = (
+                b"tokens\0" + row.astype("<u4").tobytes()
+                for flat, offsets in self.token_chunks()
+                for row in np.split(flat, offsets[1:-1])[: len(offsets) - 1]
+            )
         else:
-            blobs = (b"text\0" + row.encode() for row in self.texts())
+            blobs = (b"text\0" + row.encode() for chunk in self.text_chunks() for row in chunk)
         joined = b"".join(hashlib.blake2b(b, digest_size=DIGEST_BYTES).digest() for b in blobs)
         return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
@@ -868,6 +969,29 @@ class Transcript:
     def examples_fingerprint(self) -> str | None:
         """SHA-256 over the examples' digests in row order; None if the content is unknown."""
         return None if self.row_digests is None else digest_fingerprint(self.row_digests)
+
+    @property
+    def numbers(self) -> Ints:
+        """Number of each row in the data set: its column `example`, or the row's own number.
+
+        Order readers write the column; what is in it is the file's, and a test makes the order
+        again from it.
+        """
+        values = self.column("example") if "example" in self.columns else None
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+            return values.astype(np.int64)
+        return self.rows
+
+    def data_fingerprint(self, size: int) -> str | None:
+        """`examples_fingerprint` of all rows of the source, of which these may be some.
+
+        None where the source does not hold the content of `size` examples by row number.
+        """
+        whole = self._digest_column if self.kind == "none" else self._data
+        if whole is None or self.numbers is not self.rows:
+            return None
+        total = whole.count_rows() if isinstance(whole, pads.Dataset) else len(whole)
+        return replace(self, rows=np.arange(total)).examples_fingerprint if total == size else None
 
     @cached_property
     def fingerprint(self) -> str:

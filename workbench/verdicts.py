@@ -25,6 +25,7 @@ from workbench.evidence import (
     Verdict,
 )
 from workbench.power import power_at, queries_needed
+from workbench.transcript import ShuffleClaim
 
 __all__ = ["conclude", "decisive_floor", "with_correction"]
 
@@ -37,6 +38,7 @@ _COUNTING = {
 }  # fmt: skip
 LARGEST_EFFECT = 0.999
 ALPHA, N_RESAMPLES = 1e-3, 9999  # as by default
+MOST_DRAWS = 10**9
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ _WORDS = {
 def conclude(evidence: Evidence) -> Evidence:
     """The evidence with its verdict, the reason, what was fixed beforehand, and the upper limit.
 
-    Where the test is one of many, the corrected p-value and its floor decide.
+    Where the test is one of many, or the order one of several that could have been chosen, the
+    corrected p-value and its floor decide.
 
     Parameters
     ----------
@@ -218,6 +221,10 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
     if correction is not None:
         said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
         pvalue = correction.pvalue
+    orders = _orders(evidence)
+    if orders > 1:
+        pvalue = min(1.0, pvalue * orders)
+        said += f", or {pvalue:.3g} for the {orders:.3g} orders to choose from,"
     level = alpha / _factor(evidence)
     failed = [gate for gate in gates if gate.status == "failed"]
     if failed:
@@ -226,8 +233,13 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
     if smallest > level * (1 + 1e-9):
         return NOT_VALID, (
             f"this many {words.draws} cannot give a p-value below "
-            f"{min(1.0, smallest * alpha / level):.3g}, and alpha is {alpha:g}: use at least "
-            f"{enough:,} {words.draws}"
+            f"{min(1.0, smallest * alpha / level):.3g}, and alpha is {alpha:g}: "
+            + (
+                f"use at least {enough:,} {words.draws}"
+                if enough <= MOST_DRAWS
+                else "test pairs or windows, or shuffle by public randomness, which leaves no "
+                f"choice among {orders:.3g} orders"
+            )
         )
     if pvalue <= alpha * (1 + 1e-9):
         declared = sum(gate.status == "declared" for gate in gates)
@@ -244,9 +256,17 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
 def _factor(evidence: Evidence) -> float:
     """How many times smaller a p-value must be because the test is one of many."""
     correction, floor = evidence.correction, decisive_floor(evidence)
+    orders = _orders(evidence)
     if correction is None:
+        return orders
+    return orders * (correction.floor / floor if floor else correction.pvalue / evidence.pvalue)
+
+
+def _orders(evidence: Evidence) -> float:
+    """Orders that the owner could have chosen from: the p-value counts times that."""
+    if evidence.test == "reshuffle":  # of siblings, each a training run: no order is compared
         return 1.0
-    return correction.floor / floor if floor else correction.pvalue / evidence.pvalue
+    return float(10 ** ShuffleClaim(**evidence.transcript["shuffle"]).log10_orders)
 
 
 def _reach(evidence: Evidence, level: float) -> tuple[float, int]:

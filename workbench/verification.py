@@ -181,6 +181,7 @@ class Account(Strict):
 
     format: Literal["palimpsest account 1"]
     source: str
+    data_fingerprint: Sha256 | None
     blocks: Annotated[int, Field(ge=1, lt=2**40)]
     exposure_groups: Annotated[int, Field(ge=1, lt=2**40)]
     exposures: tuple[tuple[Signed, Signed], ...] | None
@@ -350,6 +351,17 @@ class ClaimedTranscript(Transcript):
 
     claims: Mapping[str, ContentAccount] = field(default_factory=dict, repr=False)
     counts: Mapping[int, int] | None = field(default=None, repr=False)
+    example: Ints | None = field(default=None, repr=False)
+    data: str | None = field(default=None, repr=False)
+
+    @property
+    def numbers(self) -> Ints:
+        """As claimed."""
+        return self.rows if self.example is None else self.example[self.rows]
+
+    def data_fingerprint(self, size: int) -> str | None:
+        """As claimed."""
+        return self.data
 
     @property
     def claim(self) -> ContentAccount:
@@ -394,7 +406,9 @@ class ClaimedTranscript(Transcript):
         """The same of some rows."""
         part = super().drawn(rows, how, seed)
         own = {f.name: getattr(part, f.name) for f in fields(Transcript)}
-        return ClaimedTranscript(**own, claims=self.claims, counts=self.counts)
+        return ClaimedTranscript(
+            **own, claims=self.claims, counts=self.counts, example=self.example, data=self.data
+        )
 
 
 @dataclass(frozen=True)
@@ -1484,7 +1498,7 @@ def _read_order(
     selection: Selection | None,
 ) -> tuple[Ints, ClaimedTranscript, bytes, bytes, NDArray[np.bool_] | None]:
     n = commitment.design.n
-    optional = {"unit": pa.int64(), "mark": pa.binary(MARK_BYTES)}
+    optional = {"unit": pa.int64(), "example": pa.int64(), "mark": pa.binary(MARK_BYTES)}
     filtered = False
     if commitment.test == "pairs":
         n = commitment.transcript.rows
@@ -1531,6 +1545,12 @@ def _read_order(
         selection,
         claims={claim.rows_sha256: claim for claim in account.content},
         counts=None if account.exposures is None else dict(account.exposures),
+        example=(
+            table.column("example").to_numpy().astype(np.int64)
+            if "example" in table.column_names
+            else None
+        ),
+        data=account.data_fingerprint,
     )
     kept = None
     if filtered:

@@ -222,7 +222,7 @@ def gather(
 def _claim(kind: str | None, seed: int | None, seed_bits: int | None) -> ShuffleClaim | None:
     if (kind, seed, seed_bits) == (None, None, None):
         return None
-    return ShuffleClaim(cast(Any, kind or "not_stated"), seed=seed, seed_bits=seed_bits)
+    return ShuffleClaim.of(kind, seed=seed, seed_bits=seed_bits)
 
 
 def _check_workers(cluster: str | None, workers: int | None) -> None:

@@ -217,7 +217,8 @@ ShuffleOption = Annotated[
     order_option(
         "--shuffle",
         help="How the order came about: owner (says that it was shuffled at random), "
-        "public_randomness, published_shuffler, unknown, natural (default: what the file says).",
+        "public_randomness, published_shuffler, unknown, natural, or a claim in a .json file "
+        "(default: what the file says).",
     ),
 ]
 ShuffleSeedOption = Annotated[

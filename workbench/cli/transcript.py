@@ -1,7 +1,7 @@
 """``palimpsest transcript``: training orders as their owners have them."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ ClaimOption = Annotated[
     order_option(
         "--shuffle",
         help="How the order came about: owner, public_randomness, published_shuffler, unknown, "
-        "natural (default: what the format tells).",
+        "natural, or a claim in a .json file (default: what the format tells).",
     ),
 ]
 # Correlations that runs of the lab and published suites show, from weak to strong.
@@ -101,7 +101,7 @@ def _open(
     if batch_size is not None:
         options["batch_size"] = batch_size
     if shuffle is not None:
-        options["claim"] = ShuffleClaim(cast(Any, shuffle), seed=shuffle_seed, seed_bits=seed_bits)
+        options["claim"] = ShuffleClaim.of(shuffle, seed=shuffle_seed, seed_bits=seed_bits)
     elif (shuffle_seed, seed_bits) != (None, None):
         raise InputError("--shuffle-seed and --seed-bits belong to a claim: add --shuffle")
     order = open_order(path, format, **options)

@@ -164,7 +164,7 @@ def pair_test(
     correlation = compared.correlation
     check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
     gates = order_gates(
-        transcript, design, examples, suspect, references, log10, alpha, placebo_nulls, placebos
+        transcript, design, examples, suspect, references, placebo_nulls, placebos
     )
     gates.append(gate_references(check, len(placebos), alternative, pvalue <= alpha))
     limit = upper95(correlation, compared.correlation_sd, alternative)
@@ -301,8 +301,6 @@ def order_gates(
     examples: Transcript,
     suspect: Scores,
     references: Sequence[Scores],
-    log10: float,
-    alpha: float,
     placebo_nulls: Sequence[NullDistribution] = (),
     placebos: Sequence[Scores] = (),
 ) -> list[Gate]:
@@ -311,7 +309,7 @@ def order_gates(
     scores = [suspect, *references]
     further = score_checks(examples, references)
     return [
-        gate_shuffle(transcript, log10, placebo_nulls, labels, alpha=alpha, further=further),
+        gate_shuffle(transcript, placebo_nulls, labels, further=further),
         gate_repeats(design.examples),  # of one block: what the others did does not matter
         *row_gates(transcript, examples, [one.loglik_mean for one in scores]),
         gate_measurement(scores),

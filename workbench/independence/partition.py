@@ -171,7 +171,7 @@ def partition_test(
     text = _text_of(found[0])
     said = [*rows_on_word(transcript), *documents_on_word(text)]
     gates = [
-        gate_shuffle(transcript, log10, placebo_nulls, labels, pvalue, alpha),
+        gate_shuffle(transcript, placebo_nulls, labels),
         gate_repeats(transcript),
         gate_references(None, len(labels), alternative, pvalue <= alpha),
         *row_gates(transcript, transcript, [contrast] if statistic == "count" else []),

@@ -28,10 +28,10 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.independence.choices import Choices
-from workbench.independence.known_order import redraws
 from workbench.independence.references import check_references, enough_resamples
 from workbench.independence.rows import row_gates, score_checks
 from workbench.independence.sample import Gatherer, contrasts_of, weighted_designs
+from workbench.known_order import redraws
 from workbench.null import (
     Alternative,
     MaximumNull,
@@ -232,11 +232,8 @@ def query_test(
     gates = [
         gate_shuffle(
             transcript,
-            log10,
             [found.distribution for found in others],
             [placebo.label for placebo in placebos],
-            pvalue,
-            alpha,
             regenerated=known is not None,
             further=order_checks,
         ),
@@ -250,7 +247,7 @@ def query_test(
         missing = known.size * len(known.epochs) - design.n_units
         normal = len(designs) == 1 and is_approximable(design, contrast)
         tail = log10_normal_tail(own.z, alternative) if normal else None
-        gates.append(gate_known_shuffle(known, transcript.shuffle, missing, tail))
+        gates.append(gate_known_shuffle(known, transcript, missing, tail))
     reached = pvalue <= alpha
     gates.append(gate_references(references_check, len(placebos), alternative, reached))
     # The null's mean is 0 but for weights of position where units differ in size.

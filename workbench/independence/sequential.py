@@ -220,15 +220,7 @@ class SequentialTest:
             references,
             np.random.SeedSequence([self._seed, 0x5E9]),
         )
-        gates = order_gates(
-            design.transcript,
-            design,
-            examples,
-            suspect,
-            references,
-            step.log10_pvalue,
-            self.alpha,
-        )
+        gates = order_gates(design.transcript, design, examples, suspect, references)
         reached = step.log10_pvalue <= np.log10(self.alpha)
         gates.append(gate_references(check, 0, self._wealth.alternative, reached))
         gates.sort(key=lambda gate: gate.number)

@@ -25,6 +25,7 @@ from workbench.home import atomic_write, home, recorded
 from workbench.lab.recipes import RECIPES, Recipe, recipe
 from workbench.parquet import write_parquet
 from workbench.scores import ScorerIdentity, Scores
+from workbench.shufflers import lab_seed
 from workbench.transcript import DIGEST_BYTES, ShuffleClaim, Transcript
 
 if TYPE_CHECKING:
@@ -144,9 +145,7 @@ class Run:
             )
         if name == "alice":
             return self.transcript
-        from workbench.lab.training import order_seed
-
-        seed = order_seed(int(self.provenance["recipe"]["seed"]), ORDERS[name])
+        seed = lab_seed(int(self.provenance["recipe"]["seed"]), ORDERS[name])
         positions = np.random.Generator(np.random.PCG64(seed)).permutation(self.transcript.n)
         return replace(
             self.transcript,

@@ -34,6 +34,7 @@ from workbench.errors import InputError, optional_libraries
 from workbench.home import atomic_write, content_key, home
 from workbench.lab.corpus import Corpus, _child_environment
 from workbench.lab.recipes import Recipe
+from workbench.shufflers import lab_seed
 from workbench.transcript import ShuffleClaim, Transcript
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 FORMAT = 1
 SAVE_EVERY_SECONDS = 15.0
 INTERRUPTED = 130
-_SPLIT_STREAM, _ORDER_STREAM, _INIT_STREAM, _TAIL_STREAM = 1, 2, 3, 4
+_SPLIT_STREAM, _INIT_STREAM, _TAIL_STREAM = 1, 3, 4  # 2 is that of the orders
 # Left out of the key unless set, so that a plain run keeps the key it always had.
 _BRANCH = {"source": None, "checkpoint": None, "first_step": 0, "last_step": None, "tail_order": 0}
 _UNSET: dict[str, Any] = {**_BRANCH, "earlier": ()}
@@ -266,14 +267,7 @@ def training_rows(job: TrainingJob, n_corpus: int) -> NDArray[np.int64]:
 
 def shuffle_seed(job: TrainingJob) -> int:
     """The seed of the job's order: 128 bits drawn from the recipe's root and the order's number."""
-    return order_seed(int(job.recipe["seed"]), job.order)
-
-
-def order_seed(root: int, order: int) -> int:
-    """The seed of a run's order, from the recipe's seed and the order's number."""
-    entropy = [root, _ORDER_STREAM, order]
-    words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
-    return int.from_bytes(words.tobytes(), "little")
+    return lab_seed(int(job.recipe["seed"]), job.order)
 
 
 def tail_seed(job: TrainingJob) -> int | None:

@@ -5,8 +5,11 @@ stream that was shuffled through a buffer is refused: its examples move by littl
 the unit.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from workbench.errors import InputError
 from workbench.shufflers import SHUFFLERS
 from workbench.tables import open_table
 from workbench.transcript import ShuffleClaim
+from workbench.transcripts.joined import list_sha256
 from workbench.transcripts.order import TrainingOrder
 from workbench.transcripts.table import TableExamples
 
@@ -75,13 +79,19 @@ def open_huggingface(
     # The rule of datasets is that of NumPy's default generator, begun anew by every call.
     orders = [np.asarray(SHUFFLERS["numpy"].order(examples.n, each, 0)) for each in seeds]
     starts = tuple(examples.n * number for number in range(len(seeds)))
+    plain = len(seeds) == 1 and seeds[0] < 2 ** SHUFFLERS["numpy"].seed_bits
+    rule: dict[str, Any] = {}
+    if plain:  # several seeds are no rule of one
+        rule = {"shuffler": "numpy", "size": examples.n, "batch_size": batch_size}
     return TrainingOrder(
         source=str(path),
         format="huggingface",
         examples=examples,
         order=np.concatenate(orders) if len(orders) > 1 else orders[0],
         total=examples.n * len(seeds),
-        claim=claim or ShuffleClaim("owner", seed=seeds[0]),
+        claim=replace(
+            claim or ShuffleClaim("owner"), **rule, seed=seeds[0], data_sha256=_listed(path, split)
+        ),
         unit="the row of the data set",
         block="the epoch",
         packing="rows as saved",
@@ -89,3 +99,10 @@ def open_huggingface(
         block_starts=starts,
         notes=("the order is made again from the seed; it is not checked against the run",),
     )
+
+
+def _listed(path: Path, split: str) -> str:
+    """Digest of the list of data files."""
+    folder = path if (path / "state.json").is_file() else path / split
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return list_sha256([folder / file["filename"] for file in state["_data_files"]])

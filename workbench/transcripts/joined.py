@@ -3,6 +3,8 @@
 Knows bytes and offsets; does not know tokens or what the files mean.
 """
 
+import hashlib
+import json
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +15,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from workbench.errors import InputError
 
-__all__ = ["JoinedFiles", "map_array"]
+__all__ = ["JoinedFiles", "list_sha256", "map_array"]
 
 NPY_MAGIC = b"\x93NUMPY"
+
+
+def list_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of a list of files, by names and sizes, in order.
+
+    Who lists them otherwise numbers the examples otherwise, and could choose the order by that.
+    """
+    listed = [[path.name, path.stat().st_size] for path in paths]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 class JoinedFiles:

@@ -6,7 +6,7 @@ the columns' bytes. Python objects (encoding ``pkl``) are never read.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.tables import find_column
 from workbench.transcript import TOKEN_NAMES, ShuffleClaim
-from workbench.transcripts.joined import JoinedFiles, map_array
+from workbench.transcripts.joined import JoinedFiles, list_sha256, map_array
 from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_mds"]
@@ -80,7 +80,10 @@ def open_mds(
         examples=samples,
         order=recorded,
         total=samples.n if recorded is None else len(recorded),
-        claim=claim or ShuffleClaim("unknown" if recorded is None else "owner"),
+        claim=replace(
+            claim or ShuffleClaim("unknown" if recorded is None else "owner"),
+            data_sha256=list_sha256([folder / shard["raw_data"]["basename"] for shard in shards]),
+        ),
         unit="the sample",
         block="the whole order",
         packing="samples as written",

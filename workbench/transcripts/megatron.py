@@ -11,7 +11,7 @@ here without merging them on disk.
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.transcript import ShuffleClaim
-from workbench.transcripts.joined import JoinedFiles, map_array
+from workbench.transcripts.joined import JoinedFiles, list_sha256, map_array
 from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_megatron"]
@@ -92,6 +92,7 @@ def open_megatron(
     table = _read_index(idx)
     files = JoinedFiles(_shards(idx, shards))
     table.check(files)
+    claimed = replace(claim or ShuffleClaim(), data_sha256=list_sha256(files.paths))
     shuffle = _shuffle_file(idx, index)
     if shuffle is None:
         length = int(table.sizes[0])
@@ -107,7 +108,7 @@ def open_megatron(
             examples=_Sequences(idx, table, files, length if same else None),
             order=None,
             total=len(table.sizes),
-            claim=claim or ShuffleClaim(),
+            claim=claimed,
             unit="the stored sequence",
             block="the whole order",
             packing=f"rows of {length:,} tokens as stored" if same else "sequences as stored",
@@ -119,7 +120,7 @@ def open_megatron(
                 "1.5 of them): sequences that come again are duplicates at later places",
             ),
         )
-    return _shuffled(path, idx, table, files, shuffle, batch_size, claim)
+    return _shuffled(path, idx, table, files, shuffle, batch_size, claimed)
 
 
 # ---------------------------------------------------------------------- the index
@@ -326,7 +327,7 @@ def _shuffled(
     files: JoinedFiles,
     shuffle_path: Path,
     batch_size: int,
-    claim: ShuffleClaim | None,
+    claim: ShuffleClaim,
 ) -> TrainingOrder:
     names = next(names for names in INDEX_NAMES if shuffle_path.name.endswith(names[2]))
     stem = shuffle_path.name.removesuffix(names[2])
@@ -386,7 +387,7 @@ def _shuffled(
         examples=examples,
         order=shuffle,
         total=len(shuffle),
-        claim=claim or ShuffleClaim(),
+        claim=claim,
         unit="the packed sample",
         block="the loader's shuffle" if epochs > 1 else "the epoch",
         packing=(

@@ -14,7 +14,7 @@ header), or the loader's rule, NumPy's PCG64(seed + epoch):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from workbench.errors import InputError
 from workbench.shufflers import SHUFFLERS
 from workbench.transcript import ShuffleClaim
-from workbench.transcripts.joined import NPY_MAGIC, JoinedFiles, map_array
+from workbench.transcripts.joined import NPY_MAGIC, JoinedFiles, list_sha256, map_array
 from workbench.transcripts.order import TrainingOrder, check_numbers
 
 __all__ = ["open_olmo"]
@@ -151,6 +151,7 @@ def open_olmo(
             "seed"
         )
     starts: tuple[int, ...] = (0,)
+    rule: dict[str, Any] = {} if seed is None else {"seed": seed}
     if found is not None:
         order = map_array(found, "<u4")
         # Chunks first: by another target length there are another number of instances.
@@ -182,6 +183,13 @@ def open_olmo(
         order = np.concatenate(parts) if len(parts) > 1 else parts[0]
         starts = tuple(np.cumsum([0, *(len(part) for part in parts[:-1])]).tolist())
         block = "the epoch"
+        # Of chunks, filled up batches and steps that reach over two epochs no test is told the
+        # rule, so that to it the order stays the owner's word.
+        plain = chunk == 1 and len(parts[0]) <= n and seed < 2 ** SHUFFLERS["olmo"].seed_bits
+        whole = len(parts) == 1 or not any(start % batch_size for start in starts)
+        if plain and whole and chosen == tuple(range(chosen[0], chosen[0] + len(chosen))):
+            rule |= {"shuffler": "olmo", "size": n, "first_epoch": chosen[0]}
+            rule |= {"batch_size": batch_size}
     else:
         raise InputError(
             f"{path} has no global_indices.npy: name it with indices=, or give the loader's seed="
@@ -204,7 +212,7 @@ def open_olmo(
         examples=instances,
         order=order,
         total=len(order),
-        claim=claim or ShuffleClaim("owner", seed=seed),
+        claim=replace(claim or ShuffleClaim("owner"), **rule, data_sha256=list_sha256(paths)),
         unit="the instance (packed chunk)"
         if chunk == 1
         else f"the chunk of {chunk:,} neighbouring instances",
