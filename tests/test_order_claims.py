@@ -116,15 +116,29 @@ def test_the_corrected_p_decides_where_the_seed_could_have_been_chosen():
         assert (found.pvalue * 2**32 <= 1e-3) == (verdict == "evidence")
         if memory == 0.5:
             assert found.pvalue <= 1e-3  # evidence, had nobody been able to choose
-    found = _tested(transcript)
-    assert found.verdict == "not valid"
-    assert "or shuffle by public randomness" in found.verdict_reason
+
+
+def test_below_the_floor_of_permutations_a_proven_p_pays_for_the_seeds():
+    """Row 5: 32 bits, and what permutations and coins can prove against them."""
+    transcript = _made(PUBLISHED)
+    for memory, verdict in {1.0: "evidence", 0.5: "no evidence"}.items():
+        found = _tested(transcript, memory)
+        assert (found.verdict, found.pvalue) == (verdict, 1e-4)
+        assert "for the 4.29e+09 orders to choose from" in found.verdict_reason
+        worth = found.details["proven"]["log10_pvalue"] + 32 * np.log10(2)
+        assert (worth <= -3) == (verdict == "evidence")
+        assert found.details["proven"]["coins"] == N // 2
+    few = query_test(
+        transcript.drawn(np.arange(12), None), Scores.from_arrays(loglik=transcript.positions[:12])
+    )
+    assert few.verdict == "not valid"
+    assert "or shuffle by public randomness" in few.verdict_reason
 
 
 def test_bits_come_from_the_shuffler():
     """Row 4: one bit, declared for a shuffler of thirty-two."""
-    few = _tested(_made(replace(PUBLISHED, seed_bits=1)))
-    assert few.verdict == "not valid"
+    few = _tested(_made(replace(PUBLISHED, seed_bits=1)), 0.5)
+    assert few.verdict == "no evidence"
     assert "times the 4.29e+09 orders" in few.gates[0].detail
     more = replace(PUBLISHED, seed_bits=40, shuffler_settings=10)
     assert 10**more.log10_orders == pytest.approx(10 * 2**40)

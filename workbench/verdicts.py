@@ -14,6 +14,7 @@ from typing import Any
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+from workbench.coins import ORBITS
 from workbench.errors import InputError
 from workbench.evidence import (
     EVIDENCE,
@@ -221,6 +222,9 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
     if correction is not None:
         said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
         pvalue = correction.pvalue
+    elif "proven" in evidence.details:
+        pvalue = 10 ** max(evidence.details["proven"]["log10_pvalue"], -300.0)  # never 0
+        said += "" if pvalue >= evidence.pvalue else f" (proven {pvalue:.3g})"
     orders = _orders(evidence)
     if orders > 1:
         pvalue = min(1.0, pvalue * orders)
@@ -283,7 +287,11 @@ def _reach(evidence: Evidence, level: float) -> tuple[float, int]:
         pairs = details["certified" if kind == "pairs" else "anytime"]["pairs"]
         pairs += details["anytime"]["pairs_left"] if kind == "sequential" else 0
         return 0.5**pairs, math.ceil(-math.log2(level) - 1e-9)
-    return evidence.pvalue_floor, math.ceil(1 / level - 1e-9) - 1
+    floor = evidence.pvalue_floor
+    if "proven" in details and evidence.correction is None:
+        coins = details["proven"]["coins"]
+        floor = 0.0 if coins is None else min(floor, 0.5**coins / (ORBITS + 1))
+    return floor, math.ceil(1 / level - 1e-9) - 1
 
 
 # ---------------------------------------------------------------- what a large p leaves open

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from workbench.coins import joined, proven
 from workbench.errors import InputError
 from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
@@ -35,6 +36,7 @@ from workbench.known_order import redraws
 from workbench.null import (
     Alternative,
     MaximumNull,
+    NullDistribution,
     best_of,
     is_approximable,
     log10_normal_tail,
@@ -250,6 +252,8 @@ def query_test(
         gates.append(gate_known_shuffle(known, transcript, missing, tail))
     reached = pvalue <= alpha
     gates.append(gate_references(references_check, len(placebos), alternative, reached))
+    # Only where a seed that could have been chosen asks for p-values below the floor.
+    below = transcript.shuffle.log10_orders > 0 and known is None and len(designs) == 1
     # The null's mean is 0 but for weights of position where units differ in size.
     limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
     gates.sort(key=lambda gate: gate.number)
@@ -287,6 +291,7 @@ def query_test(
             **(_details(transcript, correlation, alternative) if choices.plain else {}),
             **choices.account(contrasted, design),
             **_account_of(known, n_resamples),
+            **(_proven_account(design, contrast, distribution, alternative) if below else {}),
         },
         software=software(),
         distribution=distribution,
@@ -393,6 +398,15 @@ def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
             "orders were drawn by the owner's shuffler; the exact p-value stands alone"
         ),
     }
+
+
+def _proven_account(
+    design: RankDesign, contrast: Floats, null: NullDistribution, alternative: Alternative
+) -> dict[str, Any]:
+    """The p-value below the floor of permutations, proven by fair coins."""
+    found = proven(design, contrast, alternative)
+    log10 = joined(null.pvalue(alternative), null.floor, found.log10_pvalue)
+    return {"proven": {"log10_pvalue": log10, "coins": found.coins}}
 
 
 def _details(
