@@ -146,8 +146,9 @@ def test_bits_come_from_the_shuffler():
     bare = replace(_made(PUBLIC), shuffle=ShuffleClaim("published_shuffler", seed_bits=1))
     found = _tested(bare)
     assert found.gates[0].status == "declared"
-    assert found.verdict_reason.endswith(
+    assert (
         "evidence, if a published shuffler made the order as its owner declares (not verified here)"
+        in found.verdict_reason
     )
 
 
@@ -271,7 +272,8 @@ def test_the_labs_orders_are_made_again_by_their_numbers():
         suspect, reference = (run.scores(each).take(rows) for each in (name, "reference-other"))
         found = query_test(known.drawn(rows, None), suspect, [reference], alpha=0.05)
         assert found.verdict == verdict
-        assert [found.gates[0].status, found.gates[3].status] == ["verified", "verified"]
+        status = {gate.name: gate.status for gate in found.gates}
+        assert status["random order"] == status["seeds"] == "verified"
         assert "for the 256 orders to choose from" in found.verdict_reason
 
 
