@@ -298,9 +298,8 @@ def test_a_bundle_makes_the_order_again(tmp_path, units):
 
 
 def test_a_reshuffle_test_has_no_order_to_make_again():
-    found = reshuffle_test(
-        -2.0, [-2.2, -2.3, -2.25, -2.1], procedure="simulated", alpha=0.2, shuffle=PUBLISHED
-    )
+    siblings = np.linspace(-2.3, -2.1, 19).tolist()
+    found = reshuffle_test(-2.0, siblings, procedure="simulated", alpha=0.05, shuffle=PUBLISHED)
     assert found.gates[0].status == "declared"
     assert found.verdict == "evidence"
     assert "made the order as its owner declares (not verified here)" in found.verdict_reason
