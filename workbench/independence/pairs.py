@@ -163,9 +163,7 @@ def pair_test(
     asymptotic = null.log10_asymptotic(alternative)
     correlation = compared.correlation
     check = check_pair_references(gatherer, design, None, contrasted, references, streams[1])
-    gates = order_gates(
-        transcript, design, examples, suspect, references, placebo_nulls, placebos
-    )
+    gates = order_gates(transcript, design, examples, suspect, references, placebo_nulls, placebos)
     gates.append(gate_references(check, len(placebos), alternative, pvalue <= alpha))
     limit = upper95(correlation, compared.correlation_sd, alternative)
     gates.sort(key=lambda gate: gate.number)
