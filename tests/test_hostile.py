@@ -444,7 +444,6 @@ def query(table, *more):
     ]
 
 
-@still_fails("S4")
 @pytest.mark.parametrize("bits", [-4, 513, 99_999_999])
 def test_s4_bits_of_no_seed_are_refused(bits, table):
     assert "bits" in said(*query(table, "--shuffle", "published_shuffler", "--seed-bits", bits))
