@@ -28,6 +28,7 @@ from torch.utils.data import (  # noqa: E402
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     WeightedRandomSampler,
 )
 
@@ -150,6 +151,24 @@ def distributed(shuffle: bool) -> DataLoader:
 )
 def test_only_a_loader_that_is_known_to_shuffle_is_said_to(tmp_path, kind, seed, loaders):
     assert claims_of(tmp_path, *loaders()) == (kind, seed)
+
+
+def test_a_sampler_of_another_library_is_not_known_to_shuffle_all(tmp_path):
+    class Backwards(RandomSampler):
+        def __iter__(self):
+            return iter(range(len(self.data_source) - 1, -1, -1))
+
+    data = Tokens()
+    samplers = [Backwards(data)]
+    if find_spec("transformers"):
+        from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
+
+        samplers.append(
+            DistributedLengthGroupedSampler(4, data, 1, 0, lengths=list(range(len(data))))
+        )
+    for number, sampler in enumerate(samplers):
+        loader = DataLoader(data, batch_size=4, sampler=sampler)
+        assert claims_of(tmp_path / str(number), loader)[0] == "unknown"
 
 
 @pytest.mark.parametrize("buffer", [None, 8])

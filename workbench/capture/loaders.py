@@ -122,13 +122,13 @@ def claim_of(loader: Any) -> ShuffleClaim:
         return ShuffleClaim("unknown", source="captured: a stream, whose order no loader shows")
     sampler = sampler_of(loader)
     source = f"captured: {type(sampler).__name__}"
-    random = isinstance(sampler, RandomSampler | SubsetRandomSampler)
-    if isinstance(sampler, DistributedSampler):
-        random = sampler.shuffle
-    if random:
-        return ShuffleClaim("owner", seed=seed_of(loader), source=source)
-    if isinstance(sampler, SequentialSampler | DistributedSampler):
-        return ShuffleClaim("natural", source=f"{source}, which does not shuffle")
+    # A sampler of one's own, or of another library, may draw in any way, whatever it derives from.
+    if type(sampler).__module__.split(".")[0] in ("torch", "accelerate"):
+        spread = isinstance(sampler, DistributedSampler)
+        if sampler.shuffle if spread else isinstance(sampler, RandomSampler | SubsetRandomSampler):
+            return ShuffleClaim("owner", seed=seed_of(loader), source=source)
+        if spread or isinstance(sampler, SequentialSampler):
+            return ShuffleClaim("natural", source=f"{source}, which does not shuffle")
     return ShuffleClaim("unknown", source=f"{source}, which is not known to shuffle all examples")
 
 
