@@ -500,7 +500,7 @@ def test_a_reference_that_knows_the_order_is_not_valid():
     transcript, suspect, _ = remembering(rng)
     _, other, _ = remembering(rng, memory=0.0)
     knows = scores_of(suspect.loglik_mean + 0.1 * rng.normal(size=transcript.n), "sibling")
-    design = design_queries(transcript, 400, "midlate-vs-early")  # where this memory lies
+    design = design_queries(transcript, 800, "midlate-vs-early")  # where this memory lies
     found = pair_test(transcript, scores_of(other.loglik_mean), [knows], design)
     assert found.verdict == "not valid"
     assert "references" in found.verdict_reason

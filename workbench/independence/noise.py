@@ -141,7 +141,7 @@ def noise_floor(
     *,
     alternative: Alternative = "greater",
     repeats: int = 99,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> NoiseFloor:
     """How far z and log10 p would move if all examples were scored another way.
@@ -169,7 +169,7 @@ def noise_floor(
     alternative : {"greater", "less", "two-sided"}
     repeats : int
         Draws of noise per setting.
-    seed : int
+    seed : int, optional
         Of the test, for its folds; the noise is drawn from a stream of its own.
     progress : callable, optional
         Called with 1 after each draw.
@@ -215,6 +215,7 @@ def noise_floor(
         values = query_contrast(scores, references, statistic, transcript, seed)
         return _z(design, values)
 
+    seed = transcript.derived_seed if seed is None else seed
     base, allowed = z_of(suspect)
     streams = np.random.SeedSequence([seed, 0x4015E]).spawn(len(rescored))
     settings = []
