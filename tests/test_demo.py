@@ -58,7 +58,7 @@ def test_demo_takes_a_theme_on_the_command_line(
         poll = wait
 
     monkeypatch.setitem(sys.modules, "voila", object())
-    monkeypatch.setattr(demo.subprocess, "Popen", Ended)
+    monkeypatch.setattr(demo.lifeline.subprocess, "Popen", Ended)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     done = CliRunner().invoke(app, ["demo", "--no-browser", "--theme", theme])
     assert done.exit_code == 0, done.output

@@ -17,6 +17,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench import Scores, Transcript, query_test
@@ -185,7 +186,10 @@ def test_run_overrides_drops_panels_and_runs_in_the_output_folder(tmp_path: Path
             "cell [2]: no run: make one",
         ),
         ("import time; time.sleep(60)", "cell [2]: it took longer than 5 s"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "cell [2]: the kernel died"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "cell [2]: the kernel died, or does not answer",
+        ),
     ],
 )
 def test_a_failure_says_where_and_why_and_keeps_what_ran(
@@ -218,6 +222,24 @@ def test_an_exception_hidden_in_a_widget_is_an_error(tmp_path: Path) -> None:
     assert run_notebook(path, tmp_path / "without").html.is_file()
     with pytest.raises(ReportError, match="swallowed an exception, ZeroDivisionError"):
         run_notebook(path, tmp_path / "with", keep_panels=True)
+
+
+@pytest.mark.slow
+def test_a_kernel_that_lost_a_message_is_told_from_a_long_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.reports.SILENCE", 6)
+    path = notebook(tmp_path / "a.ipynb", code("import time; time.sleep(9)"), code("'lost'"))
+    send = AsyncKernelClient.execute
+
+    def lossy(client: Any, source: str, **options: Any) -> str:
+        return "no message" if "lost" in source else send(client, source, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncKernelClient, "execute", lossy)
+        with pytest.raises(ReportError, match=r"cell \[2\]: the kernel died, or does not answer"):
+            run_notebook(path, tmp_path / "lost")
+    assert run_notebook(path, tmp_path / "kept").html.is_file()
 
 
 def test_widget_errors_of_a_notebook_without_widgets() -> None:

@@ -10,12 +10,11 @@ import argparse
 import ast
 import base64
 import html
-import importlib
 import importlib.metadata
+import json
 import logging
 import math
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from workbench import lifeline
 from workbench.archive import printable
 from workbench.errors import InputError, optional_libraries
 from workbench.evidence import MARKS, Evidence
@@ -44,9 +44,12 @@ with optional_libraries():
     from bleach.css_sanitizer import CSSSanitizer
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.util import run_sync
     from nbconvert.filters.ansi import ansi2html
     from nbconvert.filters.highlight import Highlight2HTML
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
 __all__ = [
@@ -70,6 +73,8 @@ _KERNEL_OPTIONS = ("--IPKernelApp.log_level=ERROR",)
 EVIDENCE_FOLDER = "evidence"
 CELL_TIMEOUT = 1800
 """Seconds that one cell may take, unless told otherwise."""
+SILENCE = 60
+"""Seconds in which a kernel must say that it has begun with a cell, or reply when it has ended."""
 
 CAVEAT = (
     "A positive rejects independence of the model and the training order. It does not show the "
@@ -415,6 +420,59 @@ def widget_errors(nb: Any) -> list[str]:
     ]
 
 
+class _Client(NotebookClient):
+    """Tells a kernel that will never answer from a cell that takes long.
+
+    A kernel says that it is busy when it begins with a cell, and idle when it has ended. If before
+    the one or after the other nothing comes, a message was lost.
+    """
+
+    waiting_since: float | None = None
+
+    async def async_execute_cell(self, *arguments: Any, **options: Any) -> Any:
+        self.waiting_since = time.monotonic()
+        return await super().async_execute_cell(*arguments, **options)
+
+    execute_cell = run_sync(async_execute_cell)
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "status":
+            busy = msg["content"]["execution_state"] == "busy"
+            self.waiting_since = None if busy else time.monotonic()
+        return super().process_message(msg, cell, cell_index)
+
+    async def _async_check_alive(self) -> None:  # asked every second
+        await super()._async_check_alive()
+        if self.waiting_since is not None and time.monotonic() - self.waiting_since > SILENCE:
+            raise DeadKernelError
+
+
+class _PapermillClient(_Client, PapermillNotebookClient):
+    pass
+
+
+class _Engine(NBClientEngine):
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: Any,
+        kernel_name: str,
+        execution_timeout: int,
+        extra_arguments: list[str],
+        **_: Any,
+    ) -> Any:
+        return _PapermillClient(
+            nb_man,
+            kernel_name=kernel_name,
+            timeout=execution_timeout,
+            extra_arguments=extra_arguments,
+        ).execute()
+
+
+papermill_engines.register("palimpsest", _Engine)
+_DEAD = "the kernel died, or does not answer"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     # papermill logs what read_parameters already checked, with a regex that is often wrong.
@@ -552,6 +610,7 @@ def _execute(
                 str(prepared),
                 str(executed).replace("{", "{{").replace("}", "}}"),
                 parameters=overrides or None,
+                engine_name="palimpsest",
                 kernel_name=KERNEL,
                 language="python",
                 progress_bar=False,
@@ -566,7 +625,7 @@ def _execute(
         except CellTimeoutError:
             failure = f"it took longer than {timeout} s"
         except DeadKernelError:
-            failure = "the kernel died"
+            failure = _DEAD
         except OSError as error:
             raise InputError(
                 f"cannot write {executed} ({error.strerror or error}): choose a folder that you "
@@ -781,17 +840,16 @@ class _Worker:
         self.request, self.started = request, time.monotonic()
         self.scratch = tempfile.TemporaryDirectory(prefix="palimpsest-")
         self.files = Path(self.scratch.name)
-        (self.files / "request").write_bytes(pickle.dumps(request))
+        (self.files / "request").write_text(json.dumps(request, default=str))
         # Two notebooks that each use every core are slower than two that share them.
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         with (self.files / "stderr").open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.reports", "run", str(self.files)],
-                stdin=subprocess.DEVNULL,
+            # In a group of its own: Ctrl-C reaches the parent only, which then stops us.
+            self.process = lifeline.start(
+                *("workbench.reports", "run", str(self.files)),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env={"OMP_NUM_THREADS": threads, **os.environ},
-                start_new_session=True,  # Ctrl-C reaches the parent only, which then stops us
             )
 
     @property
@@ -808,12 +866,14 @@ class _Worker:
                 path, folder, *_, with_index = self.request
                 nothing = nbformat.v4.new_notebook()
                 return _write_page(nothing, path.stem, folder, {}, self.started, with_index, why)
-            page = pickle.loads(answer.read_bytes())
+            found = json.loads(answer.read_text())
         finally:
-            self.scratch.cleanup()
-        if isinstance(page, Exception):
-            raise page
-        return page
+            self._leave()
+        if "error" in found:
+            raise InputError(found["error"])
+        for name, kind in (("html", Path), ("executed", Path), ("hero", base64.b64decode)):
+            found[name] = None if found[name] is None else kind(found[name])
+        return ReportPage(**found)
 
     def stop(self) -> None:
         self.process.terminate()  # nbclient then shuts its kernel down
@@ -822,18 +882,23 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._leave()
+
+    def _leave(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.scratch.cleanup()
 
 
 def _serve(files: Path) -> None:
-    request = pickle.loads((files / "request").read_bytes())
     try:
-        answer: ReportPage | Exception = _run(*request)
+        page = _run(*json.loads((files / "request").read_text()))
+        hero = None if page.hero is None else base64.b64encode(page.hero).decode()
+        answer: dict[str, Any] = vars(page) | {"hero": hero}
     except InputError as error:
-        answer = InputError(str(error))  # without its causes, which need not pickle
-    unfinished = files / "unfinished"
-    unfinished.write_bytes(pickle.dumps(answer))
-    unfinished.rename(files / "answer")
+        answer = {"error": str(error)}
+    text = json.dumps(answer, default=str)
+    atomic_write(files / "answer", _text_writer(text))
 
 
 # ------------------------------------------------------------------------------- pages
@@ -1242,7 +1307,7 @@ def build_notebooks(
     for source in sources:
         clock.say(f"{source.stem}: running")
         nb = _from_source(source)
-        client = NotebookClient(
+        client = _Client(
             nb,
             timeout=timeout,
             kernel_name=KERNEL,
@@ -1261,7 +1326,7 @@ def build_notebooks(
         except CellTimeoutError as error:
             raise ReportError(f"{source.name}: a cell took longer than {timeout} s") from error
         except DeadKernelError as error:
-            raise ReportError(f"{source.name}: the kernel died") from error
+            raise ReportError(f"{source.name}: {_DEAD}") from error
         if swallowed := widget_errors(nb):
             raise ReportError(
                 f"{source.name}: a widget swallowed an exception, {'; '.join(swallowed)}"
@@ -1353,8 +1418,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "run":
-            # Under -m this module is __main__; what is pickled must be known by its real name.
-            importlib.import_module("workbench.reports")._serve(options.files)
+            _serve(options.files)
             return 0
         if options.check:
             differences = notebook_differences()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
     }
     url = f"http://127.0.0.1:{port}/"
-    with served(arguments, environment, f"{url}voila/static/none", place / "server.log"):
+    with served(
+        [sys.executable, "-m", *arguments],
+        environment,
+        f"{url}voila/static/none",
+        place / "server.log",
+    ):
         yield url
 
 

@@ -6,8 +6,6 @@ Voilà shows a page of one panel on this machine; the page asks nothing of any o
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from enum import StrEnum
 from importlib import import_module
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench import lifeline
 from workbench.errors import InputError, optional_libraries
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "jupyter"
@@ -64,7 +63,7 @@ class Theme(StrEnum):
 def demo_command(
     folder: Path, port: int, browser: bool, theme: Theme = Theme.LIGHT
 ) -> tuple[list[str], dict[str, str]]:
-    """What starts Voilà on the demo.
+    """The module that shows the demo, with its arguments, and its environment.
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ def demo_command(
     notebook = folder / "palimpsest.ipynb"
     notebook.write_text(json.dumps(demo_notebook()), encoding="utf-8")
     arguments = [
-        *(sys.executable, "-m", "voila", str(notebook)),
+        *("voila", str(notebook)),
         *("--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0"),
         *("--template=palimpsest", f"--theme={theme.value}"),
         # Its own widgets and no extensions of JupyterLab, of which it has an older one inside.
@@ -115,9 +114,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as folder:
         arguments, environment = demo_command(Path(folder), port, browser, theme)
         typer.echo(f"the demo is at http://127.0.0.1:{port}/; Ctrl-C ends it")
-        # However this command ends, Voilà ends with it.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        process = subprocess.Popen(arguments, env=environment, start_new_session=True)
+        process = lifeline.start(*arguments, env=environment)
         try:
             status = process.wait()
         except KeyboardInterrupt:
