@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from workbench import coins
-from workbench.coins import joined, log_tail, proven
+from workbench.coins import joined, log_tail, proven, proven_signs
 from workbench.errors import InputError
 from workbench.null import log10_normal_tail, permutation_null, rejection_limit
-from workbench.statistics import RankDesign
+from workbench.statistics import RankDesign, certified_log10
 from workbench.statistics import rank as rank_module
 
 LEVELS = (0.05, 0.01, 0.001)
@@ -351,6 +351,37 @@ def test_few_coins_are_counted():
     found = proven(RankDesign(np.arange(100)), scores)
     assert found.coins == 3
     assert found.log10_pvalue >= np.log10(2**-3 / 100)
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
+def test_signs_of_pairs_against_all_patterns(alternative):
+    rng = np.random.default_rng(12)
+    patterns = np.array(list(itertools.product((-1, 1), repeat=10)))
+    for ties in (False, True):
+        sizes = rng.integers(1, 5, 10) if ties else np.arange(1, 11) * 1.0
+        sums = patterns @ stats.rankdata(sizes)
+        for pattern in patterns[::37]:
+            seen = pattern @ stats.rankdata(sizes)
+            tails = {"greater": (sums >= seen).mean(), "less": (sums <= seen).mean()}
+            tails["two-sided"] = min(1.0, 2 * min(tails.values()))
+            found = proven_signs(np.append(pattern * sizes, 0.0), alternative)
+            assert 10**found.log10_pvalue >= tails[alternative]
+            assert found.log10_floor <= found.log10_pvalue
+            bound = certified_log10(pattern * sizes, alternative)
+            assert found.log10_pvalue <= bound + 1e-5
+    floor = (1 if alternative == "two-sided" else 0) - 10
+    assert found.log10_floor == pytest.approx(floor * np.log10(2))
+    assert proven_signs(np.zeros(3)).log10_pvalue == 0.0
+
+
+def test_the_floor_is_what_all_coins_together_prove():
+    """Sparse scores, all late: p is near the floor, and nothing proves a smaller one."""
+    scores = np.append(np.zeros(97), [1.0, 2.0, 3.0])
+    found = proven(RankDesign(np.arange(100)), scores)
+    assert 10**found.log10_floor == pytest.approx(2**-3 / 100)
+    late = (np.arange(100) >= 90) * 1.0
+    whole = proven(RankDesign((np.arange(100) >= 90).astype(int)), late)
+    assert whole.log10_pvalue == pytest.approx(whole.log10_floor, abs=1e-5)
 
 
 def test_joined():

@@ -2,26 +2,37 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from workbench import (
     InputError,
+    Ledger,
     Scores,
     ShuffleClaim,
+    Texts,
     Transcript,
     design_queries,
+    family_test,
     pair_test,
+    partition_test,
     query_test,
     reshuffle_test,
 )
 from workbench.bundle import write_bundle
 from workbench.commitment import Commitment, committed_test
+from workbench.independence import QueryCase, Windows
+from workbench.independence.account import proven_account
+from workbench.independence.corrections import open_ledger_factor
 from workbench.known_order import made_again
 from workbench.lab import open_run
 from workbench.merkle import MasterSalt
+from workbench.null import maximum_null, rejection_limit
 from workbench.shufflers import SHUFFLERS, KnownShuffle, lab_seed
+from workbench.statistics.rank import RankDesign
+from workbench.statistics.weighted import WEIGHTS
 from workbench.transcripts import open_order
 from workbench.transcripts.writing import write_olmo
 
@@ -132,7 +143,113 @@ def test_below_the_floor_of_permutations_a_proven_p_pays_for_the_seeds():
         transcript.drawn(np.arange(12), None), Scores.from_arrays(loglik=transcript.positions[:12])
     )
     assert few.verdict == "not valid"
-    assert "or shuffle by public randomness" in few.verdict_reason
+    assert "use at least 36 pairs of units whose scores differ, or shuffle" in few.verdict_reason
+
+
+def _text(memory):
+    """Copies of examples, the more of late ones the better the memory."""
+    rng, place = np.random.default_rng(74), _made(PUBLISHED).positions / N
+    rows = rng.choice(N, 400, p=np.exp(4 * memory * place) / np.exp(4 * memory * place).sum())
+    return Texts.from_tokens([TOKENS[row] for row in rows])
+
+
+def _asked(transcript, memory):
+    suspect, reference = _models(transcript, memory)
+    asked = design_queries(transcript, 200, Windows((0.7, 1.0), (0.0, 0.3)))
+    return pair_test(transcript, suspect, [reference], asked)
+
+
+KINDS = {
+    # test, and memories that are evidence for 2^32 orders and are none
+    "family": (lambda t, m: _tested(t, m, statistic="max(spearman, spearman:late)"), 1.0, 0.5),
+    "partition": (lambda t, m: partition_test(t, _text(m)), 1.0, 0.3),
+    "blocks": (
+        lambda t, m: partition_test(t, _text(m), statistic="block-likelihood", n_blocks=200),
+        1.0, 0.1,
+    ),
+    "pairs": (_asked, 2.0, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_test_pays_for_the_seeds_by_a_proven_p(kind):
+    test, enough, little = KINDS[kind]
+    for memory, verdict in {enough: "evidence", little: "no evidence"}.items():
+        found = test(_made(PUBLISHED), memory)
+        assert found.verdict == verdict
+        assert "for the 4.29e+09 orders to choose from" in found.verdict_reason
+        worth = found.details["proven"]["log10_pvalue"] + 32 * np.log10(2)
+        assert (worth <= -3) == (verdict == "evidence")
+        assert found.details["proven"]["log10_floor"] <= found.details["proven"]["log10_pvalue"]
+        assert "proven p" in found.summary()
+        free = test(_made(PUBLIC), memory)
+        assert "proven" not in free.details
+
+
+@pytest.mark.parametrize("kind", ["family", "blocks"])
+def test_where_coins_are_few_a_test_says_how_many_it_takes(kind):
+    transcript = _made(PUBLISHED)
+    if kind == "blocks":
+        found = partition_test(transcript, _text(1.0), statistic="block-likelihood", n_blocks=30)
+    else:
+        suspect = Scores.from_arrays(loglik=np.where(transcript.positions >= N - 20, 1.0, 0.0))
+        found = query_test(transcript, suspect, statistic="max(spearman, spearman:late)")
+    assert found.verdict == "not valid"
+    assert "pairs of units whose scores differ, or shuffle by public" in found.verdict_reason
+
+
+def test_a_ledger_and_a_family_correct_the_proven_p(tmp_path):
+    transcript = _made(PUBLISHED)
+    suspect, reference = _models(transcript)
+    stranger = next(_models(transcript, 0.0))
+    ledger = Ledger(tmp_path / "l.jsonl", transcript)
+    first = ledger.test(QueryCase(transcript, stranger, [reference]))
+    second = ledger.test(QueryCase(transcript, suspect, [reference]))
+    assert (first.verdict, second.verdict) == ("no evidence", "evidence")
+    log10 = second.details["proven"]["log10_pvalue"] + 32 * np.log10(2)
+    assert np.log10(second.correction.pvalue) == pytest.approx(
+        log10 + np.log10(open_ledger_factor(2))
+    )
+    assert ledger.entries[1].corrected == second.correction.pvalue
+    assert "for the 4.29e+09 orders to choose from)" in second.verdict_reason
+    models = {"suspect": suspect, "stranger": stranger}
+    cases = {name: QueryCase(transcript, model, [reference]) for name, model in models.items()}
+    family = family_test("two", cases)
+    assert np.log10(family.corrected["suspect"]) == pytest.approx(log10 + np.log10(2))
+    assert [found.verdict for found in family.evidence.values()] == ["evidence", "no evidence"]
+
+
+def test_holm_takes_p_times_the_orders_of_each_test():
+    """A small p of an order with many seeds is worth nothing, and saves the others no factor."""
+    chosen, drawn = _made(PUBLISHED), _made(PUBLIC)
+    family = family_test(
+        "two",
+        {
+            "chosen": QueryCase(chosen, next(_models(chosen, 0.5)), settings={"alpha": 0.05}),
+            "drawn": QueryCase(drawn, next(_models(drawn, 0.2)), settings={"alpha": 0.05}),
+        },
+    )
+    raw = {name: found.pvalue for name, found in family.evidence.items()}
+    assert raw["chosen"] < raw["drawn"] < 0.05
+    assert family.corrected["drawn"] == pytest.approx(2 * raw["drawn"])
+
+
+@pytest.mark.slow
+def test_the_best_of_eight_orders_is_no_evidence():
+    """An owner tries every seed, and a family of statistics, against an innocent suspect."""
+    rng, draws, orders, level = np.random.default_rng(75), 200, 8, 0.2
+    owner, alarms, single = SimpleNamespace(shuffle=PUBLISHED), 0, 0
+    for j in range(draws):
+        scores, worth = [rng.normal(size=60)] * 2, []
+        for _ in range(orders):
+            design = RankDesign(rng.permutation(60))
+            family = [design, design.weighted(WEIGHTS["late"])]
+            [best] = maximum_null(family, [scores], 9, j, threads=1)
+            found = proven_account(owner, family, scores, best.distribution, "greater")["proven"]
+            worth.append(found["log10_pvalue"])
+        alarms += 10 ** min(worth) * orders <= level
+        single += 10 ** min(worth) <= level
+    assert alarms <= rejection_limit(draws, level, 2) < single
 
 
 def test_bits_come_from_the_shuffler():

@@ -44,9 +44,10 @@ from scipy.stats import hypergeom
 
 from workbench.errors import InputError
 from workbench.null import ALTERNATIVES, Alternative
+from workbench.statistics.pairs import signed_ranks
 from workbench.statistics.rank import Floats, Ints, RankDesign, Stratum, weights_of_units
 
-__all__ = ["ORBITS", "Proven", "joined", "log_tail", "proven"]
+__all__ = ["ORBITS", "Proven", "joined", "log_tail", "proven", "proven_signs"]
 
 ORBITS = 99  # fresh orders beside the seen one; part of the format, so that nobody chooses it
 
@@ -64,12 +65,15 @@ class Proven:
     ----------
     log10_pvalue : float
         At most 0; the p-value may lie far below the smallest float.
+    log10_floor : float
+        Of the smallest p-value that so many coins can prove, or so many high scores can have.
     coins : int or None
         Pairs of places in the seen order whose flip changes S. Few coins make a weak bound. None:
         weights and scores have two values each, and p is the exact hypergeometric tail.
     """
 
     log10_pvalue: float
+    log10_floor: float
     coins: int | None
 
 
@@ -110,10 +114,7 @@ def proven(
     >>> found.coins, round(found.log10_pvalue)
     (500, -153)
     """
-    if alternative not in ALTERNATIVES:
-        raise InputError(
-            f"alternative {alternative!r} is unknown: choose one of {', '.join(ALTERNATIVES)}"
-        )
+    sides = _sides(alternative)
     if np.shape(contrast) != (design.n,) or not np.isfinite(contrast).all():
         raise InputError(f"scores must be {design.n} finite numbers, one for each row of the order")
     if design.is_constant(contrast):
@@ -121,20 +122,68 @@ def proven(
             "scores are constant wherever positions vary, so they cannot be correlated with order"
         )
     units = _Units(design, contrast)
-    sides = {"greater": [1], "less": [-1], "two-sided": [1, -1]}[alternative]
     table = units.two_by_two()
     if table is not None:
         n, high, late, both = table
         counts = {1: (n, high, late, both), -1: (n, n - high, late, late - both)}
-        coins, each = None, [_log_hypergeometric(*counts[side]) for side in sides]
-    else:
-        coins, logs = None, []
-        for excess, sizes in units.orbits(units.stream(name, randomness)):
-            coins = int(np.count_nonzero(sizes[0])) if coins is None else coins
-            logs.append([log_tail(side * excess, sizes) for side in sides])
-        each = logsumexp(np.concatenate(logs, axis=1), axis=1) - np.log(ORBITS + 1)
-    log_p = min(each) + np.log(len(sides)) + _ROUNDING
-    return Proven(min(0.0, float(log_p / np.log(10))), coins)
+        each = [_log_hypergeometric(*counts[side]) for side in sides]
+        floors = [
+            _log_hypergeometric(n, up, late, min(up, late))
+            for n, up, late, _ in (counts[side] for side in sides)
+        ]
+        return _in_powers_of_ten(min(each), min(floors), None, len(sides))
+    logs: list[list[Floats]] = []
+    for excess, sizes in units.orbits(units.stream(name, randomness)):
+        if not logs:
+            coins = int(np.count_nonzero(sizes[0]))
+        logs.append([log_tail(side * excess, sizes) for side in sides])
+    each = logsumexp(np.concatenate(logs, axis=1), axis=1) - np.log(ORBITS + 1)
+    floor = -np.log(2.0) * coins - np.log(ORBITS + 1)
+    return _in_powers_of_ten(min(each), floor, coins, len(sides))
+
+
+def proven_signs(differences: Floats, alternative: Alternative = "greater") -> Proven:
+    """Bound the p-value of the signed rank sum of pairs that were formed blind to scores.
+
+    Each pair is a coin, and all orders are one orbit: `log_tail` alone, which is never above
+    Chernoff's bound but for rounding.
+
+    Parameters
+    ----------
+    differences : ndarray of float64, shape (pairs,)
+        Late minus early. Zeros are no coins.
+    alternative : {"greater", "less", "two-sided"}
+        Two-sided: twice the smaller of both.
+
+    Returns
+    -------
+    Proven
+
+    Examples
+    --------
+    >>> found = proven_signs(np.array([1.0, 2.0, 3.0]))
+    >>> found.coins, round(10**found.log10_pvalue, 4)
+    (3, 0.125)
+    """
+    sides, signed = np.array(_sides(alternative)), signed_ranks(differences)
+    ranks = np.rint(2 * len(signed) * signed).astype(np.int64)
+    log_p = log_tail(sides * ranks.sum(), np.tile(np.abs(ranks), (len(sides), 1))).min()
+    return _in_powers_of_ten(log_p, -np.log(2.0) * len(ranks), len(ranks), len(sides))
+
+
+def _sides(alternative: Alternative) -> list[int]:
+    if alternative not in ALTERNATIVES:
+        raise InputError(
+            f"alternative {alternative!r} is unknown: choose one of {', '.join(ALTERNATIVES)}"
+        )
+    return {"greater": [1], "less": [-1], "two-sided": [1, -1]}[alternative]
+
+
+def _in_powers_of_ten(log_p: float, log_floor: float, coins: int | None, sides: int) -> Proven:
+    """Of one side or twice of the smaller of two, with slack for rounding."""
+    log_p, log_floor = log_p + np.log(sides) + _ROUNDING, log_floor + np.log(sides)
+    log10s = [min(0.0, float(log / np.log(10))) for log in (log_p, log_floor)]
+    return Proven(log10s[0], log10s[1], coins)
 
 
 def joined(exact_p: float, floor: float, log10_proven: float) -> float:

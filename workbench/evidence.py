@@ -145,11 +145,12 @@ class Correction:
     method : {"holm", "open ledger"}
         A family closed in advance, or the k-th test of a ledger that stays open.
     pvalue : float
-        Corrected p-value: the exact one, of designed tests the certified or anytime one.
+        Corrected p-value: the exact one, of designed tests the certified or anytime one; where the
+        order could have been chosen, the proven one times the number of orders.
     log10_pvalue : float or None
         log10 of the corrected asymptotic p-value.
     floor : float
-        The raw floor times the factor of the correction; above 1, no result could be evidence. 0
+        The same p-value's floor, corrected; above 1, no result could be evidence. 0
         for designed tests, whose p-value has no floor.
     number, tests : int
         Of the family's tests, or k of the k entered so far.
@@ -313,6 +314,8 @@ class Evidence:
             lines.append(("certified p", self.certified_text))
         if not self._anytime:
             lines.append(("exact p", self.exact_text))
+        if "proven" in self.details:
+            lines.append(("proven p", self.proven_text))
         if self.pvalue_model is None:
             lines.append(("asymptotic p", self.asymptotic_text))
         else:
@@ -386,6 +389,18 @@ class Evidence:
         return (
             f"{_power_of_ten(found['log10_pvalue'])} (sign-flip bound over {found['pairs']:,} "
             "pairs, valid at any number of them; no floor)"
+        )
+
+    @property
+    def proven_text(self) -> str:
+        """The p-value that goes on below the exact one's floor, in words."""
+        log10, coins = self.details["proven"]["log10_pvalue"], self.details["proven"]["coins"]
+        if self.compared is None and log10 >= math.log10(self.pvalue_floor) - 1e-9:
+            return "the exact one, which is not below its floor"
+        how = "hypergeometric law" if coins is None else f"{coins:,} fair coins"
+        return (
+            f"{_power_of_ten(log10)} (were the order independent, one as small would come up with "
+            f"at most this probability; {how})"
         )
 
     @property

@@ -25,7 +25,7 @@ from workbench.null import rejection_limit
 from workbench.scores import Scores
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript
-from workbench.verdicts import decisive_floor
+from workbench.verdicts import decisive_floor, decisive_pvalue
 
 with optional_libraries():
     import matplotlib.lines
@@ -981,8 +981,9 @@ def _cell(evidence: Evidence, value: str) -> tuple[float, str]:
     asymptotic = evidence.log10_pvalue if correction is None else correction.log10_pvalue
     if asymptotic is not None:
         return asymptotic, ""
-    exact = evidence.pvalue if correction is None else correction.pvalue
-    at_floor = evidence.pvalue <= decisive_floor(evidence) * 1.0000001
+    decisive = decisive_pvalue(evidence)
+    exact = decisive if correction is None else correction.pvalue
+    at_floor = decisive <= decisive_floor(evidence) * 1.0000001
     return float(np.log10(exact)), "≤ " if at_floor else ""
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from workbench.coins import ORBITS
 from workbench.errors import InputError
 from workbench.evidence import (
     EVIDENCE,
@@ -28,7 +27,7 @@ from workbench.evidence import (
 from workbench.power import power_at, queries_needed
 from workbench.transcript import ShuffleClaim
 
-__all__ = ["conclude", "decisive_floor", "with_correction"]
+__all__ = ["conclude", "decisive_floor", "decisive_pvalue", "with_correction"]
 
 POWER = 0.9  # for which sizes are told
 FIXED = "fixed before"
@@ -127,12 +126,32 @@ def with_correction(
 
 
 def decisive_floor(evidence: Evidence) -> float:
-    """Smallest value that the p-value on which the verdict rests could have taken.
+    """Smallest value that `decisive_pvalue` could have taken.
 
     The certified or anytime p-value of a designed test has none: `Evidence.pvalue_floor` is that
     of the exact one beside it.
     """
-    return evidence.pvalue_floor if evidence.compared is None else 0.0
+    if evidence.compared is not None:
+        return 0.0
+    proven = evidence.details.get("proven")
+    below = evidence.pvalue_floor if proven is None else 10.0 ** proven["log10_floor"]
+    return min(evidence.pvalue_floor, below) * _orders(evidence)
+
+
+def decisive_pvalue(evidence: Evidence) -> float:
+    """The p-value on which the verdict of this test alone rests, and which a correction takes.
+
+    Where the order could have been chosen it is the proven one below the floor, times the number of
+    orders. Holm's correction would not be valid before that factor, which may differ by test.
+    """
+    return min(1.0, _uncorrected(evidence) * _orders(evidence))
+
+
+def _uncorrected(evidence: Evidence) -> float:
+    if "proven" not in evidence.details:
+        return evidence.pvalue
+    proven = 10.0 ** max(evidence.details["proven"]["log10_pvalue"], -300.0)  # never 0
+    return min(evidence.pvalue, proven)
 
 
 def _fixed_gate(evidence: Evidence) -> Gate:
@@ -216,33 +235,38 @@ def _kind(evidence: Evidence) -> str:
 
 def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
     words, alpha, correction = _WORDS[_kind(evidence)], evidence.alpha, evidence.correction
-    said, pvalue = f"{words.pvalue} {evidence.pvalue:.3g}", evidence.pvalue
+    raw, pvalue, orders = f"{evidence.pvalue:.3g}", decisive_pvalue(evidence), _orders(evidence)
     if "anytime" in evidence.details:
-        said += f" after {evidence.details['anytime']['pairs']:,} pairs"
-    if correction is not None:
-        said = f"corrected p {correction.pvalue:.3g} (raw {pvalue:.3g})"
-        pvalue = correction.pvalue
-    elif "proven" in evidence.details:
-        pvalue = 10 ** max(evidence.details["proven"]["log10_pvalue"], -300.0)  # never 0
-        said += "" if pvalue >= evidence.pvalue else f" (proven {pvalue:.3g})"
-    orders = _orders(evidence)
+        raw += f" after {evidence.details['anytime']['pairs']:,} pairs"
+    if (below := _uncorrected(evidence)) < evidence.pvalue * (1 - 1e-9):
+        raw += f" (proven {below:.3g})"
     if orders > 1:
-        pvalue = min(1.0, pvalue * orders)
-        said += f", or {pvalue:.3g} for the {orders:.3g} orders to choose from,"
+        raw += f", or {pvalue:.3g} for the {orders:.3g} orders to choose from,"
+    said = f"{words.pvalue} {raw}"
+    if correction is not None:
+        said = f"corrected p {correction.pvalue:.3g} (raw {raw.rstrip(',')})"
+        pvalue = correction.pvalue
     level = alpha / _factor(evidence)
     failed = [gate for gate in gates if gate.status == "failed"]
     if failed:
         return NOT_VALID, f"gate {failed[0].number} ({failed[0].name}) failed: {failed[0].detail}"
-    smallest, enough = _reach(evidence, level)
+    smallest, enough, draws = _reach(evidence, level)
     if smallest > level * (1 + 1e-9):
         return NOT_VALID, (
-            f"this many {words.draws} cannot give a p-value below "
+            f"this many {draws} cannot give a p-value below "
             f"{min(1.0, smallest * alpha / level):.3g}, and alpha is {alpha:g}: "
             + (
-                f"use at least {enough:,} {words.draws}"
+                "permute units instead of drawing fresh seeds"
+                if orders > 1 and "known_shuffle" in evidence.details
+                else f"use at least {enough:,} {draws}"
                 if enough <= MOST_DRAWS
-                else "test pairs or windows, or shuffle by public randomness, which leaves no "
-                f"choice among {orders:.3g} orders"
+                else "test more units"
+            )
+            + (
+                f", or shuffle by public randomness, which leaves no choice among {orders:.3g} "
+                "orders"
+                if orders > 1
+                else ""
             )
         )
     if pvalue <= alpha * (1 + 1e-9):
@@ -263,7 +287,8 @@ def _factor(evidence: Evidence) -> float:
     orders = _orders(evidence)
     if correction is None:
         return orders
-    return orders * (correction.floor / floor if floor else correction.pvalue / evidence.pvalue)
+    many = correction.floor / floor if floor else correction.pvalue / decisive_pvalue(evidence)
+    return orders * many
 
 
 def _orders(evidence: Evidence) -> float:
@@ -273,25 +298,30 @@ def _orders(evidence: Evidence) -> float:
     return float(10 ** ShuffleClaim(**evidence.transcript["shuffle"]).log10_orders)
 
 
-def _reach(evidence: Evidence, level: float) -> tuple[float, int]:
-    """Smallest p-value that a test of this size could have had, and the draws that `level` takes.
+def _reach(evidence: Evidence, level: float) -> tuple[float, int, str]:
+    """Smallest p-value that a test of this size could have had, and what `level` takes of what.
 
     Nothing but the number of draws, siblings or exchanged units counts here.
     """
     kind, details = _kind(evidence), evidence.details
+    draws = _WORDS[kind].draws
     if kind == "windows":
         late, early = details["certified"]["late"], details["certified"]["early"]
         enough = next(k for k in count(1) if math.comb(2 * k, k) * level >= 1 - 1e-9)
-        return 1 / math.comb(late + early, late), enough
+        return 1 / math.comb(late + early, late), enough, draws
     if kind in ("pairs", "sequential"):
         pairs = details["certified" if kind == "pairs" else "anytime"]["pairs"]
         pairs += details["anytime"]["pairs_left"] if kind == "sequential" else 0
-        return 0.5**pairs, math.ceil(-math.log2(level) - 1e-9)
-    floor = evidence.pvalue_floor
-    if "proven" in details and evidence.correction is None:
-        coins = details["proven"]["coins"]
-        floor = 0.0 if coins is None else min(floor, 0.5**coins / (ORBITS + 1))
-    return floor, math.ceil(1 / level - 1e-9) - 1
+        return 0.5**pairs, math.ceil(-math.log2(level) - 1e-9), draws
+    floor, enough = evidence.pvalue_floor, math.ceil(1 / level - 1e-9) - 1
+    proven = details.get("proven")
+    if proven is None or floor <= level:
+        return floor, enough, draws
+    below = 10.0 ** proven["log10_floor"]
+    if enough > MOST_DRAWS and proven["coins"] is not None and below > level:
+        enough = proven["coins"] + math.ceil(math.log2(below / level) - 1e-9)
+        draws = "pairs of units whose scores differ"
+    return min(floor, below), enough, draws
 
 
 # ---------------------------------------------------------------- what a large p leaves open

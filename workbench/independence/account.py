@@ -1,6 +1,7 @@
 """What every piece of evidence carries, whichever test it comes from."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 import workbench
+from workbench.coins import joined, proven
 from workbench.errors import InputError
 from workbench.evidence import Effect
-from workbench.null import Alternative
+from workbench.null import Alternative, NullDistribution
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript, count_duplicates
 
@@ -20,6 +22,7 @@ __all__ = [
     "check_alpha",
     "check_levels",
     "effect_of_order",
+    "proven_account",
     "repeats_caveat",
     "software",
     "transcript_account",
@@ -54,6 +57,36 @@ def check_levels(alpha: float, smallest_effect: float | None) -> None:
             f"smallest_effect is {smallest_effect}: give a correlation above 0 and at most "
             f"{LARGEST_SMALLEST}, such as a quarter of what the owner's own model shows"
         )
+
+
+def proven_account(
+    transcript: Transcript,
+    designs: Sequence[RankDesign],
+    contrasts: Sequence[Floats],
+    null: NullDistribution,
+    alternative: Alternative,
+) -> dict[str, Any]:
+    """The p-value below the floor of permutations, proven by fair coins.
+
+    Only where the order is one of several that could have been chosen, which takes p-values below
+    the floor. Of a family, whose maximum was resampled, the smallest proven p times the number of
+    members (Bonferroni) goes on below.
+    """
+    if not transcript.shuffle.log10_orders:
+        return {}
+    members = [
+        proven(design, contrast, alternative)
+        for design, contrast in zip(designs, contrasts, strict=True)
+    ]
+    best, log10_members = min(members, key=lambda p: p.log10_pvalue), float(np.log10(len(members)))
+    below = best.log10_pvalue + log10_members
+    return {
+        "proven": {
+            "log10_pvalue": joined(null.pvalue(alternative), null.floor, below),
+            "log10_floor": min(member.log10_floor for member in members) + log10_members,
+            "coins": best.coins,
+        }
+    }
 
 
 def repeats_caveat(transcript: Transcript) -> list[str]:

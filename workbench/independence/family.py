@@ -16,7 +16,7 @@ from workbench.evidence import Correction, Evidence, Gate
 from workbench.home import atomic_write, content_key
 from workbench.independence.cases import QueryCase
 from workbench.independence.corrections import Exploration, Rate, explore, holm, holm_log10
-from workbench.verdicts import decisive_floor, with_correction
+from workbench.verdicts import decisive_floor, decisive_pvalue, with_correction
 
 __all__ = ["Family", "family_test"]
 
@@ -170,7 +170,7 @@ def family_test(
         results[label] = case if isinstance(case, Evidence) else case.run()
         if progress is not None:
             progress(1)
-    pvalues = holm([found.pvalue for found in results.values()])
+    pvalues = holm([decisive_pvalue(found) for found in results.values()])
     logs = [found.log10_pvalue for found in results.values()]
     known = [value for value in logs if value is not None]
     log10s = holm_log10(known) if len(known) == len(logs) else [None] * len(logs)
@@ -215,7 +215,7 @@ def family_test(
 def _floor(evidence: Evidence, family: Collection[Evidence]) -> float:
     """Smallest corrected p-value that a test could have got beside the others' results."""
     floor = decisive_floor(evidence)
-    below = sum(found.pvalue < floor for found in family)
+    below = sum(decisive_pvalue(found) < floor for found in family)
     return (len(family) - below) * floor
 
 

@@ -26,7 +26,7 @@ from workbench.home import content_key
 from workbench.independence.cases import PairCase, QueryCase
 from workbench.independence.corrections import open_ledger_factor
 from workbench.transcript import Transcript
-from workbench.verdicts import decisive_floor, with_correction
+from workbench.verdicts import decisive_floor, decisive_pvalue, with_correction
 
 __all__ = ["Ledger", "LedgerEntry", "as_entered"]
 
@@ -87,6 +87,8 @@ class LedgerEntry:
     digest : str
         SHA-256 of its line.
     pvalue, corrected, log10_pvalue : float or None
+        The p-value on which a verdict of the test alone would rest
+        (`workbench.verdicts.decisive_pvalue`), corrected, and log10 of the asymptotic one.
         None as long as no result is entered; the test counts all the same.
     """
 
@@ -240,8 +242,7 @@ class Ledger:
         return number
 
     def _record(self, number: int, evidence: Evidence) -> Evidence:
-        factor = open_ledger_factor(number)
-        corrected = min(1.0, evidence.pvalue * factor)
+        pvalue = decisive_pvalue(evidence)
         with self._locked():
             found = self._read()
             entry = found.entries[number - 1]
@@ -253,15 +254,15 @@ class Ledger:
                         number=number,
                         when=_now(),
                         previous=found.head,
-                        pvalue=evidence.pvalue,
-                        corrected=corrected,
+                        pvalue=pvalue,
+                        corrected=min(1.0, pvalue * open_ledger_factor(number)),
                         log10_pvalue=evidence.log10_pvalue,
                     ),
                 )
-            elif not np.isclose(entry.pvalue, evidence.pvalue, rtol=1e-9, atol=0):
+            elif not np.isclose(entry.pvalue, pvalue, rtol=1e-9, atol=0):
                 raise InputError(
                     f"{self.path}: test {number} was entered with p = {entry.pvalue:.6g} and now "
-                    f"gives {evidence.pvalue:.6g}: entries are never revised; find out what "
+                    f"gives {pvalue:.6g}: entries are never revised; find out what "
                     "changed (versions of the software?), and report the entered result"
                 )
         tests = max(number, len(found.entries))
@@ -492,7 +493,7 @@ def as_entered(evidence: Evidence, number: int, tests: int, name: str, digest: s
         evidence,
         Correction(
             "open ledger",
-            min(1.0, evidence.pvalue * factor),
+            min(1.0, decisive_pvalue(evidence) * factor),
             None if log10 is None else min(0.0, log10 + float(np.log10(factor))),
             decisive_floor(evidence) * factor,
             number,

@@ -5,11 +5,13 @@ differs between the two.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.coins import proven_signs
 from workbench.errors import InputError
 from workbench.evidence import Effect, Evidence, Gate, ReferenceCheck, histogram_dict
 from workbench.gates import (
@@ -29,7 +31,7 @@ from workbench.independence.account import (
     upper95,
 )
 from workbench.independence.choices import Choices, learned_elsewhere, rows_on_word
-from workbench.independence.comparisons import COMPARED
+from workbench.independence.comparisons import COMPARED, Compared, ComparedPairs
 from workbench.independence.design import QueryDesign
 from workbench.independence.query import checked_inputs, identity_of
 from workbench.independence.references import (
@@ -202,12 +204,22 @@ def pair_test(
         n_resamples=n_resamples,
         details={
             "certified": certified,
+            **_proven_account(transcript, compared, alternative),
             **design_account(design, chosen, contrasted),
         },
         software=software(),
         distribution=null,
     )
     return conclude(evidence)
+
+
+def _proven_account(
+    transcript: Transcript, compared: Compared, alternative: Alternative
+) -> dict[str, Any]:
+    """Where an order could have been chosen, the signs of pairs by `coins.log_tail`."""
+    if not (transcript.shuffle.log10_orders and isinstance(compared, ComparedPairs)):
+        return {}
+    return {"proven": asdict(proven_signs(compared.differences, alternative))}
 
 
 # ---------------------------------------------------------------- shared with the sequential test

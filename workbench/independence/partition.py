@@ -21,6 +21,7 @@ from workbench.independence.account import (
     SMALLEST_FLOAT,
     check_levels,
     effect_of_order,
+    proven_account,
     repeats_caveat,
     software,
     transcript_account,
@@ -211,7 +212,10 @@ def partition_test(
         seed=seed,
         seed_chosen=seed != derived,
         n_resamples=n_resamples,
-        details=_partition_details(found[0], statistic, n_blocks, order),
+        details={
+            **_partition_details(found[0], statistic, n_blocks, order),
+            **proven_account(transcript, [design], [contrast], distribution, alternative),
+        },
         software=software(),
         distribution=distribution,
     )

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from workbench.coins import joined, proven
 from workbench.errors import InputError
 from workbench.evidence import Evidence, histogram_dict
 from workbench.gates import (
@@ -23,6 +22,7 @@ from workbench.independence.account import (
     SMALLEST_FLOAT,
     check_levels,
     effect_of_order,
+    proven_account,
     repeats_caveat,
     software,
     transcript_account,
@@ -36,7 +36,6 @@ from workbench.known_order import redraws
 from workbench.null import (
     Alternative,
     MaximumNull,
-    NullDistribution,
     best_of,
     is_approximable,
     log10_normal_tail,
@@ -225,7 +224,7 @@ def query_test(
     member, design, contrasted = chosen.members[number], designs[number], subjects[0][number]
     choices.chosen(member)
     caveats += dict.fromkeys(c for found in subjects[0] for c in found.caveats)
-    contrast = contrasted.values
+    contrast, values = contrasted.values, [found.values for found in subjects[0]]
     scale = design.scale(contrast)
     correlation = design.correlation(contrast)
     pvalue = distribution.pvalue(alternative)
@@ -252,8 +251,6 @@ def query_test(
         gates.append(gate_known_shuffle(known, transcript, missing, tail))
     reached = pvalue <= alpha
     gates.append(gate_references(references_check, len(placebos), alternative, reached))
-    # Only where a seed that could have been chosen asks for p-values below the floor.
-    below = transcript.shuffle.log10_orders > 0 and known is None and len(designs) == 1
     # The null's mean is 0 but for weights of position where units differ in size.
     limit = upper95(correlation - scale * own.mean, scale * own.sd, alternative)
     gates.sort(key=lambda gate: gate.number)
@@ -290,8 +287,11 @@ def query_test(
         details={
             **(_details(transcript, correlation, alternative) if choices.plain else {}),
             **choices.account(contrasted, design),
-            **_account_of(known, n_resamples),
-            **(_proven_account(design, contrast, distribution, alternative) if below else {}),
+            **(
+                _account_of(known, n_resamples)
+                if known is not None
+                else proven_account(transcript, designs, values, distribution, alternative)
+            ),
         },
         software=software(),
         distribution=distribution,
@@ -387,10 +387,8 @@ def _nulls(
     return [MaximumNull(null, (null,), 0) for null in nulls]
 
 
-def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
+def _account_of(known: KnownShuffle, n_resamples: int) -> dict[str, Any]:
     """How the null was drawn, where it was not by permutation."""
-    if known is None:
-        return {}
     return {
         "known_shuffle": known.as_dict(),
         "null_draws": f"{n_resamples:,} fresh seeds of the shuffler {known.rule.name!r}",
@@ -398,15 +396,6 @@ def _account_of(known: KnownShuffle | None, n_resamples: int) -> dict[str, Any]:
             "orders were drawn by the owner's shuffler; the exact p-value stands alone"
         ),
     }
-
-
-def _proven_account(
-    design: RankDesign, contrast: Floats, null: NullDistribution, alternative: Alternative
-) -> dict[str, Any]:
-    """The p-value below the floor of permutations, proven by fair coins."""
-    found = proven(design, contrast, alternative)
-    log10 = joined(null.pvalue(alternative), null.floor, found.log10_pvalue)
-    return {"proven": {"log10_pvalue": log10, "coins": found.coins}}
 
 
 def _details(
