@@ -121,7 +121,7 @@ def _lab(size: int, seed: int, epoch: int) -> NDArray[Any]:
     return np.argsort(np.random.Generator(np.random.PCG64(seed)).permutation(size))
 
 
-_LAB_ROOT, _LAB_STREAM = 20251019, 2
+LAB_ROOT, _LAB_STREAM = 20251019, 2
 
 
 def lab_seed(root: int, number: int) -> int:
@@ -131,7 +131,7 @@ def lab_seed(root: int, number: int) -> int:
 
 
 def _lab_number(size: int, seed: int, epoch: int) -> NDArray[Any]:
-    return _lab(size, lab_seed(_LAB_ROOT, seed), epoch)
+    return _lab(size, lab_seed(LAB_ROOT, seed), epoch)
 
 
 SHUFFLERS: dict[str, Shuffler] = {
@@ -150,7 +150,7 @@ SHUFFLERS: dict[str, Shuffler] = {
     ),
     "lab number": Shuffler(
         "lab number",
-        f"the lab's order of a number from 0 to 255, of recipes with the seed {_LAB_ROOT}",
+        f"the lab's order of a number from 0 to 255, of recipes with the seed {LAB_ROOT}",
         _lab_number,
         seed_bits=8,
     ),

@@ -1,20 +1,54 @@
-"""Orders of PyTorch's samplers, as shufflers for a null of fresh seeds.
+"""The lab's own orders as claims, and those of PyTorch's samplers as shufflers.
 
 The samplers themselves are run, so that an order is theirs by construction, whatever a version of
 theirs draws from its generator on the way.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
-from workbench.shufflers import Shuffler
+from workbench.shufflers import LAB_ROOT, Shuffler, lab_seed
+from workbench.transcript import ShuffleClaim, Transcript
 
-__all__ = ["torch_shuffler"]
+__all__ = ["of_the_lab", "torch_shuffler"]
 
 Kind = Literal["sampler", "loader", "distributed"]
+
+
+def of_the_lab(transcript: Transcript, recipe_seed: int, number: int) -> Transcript:
+    """The whole transcript of a lab run, with the claim that a test can verify.
+
+    Parameters
+    ----------
+    transcript : Transcript
+        All examples of the run.
+    recipe_seed : int
+        Where it is not that of the lab's recipes, it could have been chosen: the owner's word.
+    number : int
+        Of the order.
+
+    Examples
+    --------
+    >>> transcript = Transcript.from_arrays([1, 0, 2], texts=["a", "b", "c"])
+    >>> of_the_lab(transcript, LAB_ROOT, 7).shuffle.shuffler
+    'lab number'
+    """
+    if recipe_seed == LAB_ROOT:
+        claim = ShuffleClaim(
+            "published_shuffler",
+            seed=number,
+            shuffler="lab number",
+            size=transcript.n,
+            data_sha256=transcript.examples_fingerprint or "",
+            source="workbench.shufflers",
+        )
+    else:
+        claim = ShuffleClaim("owner", seed=lab_seed(recipe_seed, number))
+    return replace(transcript, shuffle=claim)
 
 
 def torch_shuffler(kind: Kind = "sampler") -> Shuffler:

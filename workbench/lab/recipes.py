@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.shufflers import LAB_ROOT
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
@@ -73,7 +74,7 @@ class Recipe:
     fine_tune_fraction: float = 0.125
     checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75)
     packages: tuple[str, ...] = DOCSTRING_PACKAGES
-    seed: int = 20251019
+    seed: int = LAB_ROOT
 
     def __post_init__(self) -> None:
         counts = (

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError
 from workbench.home import atomic_write, home, recorded
+from workbench.lab.orders import of_the_lab
 from workbench.lab.recipes import RECIPES, Recipe, recipe
 from workbench.parquet import write_parquet
 from workbench.scores import ScorerIdentity, Scores
 from workbench.shufflers import lab_seed
-from workbench.transcript import DIGEST_BYTES, ShuffleClaim, Transcript
+from workbench.transcript import DIGEST_BYTES, Transcript
 
 if TYPE_CHECKING:
     from workbench.lab.corpus import Corpus
@@ -145,14 +146,15 @@ class Run:
             )
         if name == "alice":
             return self.transcript
-        seed = lab_seed(int(self.provenance["recipe"]["seed"]), ORDERS[name])
+        root = int(self.provenance["recipe"]["seed"])
+        seed = lab_seed(root, ORDERS[name])
         positions = np.random.Generator(np.random.PCG64(seed)).permutation(self.transcript.n)
-        return replace(
+        transcript = replace(
             self.transcript,
             positions=positions.astype(np.int64),
-            shuffle=ShuffleClaim("owner", seed=seed),
             source=f"{name}'s transcript",
         )
+        return of_the_lab(transcript, root, ORDERS[name])
 
     def checkpoint_scores(
         self, fraction: float, prefix: int = 0, length: int | None = None, progress: bool = False
@@ -350,14 +352,12 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
         columns[column] = scores.loglik_mean.astype(np.float32)
         identities[column] = scores.identity.as_dict()
         scored[column] = int(scores.n_tokens[0])
-    claim = run.transcript.shuffle
     content = {
         "format": FORMAT,
         "name": run.name,
         "roles": run.roles,
         "checkpoints": run.checkpoints,
         "windows": [list(window) for window in run.windows],
-        "shuffle": {"kind": claim.kind, "seed": None if claim.seed is None else str(claim.seed)},
         "loss_curves": {
             name: [round(float(v), 3) for v in losses] for name, losses in run.loss_curves.items()
         },
@@ -389,12 +389,10 @@ def _open_recorded(name: str) -> Run:
         ) from error
     if content.get("format") != FORMAT:
         raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
-    shuffle = content["shuffle"]
-    seed = None if shuffle["seed"] is None else int(shuffle["seed"])
-    claim = ShuffleClaim(shuffle["kind"], seed=seed)
+    root = int(content["provenance"]["recipe"]["seed"])
     return Run(
         name=content["name"],
-        transcript=Transcript.read(path, shuffle=claim),
+        transcript=of_the_lab(Transcript.read(path), root, ORDERS["alice"]),
         roles=content["roles"],
         checkpoints=content["checkpoints"],
         windows=[(int(p), None if n is None else int(n)) for p, n in content["windows"]],

@@ -33,6 +33,7 @@ from workbench.cluster import join_cluster
 from workbench.errors import InputError, optional_libraries
 from workbench.home import atomic_write, content_key, home
 from workbench.lab.corpus import Corpus, _child_environment
+from workbench.lab.orders import of_the_lab
 from workbench.lab.recipes import Recipe
 from workbench.shufflers import lab_seed
 from workbench.transcript import ShuffleClaim, Transcript
@@ -315,13 +316,16 @@ def training_transcript(job: TrainingJob, tokens: NDArray[Any]) -> Transcript:
     rows = training_rows(job, len(tokens))
     positions = training_positions(job)
     seen = positions < job.end * int(job.recipe["batch_size"])
-    return Transcript.from_arrays(
+    transcript = Transcript.from_arrays(
         positions[seen],
         tokens=list(np.asarray(tokens[rows[seen]]).astype(np.int64)),
         # An order made of two shuffles has no one seed; training.json names both.
         shuffle=ShuffleClaim("owner", seed=None if job.tail_order else shuffle_seed(job)),
         source=f"{job.name}'s transcript",
     )
+    if job.tail_order or not seen.all():
+        return transcript
+    return of_the_lab(transcript, int(job.recipe["seed"]), job.order)
 
 
 # ---------------------------------------------------------------------- many jobs

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from workbench.errors import InputError
 from workbench.home import atomic_write, content_key, home
 from workbench.lab.recipes import Recipe, recipe
+from workbench.shufflers import lab_seed
 from workbench.studies.declared import declare
 from workbench.studies.measures import RESOLUTION, measure, rounded
 from workbench.studies.record import (
@@ -169,7 +170,7 @@ class _Run:
             "command": command,
             "corpus": {k: v for k, v in self.work.corpus.report.items() if k != "unread"},
             "order": self.study.order,
-            "order_seed": str(self.work.transcript.shuffle.seed),
+            "order_seed": str(lab_seed(self.recipe.seed, self.study.order)),
             "machine": platform.machine(),
             "versions": {"python": platform.python_version()}
             | {package: metadata.version(package) for package in packages},
