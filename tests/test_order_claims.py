@@ -28,6 +28,7 @@ from workbench.independence.account import proven_account
 from workbench.independence.corrections import open_ledger_factor
 from workbench.known_order import made_again
 from workbench.lab import open_run
+from workbench.lab.orders import of_the_lab
 from workbench.merkle import MasterSalt
 from workbench.null import maximum_null, rejection_limit
 from workbench.shufflers import SHUFFLERS, KnownShuffle, lab_seed
@@ -371,27 +372,32 @@ def test_the_list_of_data_files_is_part_of_the_claim(tmp_path):
     assert owner.shuffle.data_sha256 in _tested(owner, n_resamples=99).gates[0].detail
 
 
-def test_the_labs_orders_are_made_again_by_their_numbers():
+def test_the_labs_runs_end_verified():
     run = open_run("recorded")
     for number, name in enumerate(("alice", "independent", "reference-same")):
         transcript = run.transcript_of(name)
-        assert transcript.shuffle.seed == lab_seed(run.provenance["recipe"]["seed"], number)
-        claim = ShuffleClaim(
-            "published_shuffler", seed=number, shuffler="lab number", size=transcript.n,
-            data_sha256=str(transcript.examples_fingerprint),
-        )  # fmt: skip
-        assert made_again(replace(transcript, shuffle=claim))[0] is True
+        claim = transcript.shuffle
+        assert (claim.shuffler, claim.seed) == ("lab number", number)
+        assert made_again(transcript)[0] is True
         assert made_again(replace(transcript, shuffle=replace(claim, seed=3)))[0] is False
-        if name == "alice":
-            known = replace(transcript, shuffle=claim)
-    rows = known.subsample(2000, 0).rows
+    rows = run.transcript.subsample(2000, 0).rows
     for name, verdict in {"derivative": "evidence", "independent": "no evidence"}.items():
         suspect, reference = (run.scores(each).take(rows) for each in (name, "reference-other"))
-        found = query_test(known.drawn(rows, None), suspect, [reference], alpha=0.05)
+        found = query_test(run.transcript.drawn(rows, None), suspect, [reference], alpha=0.05)
         assert found.verdict == verdict
         status = {gate.name: gate.status for gate in found.gates}
         assert status["random order"] == status["seeds"] == "verified"
         assert "for the 256 orders to choose from" in found.verdict_reason
+    # a root of one's own could have been chosen
+    own = of_the_lab(run.transcript, 1, 0)
+    assert own.shuffle == ShuffleClaim("owner", seed=lab_seed(1, 0))
+
+
+def test_what_the_file_says_against_an_owners_claim_stands_in_the_verdict(tmp_path):
+    natural = replace(_made(PUBLISHED), shuffle=ShuffleClaim("natural", source="a log"))
+    read = Transcript.read(natural.write(tmp_path / "t.parquet"), shuffle="owner")
+    said = "as its owner declares (not verified here; the file says natural (a log))"
+    assert said in _tested(read).verdict_reason
 
 
 @pytest.mark.parametrize("units", [None, np.arange(N) // 2], ids=["rows", "units"])

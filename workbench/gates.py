@@ -46,15 +46,19 @@ _NO_CLAIM = {
     'at random, say so with shuffle="owner" (in the shell --shuffle owner)',
 }
 _DECLARED = "That the order was random is declared by the owner and not verified here"
-_IF_DECLARED = "the order was shuffled at random as its owner declares (not verified here)"
 _IF_CLAIMED = {
-    "public_randomness": "the order came from public randomness as its owner declares (not "
-    "verified here)",
-    "published_shuffler": "a published shuffler made the order as its owner declares (not verified "
-    "here)",
+    "owner": "the order was shuffled at random as its owner declares",
+    "public_randomness": "the order came from public randomness as its owner declares",
+    "published_shuffler": "a published shuffler made the order as its owner declares",
 }
 # A reference whose relation to the order is this unlikely by chance decides nothing (corrected).
 REFERENCE_FAILS, REFERENCE_CAVEAT = 1e-3, 0.05
+
+
+def _if_claimed(claim: ShuffleClaim) -> str:
+    """What evidence on a claim rests on; the source says what the file has against it."""
+    source = f"; {claim.source}" if claim.source else ""
+    return f"{_IF_CLAIMED[claim.kind]} (not verified here{source})"
 
 
 def gate_shuffle(
@@ -75,13 +79,14 @@ def gate_shuffle(
     checks = (*transcript.order_checks(), *further)
     if looks_unshuffled(checks):
         worst = min(checks, key=lambda check: check.log10_pvalue)
+        known = " (or leave out a reference that knows the order)" if worst in further else ""
         return Gate(
             1,
             name,
             "failed",
             f"the order looks unshuffled: {worst.relation} {worst.correlation:+.3f} (log10 p "
             f"{worst.log10_pvalue:.1f}); declare what was shuffled as one piece (units) and within "
-            "what (blocks), and test only what was shuffled",
+            f"what (blocks), and test only what was shuffled{known}",
         )
     if claim.kind in _NO_CLAIM and not (regenerated and claim.kind == "not_stated"):
         return Gate(1, name, "failed", _NO_CLAIM[claim.kind])
@@ -114,7 +119,7 @@ def gate_shuffle(
     found = _compared(checks, regenerated)
     if claim.kind in ("owner", "not_stated"):
         said, rests = (
-            (_DECLARED, _IF_DECLARED)
+            (_DECLARED, _if_claimed(claim))
             if claim.kind == "owner"
             else ("The order is the known shuffler's", "")
         )
@@ -129,7 +134,7 @@ def gate_shuffle(
         return Gate(1, name, "failed", f"{claim} is claimed ({source}), but {how}")
     data = f"the data set of {claim.size} examples with SHA-256 {claim.data_sha256[:16]}"
     if same is None:
-        rests = _IF_CLAIMED[claim.kind]
+        rests = _if_claimed(claim)
         passed, how = "declared", f"{claim}: declared ({source}) and not verified here, for {how}"
     elif claim.kind == "public_randomness":
         rests = (
@@ -267,7 +272,7 @@ def gate_repeats(transcript: Transcript, redrawn: bool = False) -> Gate:
     elif transcript.blocks > 1:
         how = f"each of {transcript.blocks} blocks is permuted on its own"
     else:
-        how = "one pass over the examples is declared; repeats inside it stay separate rows"
+        how = "all rows change places together, those of equal content as separate rows"
     strata = len(np.unique(transcript.strata))
     if transcript.blocks == 1 or strata == 1:
         return Gate(2, name, "verified", how)
@@ -447,12 +452,12 @@ def gate_tail(claim: ShuffleClaim, procedure: str | None) -> Gate:
         )
     made = f"rerun and siblings are exchangeable by their procedure as declared: {procedure}"
     # There is no transcript here that a shuffler could make again.
-    said, rests = (
-        (_DECLARED, _IF_DECLARED)
+    said = (
+        _DECLARED
         if claim.kind == "owner"
-        else (f"{str(claim).capitalize()}: declared and not verified here", _IF_CLAIMED[claim.kind])
+        else f"{str(claim).capitalize()}: declared and not verified here"
     )
-    return Gate(1, name, "declared", f"{said}; {made}.", rests)
+    return Gate(1, name, "declared", f"{said}; {made}.", _if_claimed(claim))
 
 
 def gate_counts(engine: str, counted_here: bool = True) -> Gate:
