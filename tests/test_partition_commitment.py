@@ -1,11 +1,15 @@
 """A partition test is fixed by digests of order and text before anything is counted."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.errors import InputError
+from workbench.evidence import Evidence
 from workbench.independence import partition_test
 from workbench.partition_commitment import PartitionCommitment, committed_partition
 from workbench.texts import Texts
@@ -61,3 +65,30 @@ def test_a_commitment_without_a_selection_or_with_unknown_settings_is_refused():
         PartitionCommitment.make(TRANSCRIPT, TEXTS, selection="all", max_gram=3)
     with pytest.raises(InputError, match="alpha"):
         PartitionCommitment.make(TRANSCRIPT, TEXTS, selection="all", alpha=1.5)
+
+
+def test_the_commands_commit_test_and_refuse_what_deviates(tmp_path):
+    transcript = TRANSCRIPT.write(tmp_path / "t.parquet")
+    texts, file = tmp_path / "bob.jsonl", tmp_path / "c.json"
+    texts.write_text(
+        "".join(json.dumps({"tokens": EXAMPLES[i][:10].tolist()}) + "\n" for i in LATE)
+    )
+    command = ["test", "partition", "--transcript", str(transcript), "--texts", str(texts)]
+
+    def said(status, *options):
+        done = CliRunner().invoke(app, [*command, *map(str, options), "--quiet"])
+        assert done.exit_code == status or isinstance(done.exception, InputError)
+        return done.output + str(done.exception)
+
+    settings = ["--max-ngram", 4, "--alpha", 0.002]
+    why = ["--selection", "all answers of one day"]
+    assert "--commit and --selection" in said(2, "--commit", file)
+    sha256 = said(0, *settings, "--commit", file, *why).split()[0]
+    assert PartitionCommitment.read(file).sha256 == sha256
+    assert "never replaced" in said(2, "--commit", file, *why)
+    said(0, "--commitment", file, "--json", tmp_path / "e.json", "--ledger", tmp_path / "l.jsonl")
+    found = Evidence.read(tmp_path / "e.json")
+    assert (found.commitment["sha256"], found.alpha) == (sha256, 0.002)
+    assert found.details["documents_selected"] == why[1]
+    assert "max-ngram" in said(2, "--commitment", file, "--max-ngram", 5)
+    assert "--time-stamp" in said(2, "--time-stamp", file)

@@ -4,7 +4,7 @@ A commitment holds digests of the transcript and of the texts, never the texts, 
 documents were selected. With another document, or one document less, the test is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,6 +24,7 @@ from workbench.commitment import (
 from workbench.evidence import Evidence
 from workbench.independence import partition_test
 from workbench.independence.account import check_levels
+from workbench.ngrams import Engine
 from workbench.texts import Texts
 from workbench.transcript import ShuffleClaim, Transcript
 
@@ -135,13 +136,27 @@ class PartitionCommitment(CommitmentFile):
         }
         return cls.from_bytes(canonical_json(content), "the commitment")
 
+    @property
+    def claim(self) -> ShuffleClaim:
+        """How the order is said to have come about."""
+        return ShuffleClaim(**self.shuffle.model_dump())
+
+    def settings_deviations(self, given: Mapping[str, Any]) -> list[str]:
+        """One sentence for each setting that differs from the committed one."""
+        fixed = {**self.settings.arguments(), "shuffle": self.shuffle.kind}
+        return [
+            deviation(name.replace("_", "-"), fixed.get(name), value)
+            for name, value in given.items()
+            if fixed.get(name) != value
+        ]
+
     def deviations(
         self, transcript: Transcript, texts: Texts, placebos: Sequence[Texts] = ()
     ) -> list[str]:
         """One sentence for each way in which order and texts differ from the committed ones."""
         pairs: list[tuple[str, Any, Any]] = [
             ("the transcript's fingerprint", self.transcript, transcript.fingerprint),
-            ("the shuffle claim", ShuffleClaim(**self.shuffle.model_dump()), transcript.shuffle),
+            ("the shuffle claim", self.claim, transcript.shuffle),
             ("the number of placebos", len(self.placebos), len(placebos)),
         ]
         committed = (self.text, *self.placebos)
@@ -163,18 +178,20 @@ def committed_partition(
     placebos: Sequence[Texts] = (),
     *,
     time_stamps: Sequence[TimeStamp] = (),
+    engine: str | Engine = "join",
     progress: bool = False,
 ) -> Evidence:
     """The partition test exactly as committed; every setting comes from the commitment.
 
     Raises InputError, with each deviation named, where order or texts are not the committed ones.
-    `time_stamps` are the commitment's, if others have dated it.
+    `time_stamps` are the commitment's, if others have dated it. All engines count alike.
     """
     commitment.refuse(commitment.deviations(transcript, texts, placebos))
     evidence = partition_test(
         transcript,
         texts,
         placebos=placebos,
+        engine=engine,
         progress=progress,
         **commitment.settings.arguments(),
     )

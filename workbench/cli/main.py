@@ -89,12 +89,13 @@ from workbench.cli.options import (
     order_option,
     output_option,
     sampling_option,
+    say_committed,
     test_option,
 )
 from workbench.cli.siblings import siblings_app
 from workbench.cli.study import study_app
 from workbench.cli.transcript import transcript_app
-from workbench.commitment import SELF_DATED, SUBSAMPLE, Commitment, TimeStamp, committed_test
+from workbench.commitment import SUBSAMPLE, Commitment, TimeStamp, committed_test
 from workbench.designed import (
     DesignParameters,
     commit_design,
@@ -1408,6 +1409,7 @@ def test_sequential(
 
 @test_app.command("partition")
 def test_partition(
+    context: typer.Context,
     transcript: TranscriptOption,
     texts: TextsOption,
     ledger: LedgerOption = None,
@@ -1433,6 +1435,19 @@ def test_partition(
     seed: SeedOption = None,
     alpha: AlphaOption = 1e-3,
     smallest_effect: SmallestOption = None,
+    commit: Annotated[
+        Path | None,
+        committed_option(
+            help="Count nothing yet: fix order, text and settings in this file, and print its "
+            "SHA-256."
+        ),
+    ] = None,
+    selection: Annotated[
+        str | None,
+        committed_option(help="With --commit, one sentence: how the documents were selected."),
+    ] = None,
+    commitment: CommittedOption = None,
+    time_stamp: StampOption = None,
     shuffle: ShuffleOption = None,
     shuffle_seed: ShuffleSeedOption = None,
     seed_bits: SeedBitsOption = None,
@@ -1442,16 +1457,31 @@ def test_partition(
     quiet: QuietOption = False,
 ) -> None:
     """Do a text's n-grams lie later in the transcript than chance would put them?"""
+    from workbench.partition_commitment import PartitionCommitment, committed_partition
+
+    fixed = None if commitment is None else PartitionCommitment.read(commitment)
+    if fixed is None:
+        _check_uncommitted(time_stamp, None)
+    else:
+        free = {"texts", "cluster", "workers"}
+        fixed.refuse(fixed.settings_deviations(
+            {name: value for name, value in _given(context).items() if name not in free}
+        ))  # fmt: skip
+    if (commit is None) != (selection is None):
+        raise InputError("--commit and --selection belong together: give both, or none")
+    if commit is not None and commit.exists():
+        raise InputError(f"{commit} exists, and a commitment is never replaced: name another file")
     _check_workers(cluster, workers)
     if cluster is not None and engine != "join":
         raise InputError(f"--cluster runs the join, not {engine}: leave out --engine or --cluster")
-    claim = _claim(shuffle, shuffle_seed, seed_bits)
+    claim = _claim(shuffle, shuffle_seed, seed_bits) if fixed is None else fixed.claim
     _, (examples,) = gather([], [transcript], quiet, column, split, subset, claim, tokenizer)
     if examples.kind == "text":
         examples = _tokenised_transcript(examples, tokenizer)
     # before anything is counted: a damaged ledger must not cost an hour
     book = None if ledger is None else Ledger(ledger, examples)
     given = read_texts(texts, tokenizer)
+    placebos = [read_texts(path, tokenizer) for path in placebo or []]
     counted: dict[str, Any] = {
         "max_ngram": max_ngram,
         "statistic": statistic,
@@ -1464,23 +1494,39 @@ def test_partition(
         "seed": seed,
     }
 
-    def run() -> Evidence:
-        return partition_test(
+    how: dict[str, Any] = {
+        "engine": engine if cluster is None else ClusterJoin(cluster, workers),
+        "progress": not quiet,
+    }
+    levels: dict[str, Any] = {"alpha": alpha, "smallest_effect": smallest_effect}
+    if commit is not None:
+        made = PartitionCommitment.make(
             examples,
             given,
-            engine=engine if cluster is None else ClusterJoin(cluster, workers),
-            alpha=alpha,
-            smallest_effect=smallest_effect,
-            placebos=[read_texts(path, tokenizer) for path in placebo or []],
-            progress=not quiet,
+            selection=str(selection),
+            placebos=placebos,
+            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             **counted,
+            **levels,
         )
+        made.write(commit)
+        say_committed(made, commit)
+        return
+
+    def run() -> Evidence:
+        if fixed is not None:
+            stamps = [TimeStamp.read(path, fixed) for path in time_stamp or []]
+            return committed_partition(fixed, examples, given, placebos, time_stamps=stamps, **how)
+        return partition_test(examples, given, placebos=placebos, **levels, **counted, **how)
 
     if book is None:
         _conclude(run(), json_path)
         return
     suspect = {"label": given.label, "fingerprint": given.fingerprint}
     described = {"test": "partition", "n": examples.n, "suspect": suspect, **counted}
+    if fixed is not None:
+        fixed.refuse(fixed.deviations(examples, given, placebos))
+        described |= {**fixed.settings.model_dump(), "commitment": fixed.sha256}
     _conclude(book.run(described, run), json_path)
 
 
@@ -1744,11 +1790,8 @@ def _read_design(path: Path, whole: Transcript, references: list[Any]) -> Any:
 def _committed(made: Commitment, salt: MasterSalt, out: Path, salt_file: Path) -> None:
     salt.write(salt_file)
     made.write(out)
-    typer.echo(f"{made.sha256}  {out}")
-    typer.echo(
-        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {out}. "
-        f"{salt_file} is secret: keep it, for without it no row can be shown."
-    )
+    say_committed(made, out)
+    typer.echo(f"{salt_file} is secret: keep it, for without it no row can be shown.")
 
 
 @app.command("reveal", rich_help_panel=OTHERS)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.commitment import SELF_DATED, CommitmentFile
 from workbench.null import ALTERNATIVES
 from workbench.statistics import STATISTICS
 from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
@@ -57,6 +58,14 @@ PrefixOption = Annotated[int, data_option(help="Tokens at the start that are con
 LengthOption = Annotated[
     int | None, data_option(help="Tokens scored after the prefix (default: all).")
 ]
+
+
+def say_committed(made: CommitmentFile, path: Path) -> None:
+    """Print the digest of a commitment that was written, and what to do with it."""
+    typer.echo(f"{made.sha256}  {path}")
+    typer.echo(
+        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {path}."
+    )
 
 
 def _silence(context: typer.Context, quiet: bool) -> bool:

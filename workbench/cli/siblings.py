@@ -12,8 +12,9 @@ from workbench.cli.options import (
     StampOption,
     TextsOption,
     TokenizerOption,
+    say_committed,
 )
-from workbench.commitment import SELF_DATED, CommittedModel, TimeStamp
+from workbench.commitment import CommittedModel, TimeStamp
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 
@@ -94,10 +95,7 @@ def siblings_commit(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     made.write(out)
-    typer.echo(f"{made.sha256}  {out}")
-    typer.echo(
-        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {out}."
-    )
+    say_committed(made, out)
 
 
 @siblings_app.command("bundle")
