@@ -15,6 +15,8 @@ from workbench.cli import app
 from workbench.errors import InputError
 from workbench.evidence import Evidence
 from workbench.presets import PRESETS, Preset, open_preset, parse_suite
+from workbench.shufflers import KnownShuffle
+from workbench.transcript import ShuffleClaim, Transcript
 
 LAB = """
 suite = "lab"
@@ -249,3 +251,30 @@ def test_a_suspect_that_knows_the_order_is_found(lab, at_hand, monkeypatch):
     )  # fmt: skip
     assert result.exception is None, result.exception
     assert "evidence" in result.output.lower()
+
+
+def test_a_preset_with_a_published_shuffler_ends_verified(lab, at_hand, monkeypatch, tmp_path):
+    """Its rule is in the file of the sample, which says how the order is made again."""
+    whole = LAB.replace("prefix = 2", "prefix = 0").replace("length = 9", 'length = "all"')
+    suite = parse_suite(whole.replace('shuffle = "owner"', 'shuffle = "published_shuffler"'), "l")
+    monkeypatch.setitem(PRESETS, "lab", Preset("lab", suite, None))
+    table = pq.read_table(at_hand / "rows.parquet")
+    tokens = table["tokens"].to_pylist()
+    plain = Transcript.from_arrays(np.arange(400), tokens=tokens)
+    places = KnownShuffle("olmo", 77123, 400).places(77123)[0]
+    loss = 3 - 0.002 * places + np.random.default_rng(3).normal(0, 0.1, 400)
+    made = {"index": places, "tokens": pa.array(tokens), "loss_knows": loss}
+    claim = ShuffleClaim(
+        "published_shuffler", seed=77123, shuffler="olmo", size=400,
+        data_sha256=str(plain.examples_fingerprint),
+    )  # fmt: skip
+    rows = Transcript.read(pa.table(made), shuffle=claim).write(tmp_path / "rows.parquet")
+    out = tmp_path / "e.json"
+    run(
+        "lab", "--transcript", rows, "--n", 400, "--suspect", "loss:knows", "--json", out, "--quiet"
+    )
+    found = Evidence.read(out)
+    assert (found.verdict, found.gates[0].status) == ("evidence", "verified")
+    pq.write_table(pa.table(made), tmp_path / "silent.parquet")  # a file that says nothing
+    silent = ("--transcript", tmp_path / "silent.parquet", "--n", 400)
+    assert run("lab", *silent, "--suspect", "loss:knows", "--quiet").exit_code == 3
