@@ -87,6 +87,9 @@ def test_references_parts_windows_and_designs_are_listed():
         ):
             assert "the design 'late-vs-early'" in said
             assert ("a seed" in said) == word
+            assert "steps of" not in said
+        paced = sequential_test(transcript, suspect, [], design, batch=8).until_decided()
+        assert "steps of 8 and then 8 pairs" in fixed(paced).detail
         plan = plan_query(transcript, suspect, pilot=60, seed=seed)
         tested = plan.test_examples(transcript, 100)
         said = fixed(query_test(tested, suspect.take(tested.rows))).detail

@@ -407,8 +407,8 @@ def test_wealth_curve(recorded):
     assert figure.crossings == {"derivative": reached, "independent": None}
     assert "derivative: wealth 10^" in figure.alt_text
     assert "independent" in figure.alt_text
-    assert "never at 1/alpha" in figure.alt_text
-    with pytest.raises(InputError, match="several alphas or there are none"):
+    assert "never at 256,000" in figure.alt_text  # of the 256 orders of the lab
+    with pytest.raises(InputError, match="several wealths or there are none"):
         wealth_curve({})
     fixed = pair_test(
         recorded["derivative"].design.transcript,

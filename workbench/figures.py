@@ -531,30 +531,30 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
     Parameters
     ----------
     series : mapping of name to SequentialTest or Evidence
-        Tests under way or stopped, all with one alpha; their evidence, fresh or read from JSON.
+        Tests under way or stopped that the same wealth decides; or their evidence.
 
     Returns
     -------
     matplotlib.figure.Figure
-        With ``crossings``: queries after which the wealth first reached 1/α, by name.
+        With ``crossings``: queries after which the wealth first decided, by name.
 
     Raises
     ------
     InputError
-        Nothing to draw, evidence of another test, or several alphas.
+        Nothing to draw, evidence of another test, or several such wealths.
     """
-    alphas = {test.alpha for test in series.values()}
-    if len(alphas) != 1:
-        raise InputError("the tests have several alphas or there are none: give tests with one")
-    alpha = alphas.pop()
     paths = {name: _wealth_path(name, test) for name, test in series.items()}
+    needed = {path[2] for path in paths.values()}
+    if len(needed) != 1:
+        raise InputError("the tests need several wealths or there are none: give tests with one")
+    threshold = needed.pop()
+    decides = f"{10**threshold:,.7g}"
     figure, axes = _axes()
     colours = sns.color_palette("colorblind", max(7, len(series)))
-    threshold = -float(np.log10(alpha))
     crossings: dict[str, int | None] = {}
     described = []
     with matplotlib.style.context(STYLE):
-        for (name, (queries, wealth)), colour, marker, dash in zip(
+        for (name, (queries, wealth, _)), colour, marker, dash in zip(
             paths.items(), colours, itertools.cycle(MARKERS), itertools.cycle(DASHES), strict=False
         ):
             x, y = np.append(0, queries), np.append(0.0, wealth)
@@ -565,9 +565,9 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
             above = np.flatnonzero(y >= threshold - 1e-12)
             crossings[name] = int(x[above[0]]) if len(above) else None
             when = (
-                "never at 1/alpha"
+                f"never at {decides}"
                 if crossings[name] is None
-                else f"first at 1/alpha after {crossings[name]:,}"
+                else f"first at {decides} after {crossings[name]:,}"
             )
             described.append(
                 f"{name}: wealth 10^{y[-1]:.1f} after {x[-1]:,} queries, largest "
@@ -576,7 +576,7 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
         # The axis is logarithmic; its labels are powers because the wealth may pass any float.
         axes.axhline(0, color="#999999", linewidth=1)
         axes.axhline(threshold, color="#444444", linewidth=1.2, linestyle=":")
-        _right_of(axes, threshold, f"1/α = {1 / alpha:,.4g}")
+        _right_of(axes, threshold, f"{decides} decides")
         axes.set_xlim(left=0)
         low, high = axes.get_ylim()
         axes.set_ylim(low, max(high, 1.15 * threshold))
@@ -590,22 +590,26 @@ def wealth_curve(series: Mapping[str, SequentialTest | Evidence]) -> Figure:
     figure.crossings = crossings  # type: ignore[attr-defined]
     return _finish(
         figure,
-        f"Wealth from bets on the signs of pairs against queries, alpha {alpha:g}. "
+        f"Wealth from bets on the signs of pairs against queries; {decides} decides. "
         f"{'; '.join(described)}.",
     )
 
 
-def _wealth_path(name: str, test: SequentialTest | Evidence) -> tuple[NDArray[np.int64], Floats]:
-    """Queries and log10 wealth after each step."""
+def _wealth_path(
+    name: str, test: SequentialTest | Evidence
+) -> tuple[NDArray[np.int64], Floats, float]:
+    """Queries and log10 wealth after each step, and the log10 wealth that decides."""
     if isinstance(test, Evidence):
         if "anytime" not in test.details:
             raise InputError(f"{name} is evidence of a test with fixed n: it has no wealth to draw")
         found = test.details["anytime"]
         queries, wealth = found["queries"], found["log10_wealth_path"]
+        needed = float(found["log10_wealth_needed"])
     else:
         queries = [step.queries for step in test.steps]
         wealth = [step.log10_wealth for step in test.steps]
-    return np.asarray(queries, dtype=np.int64), np.asarray(wealth, dtype=np.float64)
+        needed = test.log10_needed
+    return np.asarray(queries, dtype=np.int64), np.asarray(wealth, dtype=np.float64), needed
 
 
 SPENDS = {

@@ -38,6 +38,7 @@ _COUNTING = {
 }  # fmt: skip
 LARGEST_EFFECT = 0.999
 ALPHA, N_RESAMPLES = 1e-3, 9999  # as by default
+STEPS = ((16, 16), (64, 16))  # of a sequential test, and of one whose contrast is fitted
 MOST_DRAWS = 10**9
 
 
@@ -214,6 +215,9 @@ def _choices(evidence: Evidence) -> list[str]:
         found.append("the null of a known shuffler")
     if design is not None:
         found.append(f"the design {design['design']!r} of {evidence.n:,} queries")
+    steps = details.get("anytime", {}).get("pairs_per_step")
+    if steps is not None and tuple(steps) not in STEPS:
+        found.append(f"steps of {steps[0]:,} and then {steps[1]:,} pairs")
     if selection is not None:
         found.append(f"which {evidence.transcript['n']:,} of {selection['of']:,} examples")
     if evidence.alternative != "greater":

@@ -59,7 +59,7 @@ class Step:
     log10_pvalue : float
         Anytime: minus log10 of the largest wealth so far.
     reached : bool
-        Whether that is at most alpha.
+        Whether that is at most alpha, divided by the orders that could have been chosen from.
     """
 
     queries: int
@@ -127,7 +127,7 @@ class SequentialTest:
         self.design, self.alpha = design, alpha
         self.steps: list[Step] = []
         self._asker, self._statistic, self._wealth = asker, statistic, wealth
-        self._seed, self._batch, self._next = seed, batch, first
+        self._seed, self._batch, self._first, self._next = seed, batch, first, first
         self._pairs = 0
         self._asked: Ints = np.zeros(0, dtype=np.int64)
         self._differences: Floats = np.zeros(0)
@@ -166,10 +166,15 @@ class SequentialTest:
             stop,
             self._wealth.log_wealth / float(np.log(10.0)),
             self._wealth.log10_pvalue,
-            self._wealth.log10_pvalue <= np.log10(self.alpha) + 1e-12,
+            self._wealth.log10_pvalue <= -self.log10_needed + 1e-12,
         )
         self.steps.append(step)
         return step
+
+    @property
+    def log10_needed(self) -> float:
+        """log10 of the wealth that decides: 1/alpha times the orders to choose from."""
+        return self.design.transcript.shuffle.log10_orders - float(np.log10(self.alpha))
 
     @property
     def pvalue(self) -> float:
@@ -177,7 +182,7 @@ class SequentialTest:
         return self.steps[-1].pvalue if self.steps else 1.0
 
     def until_decided(self) -> Evidence:
-        """Ask until the anytime p-value is at most alpha, or no pair is left.
+        """Ask until the wealth decides (`log10_needed`), or no pair is left.
 
         Returns
         -------
@@ -221,8 +226,7 @@ class SequentialTest:
             np.random.SeedSequence([self._seed, 0x5E9]),
         )
         gates = order_gates(design.transcript, design, examples, suspect, references)
-        reached = step.log10_pvalue <= np.log10(self.alpha)
-        gates.append(gate_references(check, 0, self._wealth.alternative, reached))
+        gates.append(gate_references(check, 0, self._wealth.alternative, step.reached))
         gates.sort(key=lambda gate: gate.number)
         difference = float(self._differences.mean())
         choices = Choices(self._statistic)
@@ -269,6 +273,8 @@ class SequentialTest:
                     "log10_pvalue": step.log10_pvalue,
                     "log10_wealth": step.log10_wealth,
                     "pairs": step.pairs,
+                    "pairs_per_step": [self._first, self._batch],
+                    "log10_wealth_needed": self.log10_needed,
                     "pairs_left": design.pairs - step.pairs,
                     "pairs_without_difference": step.pairs - self._wealth.pairs,
                     "martingale": f"mixture of tanh(theta rank) bets, theta {THETAS}",

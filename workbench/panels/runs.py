@@ -357,7 +357,7 @@ def sequential_panel(run: Run) -> Panel:
         **choice(
             "alpha",
             "alpha",
-            "The wealth that decides is one over it.",
+            "The wealth that decides is one over it, times the orders to choose from.",
             [(f"{value:g}", value) for value in (0.05, 0.01, 1e-3, 1e-6)],
             1e-3,
         ),
@@ -373,6 +373,7 @@ def sequential_panel(run: Run) -> Panel:
         **_references_control(run),
     }
     under_way: dict[tuple[Any, ...], SequentialTest] = {}
+    orders = 10**transcript.shuffle.log10_orders
 
     def key(settings: Settings) -> tuple[Any, ...]:
         return tuple(settings.values())
@@ -401,8 +402,8 @@ def sequential_panel(run: Run) -> Panel:
             minus = ", ".join(settings["references"]) or "no reference"
             return shown + sentence(
                 f"Nothing was asked yet: press the button. A wealth of "
-                f"{1 / settings['alpha']:,.4g} will decide; pairs {settings['windows']} with seed "
-                f"{settings['seed']}, "
+                f"{orders / settings['alpha']:,.7g} will decide; pairs {settings['windows']} "
+                f"with seed {settings['seed']}, "
                 f"{settings['batch']} at a time, minus {minus}."
             )
         step = test.steps[-1]
@@ -412,7 +413,7 @@ def sequential_panel(run: Run) -> Panel:
             ("queries", f"{step.queries:,} ({step.pairs:,} pairs; {left:,} pairs are left)"),
             ("wealth", f"10^{step.log10_wealth:.2f}"),
             ("anytime p", f"{step.pvalue:.3g}"),
-            (f"1/alpha = {1 / test.alpha:,.4g}", decided),
+            (f"{10**test.log10_needed:,.7g} decides", decided),
         ]
         return (
             shown
