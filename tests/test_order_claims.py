@@ -418,6 +418,8 @@ def test_a_bundle_makes_the_order_again(tmp_path, units):
     path = tmp_path / "t.bundle"
     written = write_bundle(path, fixed, salt, transcript, found, suspect, [reference], rows=rows)
     assert written.ok
+    line = next(finding for finding in written.findings if finding.name == "random order")
+    assert ("makes this order again" in line.detail) == (units is None)
 
 
 def test_a_reshuffle_test_has_no_order_to_make_again():

@@ -66,6 +66,7 @@ from workbench.independence.references import (
     most_quantities,
     told_apart,
 )
+from workbench.known_order import made_again
 from workbench.merkle import HASH_BYTES, MARK_BYTES, content_bytes, leaves_of, root_from, seal
 from workbench.scores import METADATA_KEY, ScorerIdentity, Scores, score_key
 from workbench.statistics import find_statistic
@@ -1065,6 +1066,7 @@ def _claims(contents: BundleContents) -> list[Finding]:
     there, here = contents.account.environment, environment()
     others = [f"{name} {there.get(name)}, here {v}" for name, v in here.items()
               if there.get(name) != v]  # fmt: skip
+    same, again = made_again(contents.tested)
     findings = [
         Finding("software", UNCHECKED, f"made with {'; '.join(others)}")
         if others
@@ -1072,8 +1074,12 @@ def _claims(contents: BundleContents) -> list[Finding]:
         Finding(
             "random order",
             UNCHECKED,
-            f"that the order was shuffled as claimed ({contents.commitment.claim}) is "
-            "outside of any bundle",
+            (
+                f"{again}; whether seed and data set were published before"
+                if same
+                else f"that the order was shuffled as claimed ({contents.commitment.claim})"
+            )
+            + " is outside of any bundle",
         ),
         Finding(
             "order against content",

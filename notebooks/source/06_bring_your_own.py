@@ -131,7 +131,7 @@ except InputError as error:
 #
 # ```
 # palimpsest test query --transcript data/recorded/tiny.parquet \
-#     --suspect loglik:derivative --reference loglik:reference-same --shuffle owner
+#     --suspect loglik:derivative --reference loglik:reference-same
 # ```
 
 # %%

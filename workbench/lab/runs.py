@@ -27,7 +27,7 @@ from workbench.lab.recipes import RECIPES, Recipe, recipe
 from workbench.parquet import write_parquet
 from workbench.scores import ScorerIdentity, Scores
 from workbench.shufflers import lab_seed
-from workbench.transcript import DIGEST_BYTES, Transcript
+from workbench.transcript import DIGEST_BYTES, OrderAccount, Transcript
 
 if TYPE_CHECKING:
     from workbench.lab.corpus import Corpus
@@ -371,7 +371,8 @@ def record_run(run: Run, path: str | Path, *, progress: bool = False) -> Path:
             },
         },
     }
-    table = pa.table(columns)
+    account = OrderAccount(run.transcript.n, run.transcript.shuffle, run.transcript.selection)
+    table = pa.table(columns).replace_schema_metadata(account.metadata())
     write_parquet(path, table, compression="zstd")
     text = json.dumps(content)  # keys unsorted: the roles keep their order
     atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
@@ -389,10 +390,9 @@ def _open_recorded(name: str) -> Run:
         ) from error
     if content.get("format") != FORMAT:
         raise InputError(f"{sidecar} is not of the form {FORMAT!r}: restore it from the clone")
-    root = int(content["provenance"]["recipe"]["seed"])
     return Run(
         name=content["name"],
-        transcript=of_the_lab(Transcript.read(path), root, ORDERS["alice"]),
+        transcript=Transcript.read(path),
         roles=content["roles"],
         checkpoints=content["checkpoints"],
         windows=[(int(p), None if n is None else int(n)) for p, n in content["windows"]],
