@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.errors import optional_libraries
 
-__version__ = "0.3.1"
+__version__ = "0.3.2"
 
 # Public names and the modules that hold them, resolved on first use.
 _PUBLIC = {

@@ -132,7 +132,7 @@ def gate_shuffle(
     source = claim.source or "source not named"
     if same is False:
         return Gate(1, name, "failed", f"{claim} is claimed ({source}), but {how}")
-    data = f"the data set of {claim.size} examples with SHA-256 {claim.data_sha256[:16]}"
+    data = f"the data set of {claim.size:,} examples with SHA-256 {claim.data_sha256[:16]}"
     if same is None:
         rests = _if_claimed(claim)
         passed, how = "declared", f"{claim}: declared ({source}) and not verified here, for {how}"
