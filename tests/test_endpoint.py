@@ -136,7 +136,7 @@ def test_each_fault_is_tried_again_until_the_answer_is_whole(fault):
     server = Server(Echo(), fault_rate=0.4, faults=(fault,), seed=3, hang_seconds=2)
     asked = items(24)
     with server.running() as url:
-        one = endpoint(url, timeout=0.5 if fault == "hang" else 5, attempts=12)
+        one = endpoint(url, timeout=0.5 if fault in ("hang", "drip") else 5, attempts=12)
         # a number before the letter makes every answer of another request wrong
         answers = one.ask("completions", [_numbered(n) for n in range(len(asked))], bundle=2)
     assert answers == list(range(24))

@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from servers.app import FAULTS, Server
+from servers.app import FAULTS, REFUSALS, Server
+from servers.keys import spellings, unpacked, unspelled
 from servers.models import NgramModel, training_text
 
 from workbench import cli
@@ -30,7 +31,7 @@ KINDS = {
     "sampled": (SampledScorer, {"places": 2, "draws": 1, "new_tokens": 2}),
 }
 # Faults after which an answer that the server gave is lost; the others never were answers.
-WASTEFUL = ("hang", "truncated", "dropped", "wrong count", "duplicate", "stale")
+WASTEFUL = ("hang", "truncated", "dropped", "wrong count", "duplicate", "stale", "no number")
 
 
 def transcript_of(n: int) -> Transcript:
@@ -102,7 +103,7 @@ def test_faults_and_kills_change_nothing(kind, ngrams, tmp_path, own_home, monke
     with Server(ngrams).running() as url:
         clean = score_transcript(t, scorer_of(kind, url, timeout=30), tmp_path / "clean.parquet")
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "home"))
-    server = Server(ngrams, fault_rate=0.1, hang_seconds=2.0, delay=0.01, seed=11)
+    server = Server(ngrams, fault_rate=0.2, hang_seconds=2.0, delay=0.01, seed=11)
     out = tmp_path / "s.parquet"
     with server.running() as url:
         for _ in range(3):
@@ -193,11 +194,12 @@ def a_notebook(folder, url, transcript):
 
 
 @pytest.mark.slow
-def test_the_command_line_asks_an_endpoint_and_no_secret_is_written(ngrams, tmp_path):
+def test_the_command_line_asks_an_endpoint_and_no_key_is_written_in_any_form(ngrams, tmp_path):
     home, results = tmp_path / "home", tmp_path / "results"
     results.mkdir()
     transcript = transcript_of(40).write(results / "t.parquet")
-    server = Server(ngrams, key=KEY, fault_rate=0.1, faults=("429", "500", "stale"))
+    faults = ("429", "500", "stale", *["key"] * 7)
+    server = Server(ngrams, key=KEY, fault_rate=0.5, faults=faults)
     said = ""
     with server.running() as url:
         for access, more in (
@@ -235,6 +237,15 @@ def test_the_command_line_asks_an_endpoint_and_no_secret_is_written(ngrams, tmp_
         assert reported.returncode == 0, reported.stderr
         assert list((results / "reports").rglob("*.html"))
         said += planned.stdout + planned.stderr + reported.stdout + reported.stderr
+        server.fault_rate = 1.0
+        for refusal in REFUSALS:
+            server.faults = (refusal,)
+            stopped = palimpsest(
+                "score", "--endpoint", url, "--model", "eve", "--transcript", transcript,
+                "--out", results / "no.parquet", "--api-key-env", "BOB_KEY", home=home,
+            )  # fmt: skip
+            assert stopped.returncode == 2, stopped.stderr
+            said += stopped.stdout + stopped.stderr
         server.key = "somebody else's"  # and the server repeats what it was given
         refused = palimpsest(
             "score", "--endpoint", url, "--model", "eve", "--transcript", transcript,
@@ -245,11 +256,13 @@ def test_the_command_line_asks_an_endpoint_and_no_secret_is_written(ngrams, tmp_
     assert "check the key in BOB_KEY" in refused.stderr
     assert "Traceback" not in refused.stderr
     said += refused.stdout + refused.stderr
+    assert server.happened["key"] > len(spellings(KEY))
     written = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len([p for p in written if p.suffix == ".sqlite"]) == 2
-    assert KEY not in said
+    assert not [form for form in unspelled(said.encode()) if KEY in form]
     for path in written:
-        assert KEY.encode() not in path.read_bytes(), path
+        assert not [form for form in unspelled(unpacked(path)) if KEY in form], path
+    assert any(b"[key]" in unpacked(path) for path in written)
 
 
 BAD = {

@@ -4,11 +4,9 @@ The name of each test begins with its row. What still fails is marked, and the m
 is mended.
 """
 
-import base64
 import contextlib
 import ctypes
 import gzip
-import html
 import io
 import json
 import os
@@ -20,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from servers.keys import spellings, unpacked, unspelled
 from test_bundle import bundled, case, edited, rebuilt
 from typer.testing import CliRunner
 
@@ -130,56 +128,16 @@ def asked(url, tmp_path, **options):
 
 
 def stored(folder):
-    """Everything that was written, unpacked."""
-    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    """Everything that was written, unpacked; and the number of answers."""
     with contextlib.closing(sqlite3.connect(folder / "answers.sqlite")) as store:
-        rows = store.execute("SELECT answer FROM answers").fetchall()
-    return written + b"".join(zlib.decompress(row) for (row,) in rows), len(rows)
+        (count,) = store.execute("SELECT count(*) FROM answers").fetchone()
+    return b"".join(unpacked(path) for path in folder.rglob("*") if path.is_file()), count
 
 
-def spellings():
-    escaped = "".join(f"\\u{ord(c):04X}" for c in KEY)
-    return {
-        "plain": KEY,
-        "JSON": escaped,
-        "JSON twice": escaped.replace("\\", "\\\\"),
-        "slashes": KEY.replace("/", r"\/"),
-        "percent": urllib.parse.quote(KEY, safe=""),
-        "percent of every letter": "".join(f"%{ord(c):02x}" for c in KEY),
-        "percent twice": urllib.parse.quote(urllib.parse.quote(KEY, safe="")),
-        "HTML": "".join(f"&#{ord(c)};" for c in KEY),
-        "hex": KEY.encode().hex(),
-        **{
-            f"base64 after {n}": base64.b64encode(b"x" * n + KEY.encode() + b"!").decode()
-            for n in range(3)
-        },
-        "base64 of addresses": base64.urlsafe_b64encode(f"Bearer {KEY}".encode()).decode(),
-    }
-
-
-def unspelled(data):
-    """The data, and what it may stand for."""
-    text = data.decode(errors="replace")
-    once = urllib.parse.unquote(text)
-    forms = [text, once, urllib.parse.unquote(once), html.unescape(text), text.replace("\\/", "/")]
-    for doubled in (text, text.replace("\\\\", "\\")):
-        forms.append(doubled.encode(errors="replace").decode("unicode_escape", errors="replace"))
-    words = "".join(c if c.isalnum() or c in "+/-_=" else " " for c in text).split()
-    for word in words:
-        with contextlib.suppress(ValueError):
-            whole = word.rstrip("=").replace("-", "+").replace("_", "/")
-            raw = base64.b64decode(whole + "=" * (-len(whole) % 4))
-            forms.append(raw.decode(errors="replace"))
-        with contextlib.suppress(ValueError):
-            forms.append(bytes.fromhex(word).decode(errors="replace"))
-    return forms
-
-
-@pytest.mark.parametrize("spelling", spellings())
+@pytest.mark.parametrize("spelling", spellings(KEY))
 def test_s1_a_key_that_comes_back_is_kept_in_no_spelling(spelling, tmp_path, monkeypatch):
     monkeypatch.setenv("BOB_KEY", KEY)
-    form = spellings()[spelling]
-    inner = form if spelling in ("JSON", "slashes") else json.dumps(form)[1:-1]
+    inner = spellings(KEY)[spelling]
     assert any(KEY in one for one in unspelled(json.loads(f'"{inner}"').encode()))
     body = f'{{"choices": [{{"index": 0, "text": "b {inner}", "{inner}": [["{inner}"]]}}]}}'
     chunks = [f"{len(c):x}\r\n{c}\r\n" for c in (body[i : i + 7] for i in range(0, len(body), 7))]
@@ -285,6 +243,19 @@ def test_s9_what_unpacks_to_a_great_deal_is_not_unpacked(tmp_path):
         pytest.raises(InputError, match="packed in a way not asked for"),
     ):
         asked(url, tmp_path / "twice", attempts=1)[1]()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_answer_given_to_another_request_is_asked_for_again(named, tmp_path):
+    """The third repeats the second; where answers have no names of their own, it may be right."""
+    texts = ["one", "two", "two", "three"]
+    answers = [chosen(text, id=text if named else "same") for text in texts]
+    with serving(*map(reply, answers)) as url:
+        endpoint, _ = asked(url, tmp_path, concurrency=1)
+        items = [Item({"prompt": p}, lambda choice: choice["text"], 6, 1) for p in "abc"]
+        assert endpoint.ask("completions", items) == (
+            ["one", "two", "three"] if named else ["one", "two", "two"]
+        )
 
 
 def test_s22_a_damaged_answer_is_asked_for_again(tmp_path):

@@ -18,7 +18,16 @@ from safetensors.torch import load_file
 
 from workbench.errors import InputError
 from workbench.known_order import made_again
-from workbench.lab import fine_tune, independent, pretrain, recipe, text_corpus, train, train_all
+from workbench.lab import (
+    fine_tune,
+    independent,
+    pretrain,
+    recipe,
+    text_corpus,
+    train,
+    train_all,
+    training,
+)
 from workbench.lab.training import (
     TrainingJob,
     _device_and_precision,
@@ -353,6 +362,20 @@ def test_killed_run_continues_to_bitwise_the_same_model(
             assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
     records = [json.loads((f / "training.json").read_text()) for f in (folder, undisturbed)]
     assert records[0]["loss_nats_per_token"] == records[1]["loss_nats_per_token"]
+
+
+def test_a_worker_whose_parent_is_gone_saves_its_state_and_leaves(corpus):
+    slow = {**NUMBERS, "examples": 3000, "hidden_size": 128, "layers": 6}
+    job = pretrain(recipe("smoke", **slow), corpus)
+    worker = training._Worker(job)
+    worker.give(job)
+    while not (job.partial / "step").exists():
+        assert worker.process.poll() is None
+        time.sleep(0.01)
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=120) == training.INTERRUPTED
+    assert (job.partial / "resume.safetensors").exists()
+    assert not job.complete
 
 
 ONCE = """

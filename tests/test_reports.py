@@ -224,6 +224,24 @@ def test_an_exception_hidden_in_a_widget_is_an_error(tmp_path: Path) -> None:
         run_notebook(path, tmp_path / "with", keep_panels=True)
 
 
+@pytest.mark.parametrize("last", ["1 / 0", "raise ValueError(text)", "1"])
+def test_a_report_without_text_holds_nothing_that_a_cell_printed(tmp_path: Path, last: str) -> None:
+    show = "from IPython.display import display, HTML, Image; import base64, ipywidgets, sys\n"
+    show += "text = 'NIALP'[::-1]; print(text, file=sys.stderr); display(HTML(f'<b>{text}</b>'))\n"
+    show += f"display(Image(base64.b64decode({ONE_PIXEL!r}), alt='a picture'))\n"
+    show += "out = ipywidgets.Output()\nwith out: print(text)\ndisplay(out); text"
+    path = notebook(tmp_path / "a.ipynb", code(show), code(last))
+    for no_text in (False, True):
+        out, said = tmp_path / str(no_text), ""
+        try:
+            run_all(path, out, no_text=no_text)
+        except ReportError as error:
+            said = str(error)
+        written = said + "".join(p.read_text() for p in out.rglob("*") if p.is_file())
+        assert ("PLAIN" in written) == (not no_text)
+        assert ONE_PIXEL in written
+
+
 @pytest.mark.slow
 def test_a_kernel_that_lost_a_message_is_told_from_a_long_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -470,6 +470,7 @@ class _Engine(NBClientEngine):
 
 
 papermill_engines.register("palimpsest", _Engine)
+_WITHHELD = "[output withheld]"
 _DEAD = "the kernel died, or does not answer"
 
 
@@ -510,6 +511,7 @@ def run_notebook(
     timeout: int = CELL_TIMEOUT,
     keep_panels: bool = False,
     with_index: bool = False,
+    no_text: bool = False,
 ) -> ReportPage:
     """Run one notebook headless and write its page.
 
@@ -528,6 +530,8 @@ def run_notebook(
         Run cells tagged ``panel`` too, and fail on exceptions that their widgets swallow.
     with_index : bool
         Link the page to an ``index.html`` beside it.
+    no_text : bool
+        Keep of the outputs the pictures alone: what a cell prints can hold training text.
 
     Returns
     -------
@@ -541,7 +545,7 @@ def run_notebook(
         The notebook raised, took too long, or hid an exception in a widget. Its page shows the
         part that ran.
     """
-    page = _run(path, out_dir, parameters or {}, timeout, keep_panels, with_index)
+    page = _run(path, out_dir, parameters or {}, timeout, keep_panels, with_index, no_text)
     if page.failure:
         raise ReportError(f"{page.name}: {page.failure}; the part that ran is in {page.html}")
     return page
@@ -554,6 +558,7 @@ def _run(
     timeout: int,
     keep_panels: bool,
     with_index: bool,
+    no_text: bool,
 ) -> ReportPage:
     path, started = Path(path), time.monotonic()
     nb = _read_notebook(path)
@@ -565,7 +570,7 @@ def _run(
     if not keep_panels:
         nb.cells = [cell for cell in nb.cells if "panel" not in _tags(cell)]
     effective = {name: overrides.get(name, known[name].default) for name in known}
-    nb, failure = _execute(nb, folder / f"{path.stem}.ipynb", folder, overrides, timeout)
+    nb, failure = _execute(nb, folder / f"{path.stem}.ipynb", folder, overrides, timeout, no_text)
     return _write_page(nb, path.stem, folder, effective, started, with_index, failure)
 
 
@@ -597,18 +602,19 @@ def _write_page(
 
 
 def _execute(
-    nb: Any, executed: Path, folder: Path, overrides: dict[str, Any], timeout: int
+    nb: Any, executed: Path, folder: Path, overrides: dict[str, Any], timeout: int, no_text: bool
 ) -> tuple[Any, str]:
     """The notebook as far as it ran, which is also written to `executed`; and why no further."""
     failure = ""
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch, _quiet():
         # papermill is given files, and fills {braces} in their names: none here, doubled there.
         prepared = Path(scratch) / "prepared.ipynb"
+        running = Path(scratch) / "running.ipynb" if no_text else executed
         nbformat.write(nb, str(prepared))
         try:
             papermill.execute_notebook(
                 str(prepared),
-                str(executed).replace("{", "{{").replace("}", "}}"),
+                str(running).replace("{", "{{").replace("}", "}}"),
                 parameters=overrides or None,
                 engine_name="palimpsest",
                 kernel_name=KERNEL,
@@ -619,9 +625,9 @@ def _execute(
                 extra_arguments=list(_KERNEL_OPTIONS),
             )
         except PapermillExecutionError as error:
-            # An InputError is a sentence for readers already.
+            # An InputError is a sentence for readers already, and may quote what was read.
             raised = "" if error.ename == "InputError" else f"{error.ename}: "
-            failure = f"{raised}{error.evalue}"
+            failure = f"it raised {error.ename}" if no_text else f"{raised}{error.evalue}"
         except CellTimeoutError:
             failure = f"it took longer than {timeout} s"
         except DeadKernelError:
@@ -631,7 +637,7 @@ def _execute(
                 f"cannot write {executed} ({error.strerror or error}): choose a folder that you "
                 "can write to"
             ) from error
-    nb = _read_notebook(executed)
+        nb = _read_notebook(running)
     # What is shared should not name the reader's temporary folders.
     nb.metadata.get("papermill", {}).update(input_path=executed.name, output_path=executed.name)
     if failure:
@@ -642,9 +648,28 @@ def _execute(
         number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in nb.cells)
         failure = f"cell [{number}]: {failure}"
     elif swallowed := widget_errors(nb):
-        failure = f"a widget swallowed an exception, {'; '.join(swallowed)}"
+        failure = "a widget swallowed an exception"
+        failure += "" if no_text else f", {'; '.join(swallowed)}"
+    if no_text:
+        _withhold(nb)
     atomic_write(executed, lambda p: nbformat.write(nb, str(p)))
     return nb, failure
+
+
+def _withhold(nb: Any) -> None:
+    """Take every output but pictures out of a notebook, and what its widgets hold."""
+    # No digest stays either: whoever guesses a short text could compare.
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            pictures = {k: data[k] for k in ("image/png", "image/jpeg") if k in data}
+            kept: dict[str, Any] = {"output_type": "stream", "name": "stdout", "text": _WITHHELD}
+            if pictures:
+                kept = {"output_type": "display_data", "data": pictures}
+                kept["metadata"] = output.get("metadata", {})
+            output.clear()
+            output.update(nbformat.from_dict(kept))
 
 
 def run_all(
@@ -656,6 +681,7 @@ def run_all(
     progress: bool = False,
     timeout: int = CELL_TIMEOUT,
     pdf: bool = False,
+    no_text: bool = False,
 ) -> Path:
     """Run notebooks, some at a time, and write their pages and an index.
 
@@ -680,6 +706,8 @@ def run_all(
         Seconds that one cell may take.
     pdf : bool
         Print every page as PDF beside it, with a headless Chromium.
+    no_text : bool
+        Keep of the outputs the pictures alone, see `run_notebook`; evidence files are whole.
 
     Returns
     -------
@@ -722,7 +750,7 @@ def run_all(
     waves = [[p for p in paths if not _reads_others(p)], [p for p in paths if _reads_others(p)]]
     ended: dict[Path, ReportPage] = {}
     for wave in waves:
-        ended |= _run_wave(wave, chosen, folder, jobs, timeout, clock, not one_file)
+        ended |= _run_wave(wave, chosen, folder, jobs, timeout, clock, not one_file, no_text)
     pages = [ended[path] for path in paths]
     made = [page.html for page in pages]
     if not one_file:
@@ -811,6 +839,7 @@ def _run_wave(
     timeout: int,
     clock: _Clock,
     with_index: bool,
+    no_text: bool,
 ) -> dict[Path, ReportPage]:
     # Processes, not threads: papermill changes the working folder of the whole process.
     pages: dict[Path, ReportPage] = {}
@@ -821,7 +850,8 @@ def _run_wave(
             while queue and len(running) < workers:
                 path = queue.pop(0)
                 clock.say(f"{path.stem}: running")
-                request = (path.resolve(), folder, dict(chosen[path]), timeout, False, with_index)
+                asked = (dict(chosen[path]), timeout, False, with_index, no_text)
+                request = (path.resolve(), folder, *asked)
                 running[path] = _Worker(request, workers)
             for path in [path for path, worker in running.items() if worker.ended]:
                 pages[path] = running.pop(path).result()
@@ -863,7 +893,7 @@ class _Worker:
                 said = (self.files / "stderr").read_text(errors="replace").strip().splitlines()
                 why = f"its process ended with status {self.process.returncode}"
                 why += f" ({said[-1]})" if said else ""
-                path, folder, *_, with_index = self.request
+                path, folder, *_, with_index, _ = self.request
                 nothing = nbformat.v4.new_notebook()
                 return _write_page(nothing, path.stem, folder, {}, self.started, with_index, why)
             found = json.loads(answer.read_text())

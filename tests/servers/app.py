@@ -6,10 +6,12 @@ client survives faults, not that it understands any real server.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import threading
 import time
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,20 +22,37 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES
+
+from servers.keys import spellings
 
 FAULTS = (
     "429",
     "429 date",
+    "429 bare",
     "500",
     "hang",
+    "drip",
     "truncated",
     "dropped",
     "wrong count",
     "duplicate",
     "stale",
+    "no number",
+    "absurd usage",
+    "nested",
+    "bomb",
+    "key",
 )
+# After which a client stops, with the reason.
+REFUSALS = ("redirect", "key in the status line")
+NUMBERS = itertools.count()
+UNASSIGNED = 420  # a status whose words are ours
+# Of 100 MB of blanks.
+_PACKER = zlib.compressobj(1, wbits=31)
+BOMB = b"".join(_PACKER.compress(b" " * 2**20) for _ in range(100)) + _PACKER.flush()
 LIES = (
     "zeros",
     "nulls",
@@ -113,7 +132,13 @@ class Server:
     def running(self):
         """The address of the server while it runs, in a thread of this process."""
         config = uvicorn.Config(
-            self.app(), port=0, log_level="critical", lifespan="off", ws="none", access_log=False
+            self.app(),
+            port=0,
+            log_level="critical",
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            http="h11",
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
@@ -153,6 +178,20 @@ class Server:
             if fault == "429 date":
                 after = format_datetime(datetime.now(UTC) + timedelta(seconds=self.retry_after))
             return JSONResponse({"error": {"message": "slow down"}}, 429, {"Retry-After": after})
+        if fault == "429 bare":
+            return JSONResponse({"error": {"message": "slow down"}}, 429)
+        sent_key = request.headers.get("authorization", "Bearer none")
+        if fault == "key in the status line":
+            STATUS_PHRASES[UNASSIGNED] = sent_key.encode()
+            return Response(status_code=UNASSIGNED)
+        if fault == "redirect":
+            return RedirectResponse(f"http://127.0.0.1:9/{sent_key}", 302)
+        if fault == "nested":
+            return Response(b"[" * 100_000, media_type="application/json")
+        if fault == "bomb":
+            return Response(BOMB, headers={"Content-Encoding": "gzip"})
+        if fault == "drip":
+            return StreamingResponse(self._drip(), media_type="application/json")
         if fault == "500":
             return JSONResponse({"error": {"message": "out of luck"}}, 500)
         if fault == "hang":
@@ -185,7 +224,17 @@ class Server:
             content["choices"].append(dict(content["choices"][0]))
         if fault == "stale" and previous is not None:
             content = previous
+        if fault == "no number":
+            content["choices"][0]["score"] = math.nan
+        if fault == "absurd usage":
+            content["usage"] = {"prompt_tokens": -(10**12), "completion_tokens": 1e300}
         raw = json.dumps(content).encode()
+        if fault == "key":  # in each spelling in turn, in a header, and split over chunks
+            forms = list(spellings(sent_key.removeprefix("Bearer ")).values())
+            form = forms[self.happened["key"] % len(forms)]
+            raw = raw.replace(b'"choices": [{', f'"choices": [{{"{form}": "{form}", '.encode())
+            pieces = (raw[start : start + 7] for start in range(0, len(raw), 7))
+            return StreamingResponse(pieces, headers={"X-Key": sent_key})
         if fault == "truncated":
             return Response(raw[: len(raw) // 2], media_type="application/json")
         if fault == "dropped":  # more is announced than comes
@@ -195,6 +244,12 @@ class Server:
                 headers={"Content-Length": str(len(raw))},
             )
         return Response(raw, media_type="application/json")
+
+    async def _drip(self):
+        until = time.monotonic() + self.hang_seconds
+        while time.monotonic() < until:
+            yield b" "
+            await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------------ answers
 
@@ -366,7 +421,7 @@ def _shown(model: Any, token: int, following: np.ndarray) -> dict[str, Any]:
 def _reply(kind: str, body: dict[str, Any], choices: list[Any], used: int) -> dict[str, Any]:
     new = body.get("max_tokens", 16) * len(choices)
     return {
-        "id": "x",
+        "id": f"cmpl-{next(NUMBERS)}",
         "object": kind,
         "model": body["model"],
         "choices": choices,

@@ -2075,6 +2075,10 @@ def report(
     pdf: Annotated[
         bool, typer.Option("--pdf", help="Print every page as PDF beside it; needs Chromium.")
     ] = False,
+    no_text: Annotated[
+        bool,
+        typer.Option("--no-text", help="Leave out what cells print: it can hold training text."),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run notebooks headless and write HTML pages, an index and the evidence files."""
@@ -2087,7 +2091,9 @@ def report(
             raise InputError(f"-p {item!r} is not of the form name=value")
         given[name] = value
     try:
-        page = reports.run_all(notebook, out, given, jobs=jobs, progress=not quiet, pdf=pdf)
+        page = reports.run_all(
+            notebook, out, given, jobs=jobs, progress=not quiet, pdf=pdf, no_text=no_text
+        )
     except reports.ReportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error

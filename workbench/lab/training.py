@@ -12,6 +12,7 @@ goes on with the schedule as if nothing had happened, in the original order or i
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -423,7 +424,7 @@ class _Worker:
     """A process that trains one job after another; each job has a log of its own.
 
     It reads jobs as lines on its standard input and leaves when that closes, so also when the
-    process that started it is killed: then after the job that it has.
+    process that started it is killed: then a job in hand is interrupted, and its state saved.
     """
 
     def __init__(self, job: TrainingJob) -> None:
@@ -465,8 +466,6 @@ class _Worker:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        if self.job is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
 
     def wait(self) -> None:
         """Until it has left; the log stays only where something went wrong."""
@@ -1165,14 +1164,21 @@ def _main() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    with contextlib.suppress(KeyboardInterrupt):
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
         for line in sys.stdin:
-            content = json.loads(line)
+            lines.put(line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=listen, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            content = json.loads(lines.get())
             with open(content["log"], "ab") as log:  # from here on, all output is about this job
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             run_job(TrainingJob(**content["job"]))
-        sys.exit(0)
     sys.exit(INTERRUPTED)
 
 

@@ -195,6 +195,8 @@ class Endpoint:
         self.longest_wait = longest_wait
         self._store = store
         self.one_at_a_time = False  # found out on the way: the server takes one prompt a request
+        self.ids: set[str] = set()  # that the server gave its answers
+        self.answered: dict[str, str] = {}  # answer to request, by their hashes
         self.report: Callable[[str], object] | None = None
 
     def __repr__(self) -> str:
@@ -449,6 +451,12 @@ class _Errand:
             streamed = isinstance(content, str) and content.lstrip().startswith(STREAMS)
             self.store.settle(reserved, used(answer, most, most if streamed else Spend(1)))
             self._raise(reply, OK, *_said_in(content))
+        # A cache that is broken, or a mixed-up gateway, gives a whole answer to another request.
+        # Where every answer has the same id, or none, equal answers may be right.
+        self.endpoint.ids.add(str(answer.get("id")))
+        asked = self.endpoint.answered.setdefault(content_key(answer), content_key(body))
+        if asked != content_key(body) and len(self.endpoint.ids) > 1:
+            raise _AgainError("its answer is one that it gave to another request")
         kept: dict[bytes, Any] = {}
         fault: BadAnswerError | None = None
         failed: Mapping[str, Any] | None = None
