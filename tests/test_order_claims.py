@@ -27,7 +27,7 @@ from workbench.independence import QueryCase, Windows
 from workbench.independence.account import proven_account
 from workbench.independence.corrections import open_ledger_factor
 from workbench.known_order import made_again
-from workbench.lab import open_run
+from workbench.lab import open_observations, open_run
 from workbench.lab.orders import of_the_lab
 from workbench.merkle import MasterSalt
 from workbench.null import maximum_null, rejection_limit
@@ -388,6 +388,9 @@ def test_the_labs_runs_end_verified():
         status = {gate.name: gate.status for gate in found.gates}
         assert status["random order"] == status["seeds"] == "verified"
         assert "for the 256 orders to choose from" in found.verdict_reason
+    text = open_observations("recorded").counts("derivative")  # without references or texts
+    found = partition_test(run.transcript, text)
+    assert (found.verdict, found.gates[0].status) == ("evidence", "verified")
     # a root of one's own could have been chosen
     own = of_the_lab(run.transcript, 1, 0)
     assert own.shuffle == ShuffleClaim("owner", seed=lab_seed(1, 0))

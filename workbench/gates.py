@@ -114,10 +114,13 @@ def gate_shuffle(
                 f", which is little for a model that knows nothing: look at {which} (chance would "
                 "do this in one audit of twenty)"
             )
-    if not checks and not regenerated:
+    ruled = claim.kind not in ("owner", "not_stated")
+    same, how = made_again(transcript) if ruled else (None, "")
+    again = regenerated or bool(same)
+    if not checks and not again:
         passed = "declared"
-    found = _compared(checks, regenerated)
-    if claim.kind in ("owner", "not_stated"):
+    found = _compared(checks, again)
+    if not ruled:
         said, rests = (
             (_DECLARED, _if_claimed(claim))
             if claim.kind == "owner"
@@ -128,11 +131,10 @@ def gate_shuffle(
         if claim.data_sha256:
             said += f"; it is of the data set with SHA-256 {claim.data_sha256}"
         return Gate(1, name, "declared", f"{said}; {found}{placebo_text}.", rests)
-    same, how = made_again(transcript)
     source = claim.source or "source not named"
     if same is False:
         return Gate(1, name, "failed", f"{claim} is claimed ({source}), but {how}")
-    data = f"the data set of {claim.size:,} examples with SHA-256 {claim.data_sha256[:16]}"
+    data = f"the data set of {claim.size or 0:,} examples with SHA-256 {claim.data_sha256[:16]}"
     if same is None:
         rests = _if_claimed(claim)
         passed, how = "declared", f"{claim}: declared ({source}) and not verified here, for {how}"
@@ -156,7 +158,7 @@ def gate_shuffle(
 def _compared(checks: Sequence[OrderCheck], regenerated: bool) -> str:
     """What the order was compared with, and nothing found."""
     if not checks and regenerated:
-        return "it was made again, and compared with nothing else"
+        return "it was compared with nothing else"
     if not checks:
         return "neither examples nor references are at hand, so the order could not be compared"
     found = []
