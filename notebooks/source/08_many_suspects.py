@@ -35,6 +35,7 @@ import numpy as np
 
 from workbench import Ledger, QueryCase, explore, family_test, figures, lab
 from workbench.independence import holm
+from workbench.verdicts import decisive_pvalue
 
 observations = lab.open_observations(source)
 run = observations.run
@@ -82,17 +83,19 @@ print(f"{len(cases)} tests, family {family.key[:12]}, closed before the first of
 figures.show(figures.matrix(family.evidence, "z"))
 
 # %%
-print(f"{'suspect':<16}{'owner':<15}{'z':>5}{'raw p':>7}{'Holm p':>8}  verdict")
+print(f"{'suspect':<16}{'owner':<15}{'z':>5}{'raw p':>8}{'Holm p':>8}  verdict")
 for (suspect, owner), e in family.evidence.items():
-    corrected = family.corrected[suspect, owner]
-    print(f"{suspect:<16}{owner:<15}{e.z:>5.1f}{e.pvalue:>7.1g}{corrected:>8.1g}  {e.verdict}")
+    raw, corrected = decisive_pvalue(e), family.corrected[suspect, owner]
+    print(f"{suspect:<16}{owner:<15}{e.z:>5.1f}{raw:>8.1g}{corrected:>8.1g}  {e.verdict}")
 
 # %% [markdown]
 # Is a model loud against its *own* order? Does a fine-tune follow Alice's order, or another owner's
 # too? The three owners used the very same examples: whatever tells them apart is the *order*.
 #
-# With exact p-values alone, Holm's smallest is the number of tests times the floor: a family needs
-# more permutations than a single test.
+# The raw p of a test is the one on which its verdict would rest if it stood alone: counted where
+# permutations reach what was seen, proven by a theorem where none does, and times the orders that
+# the owner could have chosen from. With counted p-values alone, Holm's smallest would be the number
+# of tests times the floor: a family would need more permutations than a single test.
 
 # %%
 floor = 1 / (n_resamples + 1)
@@ -113,7 +116,8 @@ for name in ("derivative", "independent", "derivative-8000", "derivative"):
     e = ledger.test(QueryCase(owners["alice"], suspects[name], [reference], settings))
     c = e.correction
     print(
-        f"test {c.number}: {name:<16} raw p {e.pvalue:.2g}, corrected {c.pvalue:.2g}: {e.verdict}"
+        f"test {c.number}: {name:<16} raw p {decisive_pvalue(e):.2g}, corrected {c.pvalue:.2g}: "
+        f"{e.verdict}"
     )
 
 # %% [markdown]
@@ -145,7 +149,9 @@ for label, found in alarms.items():
 # next, never for a verdict, and the output says so.
 
 # %%
-raw = {f"{suspect} / {owner}": e.pvalue for (suspect, owner), e in family.evidence.items()}
+raw = {
+    f"{suspect} / {owner}": decisive_pvalue(e) for (suspect, owner), e in family.evidence.items()
+}
 print(explore(raw, "benjamini-yekutieli"))
 
 # %%
