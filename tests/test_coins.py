@@ -1,6 +1,10 @@
 """The proven p-value: tails against all sign patterns, every order of small designs, and nulls."""
 
+import importlib.util
 import itertools
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ from workbench import coins
 from workbench.coins import joined, log_tail, proven, proven_signs
 from workbench.errors import InputError
 from workbench.null import log10_normal_tail, permutation_null, rejection_limit
-from workbench.statistics import RankDesign, certified_log10
+from workbench.statistics import RankDesign, certified_log10, certified_rank_sum
 from workbench.statistics import rank as rank_module
 
-LEVELS = (0.05, 0.01, 0.001)
+ROOT = Path(__file__).resolve().parent.parent
+LEVELS = (0.1, 0.05, 0.01, 0.001)
 
 
 # Tails ------------------------------------------------------------------------------------------
@@ -93,9 +98,16 @@ SMALL = {
     "unequal units, tied": ([0, 0, 1, 1, 2, 2], [1, 2, 1, 3, 2, 1], [0] * 6, None, None),
     "unequal units, curve": (range(5), [1, 2, 1, 3, 2], [0] * 5, None, lambda u: u**3),
     "all sizes differ": (range(5), [1, 2, 3, 4, 5], [0] * 5, None, None),
+    "rare scores": (range(7), [1] * 7, [0] * 7, [0, 0, 0, 0, 0, 1, 2], None),
+    "rare scores below, tied positions": (
+        [0, 0, 1, 1, 2, 3, 3], [1] * 7, [0] * 7, [5, 5, 1, 5, 5, 2, 5], lambda u: u**4
+    ),
+    "rare scores of both signs in strata": (
+        range(8), [1] * 8, [0] * 4 + [1] * 4, [0, 0, 0, 3, 1, 1, 0, 1], None
+    ),
     "strata": (range(8), [1] * 8, [0, 0, 0, 1, 1, 2, 2, 2], None, None),
     "strata and units": (range(7), [2, 1, 2, 1, 1, 3, 1], [0, 0, 0, 0, 1, 1, 1], None, None),
-}
+}  # fmt: skip
 
 
 def _law_of_p(kind, monkeypatch):
@@ -147,74 +159,55 @@ def test_leaving_out_the_seen_orbit_is_caught(monkeypatch):
 # Nulls ------------------------------------------------------------------------------------------
 
 
-def _uniform(rng):
-    return RankDesign(rng.permutation(50)), rng.uniform(size=50)
+def _benchmark():
+    path = ROOT / "benchmarks" / "finite_sample.py"
+    spec = importlib.util.spec_from_file_location("bench_finite_sample", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _mostly_ties(rng):
-    return RankDesign(rng.permutation(60)), np.append(np.zeros(54), rng.random(6))
-
-
-def _cauchy_curve(rng):
-    """Weights of position with a heavy tail, against scores with one."""
-    return RankDesign(rng.permutation(50), weights=lambda u: u**8), rng.standard_cauchy(50)
-
-
-def _shared_steps(rng):
-    return RankDesign(rng.permutation(64) // 16), rng.normal(size=64)
-
-
-def _tiny_strata(rng):
-    strata = np.repeat(np.arange(24), rng.integers(1, 4, 24))
-    return RankDesign(rng.permutation(len(strata)), strata), strata + rng.normal(size=len(strata))
-
-
-def _unequal_units(rng):
-    """Rows of a unit are alike, and long units score higher."""
-    sizes = np.repeat([1, 2, 5], [12, 8, 4])
-    units = np.repeat(np.arange(len(sizes)), sizes)
-    scores = (rng.normal(size=len(sizes)) + sizes / 2)[units] + 0.1 * rng.normal(size=len(units))
-    return RankDesign(rng.permutation(len(sizes))[units], units=units), scores
-
-
-def _stored_by_score(rng):
-    """Rows in the order of their scores, which are a slow walk, and positions that tie."""
-    scores = np.sort(np.cumsum(rng.normal(size=64)))
-    return RankDesign(rng.permutation(64) // 8), scores
-
-
-NULLS = {
-    "uniform": _uniform,
-    "nine in ten tie": _mostly_ties,
-    "Cauchy": _cauchy_curve,
-    "shared steps": _shared_steps,
-    "strata of one to three": _tiny_strata,
-    "unequal units": _unequal_units,
-    "stored by score": _stored_by_score,
-}
-
-
-def _pvalues(make, draws, seed=11, m1=9):
-    """Resampling and proven p-values of innocent suspects."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for j in range(draws):
-        design, scores = make(rng)
-        exact = permutation_null(design, [scores], m1, seed=j, threads=1)[0].pvalue()
-        found.append((exact, proven(design, scores).log10_pvalue))
-    return np.array(found)
+BENCHMARK = _benchmark()
+NULLS = BENCHMARK.NULLS | {"steps of 1,024 rows": lambda rng: BENCHMARK.shared_steps(rng, rows=16)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NULLS)
 def test_nulls(name):
-    draws, floor = 2000, 0.1
-    pairs = _pvalues(NULLS[name], draws)
-    both = [joined(exact, floor, log_p) for exact, log_p in pairs]
-    for logs in (pairs[:, 1], np.array(both)):
-        for level in (0.1, *LEVELS):
-            limit = rejection_limit(draws, level, len(NULLS) * 2 * 4)
-            assert np.count_nonzero(logs <= np.log10(level)) <= limit
+    """A quarter of the benchmark's draws, by another seed, and steps of fewer rows."""
+    draws = 1250
+    logs = BENCHMARK.pvalues(NULLS[name], draws, seed=11)
+    cells = len(NULLS) * logs.shape[1] * len(LEVELS)
+    for level in LEVELS:
+        limit = rejection_limit(draws, level, cells)
+        assert ((logs <= np.log10(level) + 1e-9).sum(axis=0) <= limit).all()
+
+
+def test_recorded_nulls_and_truths():
+    """The benchmark's own results: no cell is beyond its limit, and no proven p below the truth."""
+    content = json.loads(BENCHMARK.RESULTS.read_text(encoding="utf-8"))
+    assert [row["null"] for row in content["nulls"]] == list(BENCHMARK.NULLS)
+    assert min(row["draws"] for row in content["nulls"]) >= 5000
+    assert BENCHMARK.beyond(content["nulls"]) == []
+    known = [row for row in content["truths"] if "truth" in row]
+    assert {row["method"] for row in known} == set(BENCHMARK.METHODS)
+    for row in known:  # of single streams one may lie below: p is valid, and no bound
+        assert row["most"] > row["truth"] - 3 * row["error"] - 0.05
+    for null in content["nulls"][:1]:
+        broken = null | {"rejections": null["rejections"] | {"proven": [5000] * len(LEVELS)}}
+        assert len(BENCHMARK.beyond([broken])) == len(LEVELS)
+
+
+def test_the_page_repeats_the_proven_p():
+    """The listing of docs/finite_sample.md, in Python's own library, gives the same digits."""
+    page = (ROOT / "docs" / "finite_sample.md").read_text(encoding="utf-8")
+    listing = re.search(r"```python\n(import hashlib.*?)```", page, re.DOTALL).group(1)
+    names = {}
+    exec(compile(listing, "finite_sample.md", "exec"), names)
+    for n in (20, 51):
+        scores = 3 * np.arange(n) / n + np.random.default_rng(n).normal(size=n)
+        found = proven(RankDesign(np.arange(n)), scores).log10_pvalue
+        assert names["log10_proven"](scores.tolist()) == pytest.approx(found, abs=1e-6)
 
 
 # Mutants ----------------------------------------------------------------------------------------
@@ -224,7 +217,7 @@ def test_rows_in_place_of_units_are_caught():
     rng = np.random.default_rng(4)
     rejected = 0
     for _ in range(200):
-        design, scores = _unequal_units(rng)
+        design, scores = BENCHMARK.unequal_units(rng)
         rejected += proven(RankDesign(design.positions), scores).log10_pvalue <= -2
     assert rejected > rejection_limit(200, 0.01, 1)
 
@@ -346,11 +339,30 @@ def test_sides():
 
 
 def test_few_coins_are_counted():
-    """Three rows that differ from the rest, all late: three coins at most."""
+    """Three rows that differ from the rest on both sides: three coins at most."""
     scores = np.append(np.zeros(97), [1.0, 2.0, 3.0])
+    scores[0] = -1.0
     found = proven(RankDesign(np.arange(100)), scores)
-    assert found.coins == 3
-    assert found.log10_pvalue >= np.log10(2**-3 / 100)
+    assert (found.coins, found.how) == (3, "3 fair coins")
+    assert 10**found.log10_floor == pytest.approx(2**-3 / 100)
+    assert found.log10_floor <= found.log10_pvalue <= found.log10_floor + 2
+
+
+@pytest.mark.parametrize(("alternative", "last"), [("greater", 1), ("less", -1)])
+def test_rare_scores_against_every_choice_of_their_places(alternative, last):
+    """Twelve equal hits among two hundred: the rank sum's law, counted."""
+    rng, hits = np.random.default_rng(13), np.append(np.zeros(188), np.ones(12))
+    design = RankDesign(np.arange(200))
+    for late in (20, 60, 200):
+        places = rng.choice(np.arange(200)[::-1][:late], 12, replace=False)
+        scores = np.zeros(200)
+        scores[places if last > 0 else 199 - places] = 1.0
+        exact = certified_rank_sum(places * 1.0, np.setdiff1d(np.arange(200), places) * 1.0)
+        found = proven(design, scores, alternative)
+        assert found.coins is None
+        assert exact.how == "exact"
+        assert exact.log10_pvalue <= found.log10_pvalue <= 0.75 * exact.log10_pvalue + 0.8
+    assert proven(design, hits[::-last]).log10_floor == found.log10_floor
 
 
 @pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
@@ -374,11 +386,11 @@ def test_signs_of_pairs_against_all_patterns(alternative):
     assert proven_signs(np.zeros(3)).log10_pvalue == 0.0
 
 
-def test_the_floor_is_what_all_coins_together_prove():
-    """Sparse scores, all late: p is near the floor, and nothing proves a smaller one."""
+def test_the_floor_is_what_all_late_scores_prove():
+    """Rare scores, all late."""
     scores = np.append(np.zeros(97), [1.0, 2.0, 3.0])
     found = proven(RankDesign(np.arange(100)), scores)
-    assert 10**found.log10_floor == pytest.approx(2**-3 / 100)
+    assert found.log10_pvalue == pytest.approx(found.log10_floor, abs=1e-5)
     late = (np.arange(100) >= 90) * 1.0
     whole = proven(RankDesign((np.arange(100) >= 90).astype(int)), late)
     assert whole.log10_pvalue == pytest.approx(whole.log10_floor, abs=1e-5)

@@ -160,9 +160,10 @@ def _asked(transcript, memory):
     return pair_test(transcript, suspect, [reference], asked)
 
 
+FAMILY = "max(spearman, spearman:late)"
 KINDS = {
     # test, and memories that are evidence for 2^32 orders and are none
-    "family": (lambda t, m: _tested(t, m, statistic="max(spearman, spearman:late)"), 1.0, 0.5),
+    "family": (lambda t, m: _tested(t, m, statistic=FAMILY), 1.0, 0.5),
     "partition": (lambda t, m: partition_test(t, _text(m)), 1.0, 0.3),
     "blocks": (
         lambda t, m: partition_test(t, _text(m), statistic="block-likelihood", n_blocks=200),
@@ -187,16 +188,22 @@ def test_every_test_pays_for_the_seeds_by_a_proven_p(kind):
         assert "proven" not in free.details
 
 
-@pytest.mark.parametrize("kind", ["family", "blocks"])
-def test_where_coins_are_few_a_test_says_how_many_it_takes(kind):
+def test_where_coins_are_few_a_test_says_how_many_it_takes():
     transcript = _made(PUBLISHED)
-    if kind == "blocks":
-        found = partition_test(transcript, _text(1.0), statistic="block-likelihood", n_blocks=30)
-    else:
-        suspect = Scores.from_arrays(loglik=np.where(transcript.positions >= N - 20, 1.0, 0.0))
-        found = query_test(transcript, suspect, statistic="max(spearman, spearman:late)")
+    few = partition_test(transcript, _text(1.0), statistic="block-likelihood", n_blocks=30)
+    sides = np.sign(transcript.positions - N / 2) * (np.abs(transcript.positions - N / 2) > 190)
+    both = query_test(transcript, Scores.from_arrays(loglik=sides), statistic=FAMILY)
+    for found in (few, both):
+        assert found.verdict == "not valid"
+        assert "pairs of units whose scores differ, or shuffle by public" in found.verdict_reason
+    rare = np.where(transcript.positions >= N - 3, 1.0, 0.0)
+    found = query_test(transcript, Scores.from_arrays(loglik=rare))
     assert found.verdict == "not valid"
-    assert "pairs of units whose scores differ, or shuffle by public" in found.verdict_reason
+    assert "test more units, or shuffle by public randomness" in found.verdict_reason
+    rare = np.where(transcript.positions >= N - 20, 1.0, 0.0)
+    found = query_test(transcript, Scores.from_arrays(loglik=rare), statistic=FAMILY)
+    assert found.verdict == "evidence"
+    assert "Chernoff's bound for 20 units" in found.summary()
 
 
 def test_a_ledger_and_a_family_correct_the_proven_p(tmp_path):

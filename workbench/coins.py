@@ -27,6 +27,14 @@ at S itself, and such a tail is never stochastically smaller than uniform. ∎
 With upper bounds of the tails p is only larger. It is a valid p-value, not a bound on a fraction of
 orders. Its floor is 2^−coins / (m + 1).
 
+**Rare scores.** Few coins prove little. Where most units share one score and those of a stratum
+that differ lie on one side of it, S is a constant plus Σ v_j a_π(j) over these few, with v_j of one
+sign. Values of a random permutation are negatively associated (Joag-Dev and Proschan 1983, Ann.
+Statist. 11:286–295), and exp(t v_j a) rises with a for all of a stratum or falls for all. So
+E exp(tS) is at most the product of the means of exp(t v_j a) over all places, and Chernoff's bound
+holds for the permutation p-value without a draw. Which of the two is taken depends on scores alone,
+never on their order; the smaller of both would not be valid.
+
 **Nothing to choose.** The random numbers come from a digest of what no permutation changes. That
 makes them the same for everyone; the theorem speaks of numbers that nobody could foresee, such as
 public randomness dated after a commitment.
@@ -39,6 +47,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 from scipy.special import log_ndtr, logsumexp
 from scipy.stats import hypergeom
 
@@ -54,6 +63,7 @@ ORBITS = 99  # fresh orders beside the seen one; part of the format, so that nob
 _ROUNDING = 1e-6  # nats, added to every logarithm: floating-point error is smaller by far
 _LOG_C = -np.log(4.0) - log_ndtr(-np.sqrt(2.0))  # log 3.1787
 _BERRY_ESSEEN = 0.56
+_RARE, _RARE_SHARE = 64, 1 / 3  # units with another score than most, at most
 _BATCH = 1 << 18  # places held in memory at a time
 
 
@@ -66,15 +76,17 @@ class Proven:
     log10_pvalue : float
         At most 0; the p-value may lie far below the smallest float.
     log10_floor : float
-        Of the smallest p-value that so many coins can prove, or so many high scores can have.
+        Of the smallest p-value that so many coins can prove, or so many rare scores.
     coins : int or None
-        Pairs of places in the seen order whose flip changes S. Few coins make a weak bound. None:
-        weights and scores have two values each, and p is the exact hypergeometric tail.
+        Pairs of places in the seen order whose flip changes S; None where `how` needs none.
+    how : str
+        What proves it.
     """
 
     log10_pvalue: float
     log10_floor: float
     coins: int | None
+    how: str
 
 
 def proven(
@@ -131,7 +143,13 @@ def proven(
             _log_hypergeometric(n, up, late, min(up, late))
             for n, up, late, _ in (counts[side] for side in sides)
         ]
-        return _in_powers_of_ten(min(each), min(floors), None, len(sides))
+        return _in_powers_of_ten(min(each), min(floors), len(sides), "hypergeometric law")
+    rare = units.rare()
+    if rare:
+        number = sum(int(np.count_nonzero(values)) for _, values in rare)
+        seen, last = np.min([_log_rare_tails(rare, side) for side in sides], axis=0)
+        how = f"Chernoff's bound for {number:,} units whose scores are not the common one"
+        return _in_powers_of_ten(seen, last, len(sides), how)
     logs: list[list[Floats]] = []
     for excess, sizes in units.orbits(units.stream(name, randomness)):
         if not logs:
@@ -139,7 +157,7 @@ def proven(
         logs.append([log_tail(side * excess, sizes) for side in sides])
     each = logsumexp(np.concatenate(logs, axis=1), axis=1) - np.log(ORBITS + 1)
     floor = -np.log(2.0) * coins - np.log(ORBITS + 1)
-    return _in_powers_of_ten(min(each), floor, coins, len(sides))
+    return _in_powers_of_ten(min(each), floor, len(sides), f"{coins:,} fair coins", coins)
 
 
 def proven_signs(differences: Floats, alternative: Alternative = "greater") -> Proven:
@@ -168,7 +186,9 @@ def proven_signs(differences: Floats, alternative: Alternative = "greater") -> P
     sides, signed = np.array(_sides(alternative)), signed_ranks(differences)
     ranks = np.rint(2 * len(signed) * signed).astype(np.int64)
     log_p = log_tail(sides * ranks.sum(), np.tile(np.abs(ranks), (len(sides), 1))).min()
-    return _in_powers_of_ten(log_p, -np.log(2.0) * len(ranks), len(ranks), len(sides))
+    coins = len(ranks)
+    floor = -np.log(2.0) * coins
+    return _in_powers_of_ten(log_p, floor, len(sides), f"{coins:,} fair coins", coins)
 
 
 def _sides(alternative: Alternative) -> list[int]:
@@ -179,11 +199,13 @@ def _sides(alternative: Alternative) -> list[int]:
     return {"greater": [1], "less": [-1], "two-sided": [1, -1]}[alternative]
 
 
-def _in_powers_of_ten(log_p: float, log_floor: float, coins: int | None, sides: int) -> Proven:
+def _in_powers_of_ten(
+    log_p: float, log_floor: float, sides: int, how: str, coins: int | None = None
+) -> Proven:
     """Of one side or twice of the smaller of two, with slack for rounding."""
     log_p, log_floor = log_p + np.log(sides) + _ROUNDING, log_floor + np.log(sides)
     log10s = [min(0.0, float(log / np.log(10))) for log in (log_p, log_floor)]
-    return Proven(log10s[0], log10s[1], coins)
+    return Proven(log10s[0], log10s[1], coins, how)
 
 
 def joined(exact_p: float, floor: float, log10_proven: float) -> float:
@@ -405,6 +427,55 @@ class _Units:
             return None
         late, high = self.place == values[0][1], self.value == values[1][1]
         return len(late), int(high.sum()), int(late.sum()), int((late & high).sum())
+
+    def rare(self) -> list[tuple[Floats, Floats]]:
+        """Weights, and scores less the common one, by stratum; none unless few units differ."""
+        found = []
+        for k in range(0 if self._unequal else self.stratum[-1] + 1):
+            here = self.stratum == k
+            scores, counts = np.unique(self.value[here], return_counts=True)
+            common = scores[np.argmax(counts)]
+            if common not in (scores[0], scores[-1]):
+                return []
+            found.append((self.place[here] * 1.0, (self.value[here] - common) * 1.0))
+        number = sum(int(np.count_nonzero(values)) for _, values in found)
+        return found if number <= min(_RARE, _RARE_SHARE * len(self.value)) else []
+
+
+def _log_rare_tails(strata: list[tuple[Floats, Floats]], side: int) -> tuple[float, float]:
+    """Chernoff's bound of log P(S ≥ s) for rare scores, or P(S ≤ s): at the seen s and the last."""
+    scales = [max(float(np.abs(one[i]).max()) for one in strata) for i in (0, 1)]
+    strata = [(weights / scales[0], side * values / scales[1]) for weights, values in strata]
+    seen = sum(float(weights @ values) for weights, values in strata)
+    last = sum(float(np.sort(weights) @ np.sort(values)) for weights, values in strata)
+    distinct = [
+        (weights, value, count)
+        for weights, values in strata
+        for value, count in zip(*np.unique(values[values != 0], return_counts=True), strict=True)
+    ]
+
+    def cumulant(t: float) -> tuple[float, float]:
+        """K(t) = log of the product of means, and K'(t)."""
+        total, slope = 0.0, 0.0
+        for weights, value, count in distinct:
+            x = t * value * weights
+            most = x.max()
+            chances = np.exp(x - most)
+            total += count * (most + np.log(chances.mean()))
+            slope += count * value * float(weights @ chances) / chances.sum()
+        return total, slope
+
+    def bound(s: float) -> float:
+        high = 1.0
+        if cumulant(0.0)[1] >= s:
+            return 0.0
+        while cumulant(high)[1] < s and high < 1e6:
+            high *= 2
+        reached = cumulant(high)[1] >= s
+        t = brentq(lambda t: cumulant(t)[1] - s, 0.0, high) if reached else high
+        return min(0.0, cumulant(t)[0] - t * s)  # for every t ≥ 0 a bound
+
+    return bound(seen), bound(last)
 
 
 def _log_hypergeometric(units: int, high: int, late: int, both: int) -> float:

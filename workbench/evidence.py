@@ -394,10 +394,9 @@ class Evidence:
     @property
     def proven_text(self) -> str:
         """The p-value that goes on below the exact one's floor, in words."""
-        log10, coins = self.details["proven"]["log10_pvalue"], self.details["proven"]["coins"]
+        log10, how = self.details["proven"]["log10_pvalue"], self.details["proven"]["how"]
         if self.compared is None and log10 >= math.log10(self.pvalue_floor) - 1e-9:
             return "the exact one, which is not below its floor"
-        how = "hypergeometric law" if coins is None else f"{coins:,} fair coins"
         return (
             f"{_power_of_ten(log10)} (were the order independent, one as small would come up with "
             f"at most this probability; {how})"

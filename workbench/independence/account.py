@@ -85,6 +85,7 @@ def proven_account(
             "log10_pvalue": joined(null.pvalue(alternative), null.floor, below),
             "log10_floor": min(member.log10_floor for member in members) + log10_members,
             "coins": best.coins,
+            "how": best.how,
         }
     }
 
