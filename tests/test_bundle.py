@@ -597,7 +597,7 @@ HOSTILE = {
             "scores/suspect.parquet": lambda m: nudged_scores(m, "suspect", by=1.7e308),
             "scores/reference-1.parquet": lambda m: nudged_scores(m, "reference-1", by=-1.7e308),
         },
-        "no test can be made of these numbers",
+        "scores must be 80 finite numbers",
     ),
     "nobody scored": (
         {"scores/suspect.parquet": lambda m: scores_table(m, identity=[1])}, "who scored",

@@ -159,10 +159,11 @@ def test_too_few_queries_say_how_many_would_see_the_smallest_effect(data):
     assert "exact p-value stands alone" in evidence.summary()
 
 
-def test_too_few_permutations_are_not_valid(data):
+def test_where_permutations_are_too_few_a_theorem_goes_on(data):
     evidence = _test(data, n_resamples=99)
-    assert evidence.verdict == "not valid"
-    assert "at least 999 permutations" in evidence.verdict_reason
+    assert (evidence.verdict, evidence.pvalue) == ("evidence", 0.01)
+    assert "exact p 0.01 (proven " in evidence.verdict_reason
+    assert "99 resamples instead of 9,999" in " ".join(evidence.caveats)
 
 
 def test_no_reference_runs_and_is_weaker(data):

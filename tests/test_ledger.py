@@ -15,6 +15,7 @@ from scipy import stats
 from workbench import Evidence, InputError, Scores, Transcript
 from workbench.independence import Ledger, PairCase, QueryCase, design_queries, pair_test
 from workbench.independence.corrections import open_ledger_factor
+from workbench.verdicts import decisive_pvalue
 
 N = 200
 
@@ -61,7 +62,7 @@ def test_numbers_count_up_and_stay(run, tmp_path):
     assert [e.correction.number for e in (first, *found)] == [1, 2, 3, 4, 5, 6, 7]
     for evidence in (first, *found):
         factor = open_ledger_factor(evidence.correction.number)
-        assert evidence.correction.pvalue == min(1.0, evidence.pvalue * factor)
+        assert evidence.correction.pvalue == min(1.0, decisive_pvalue(evidence) * factor)
         assert evidence.correction.method == "open ledger"
     again = ledger.test(_case(run, alpha=0.01, smallest_effect=0.2))
     assert again.correction.pvalue == first.correction.pvalue
@@ -141,17 +142,17 @@ def test_another_measurement_of_the_same_model_is_another_test(run, tmp_path):
 
 
 def test_the_verdict_rests_on_the_corrected_p(run, tmp_path):
-    """Raw p .0005 is evidence at .001; as the fifth test it is not, nor could it be."""
-    alone = _case(run, alpha=0.001).run()
+    """What is evidence alone, at twice its p-value, is none as the fifth test."""
+    alpha = 2 * decisive_pvalue(_case(run).run())
+    alone = _case(run, alpha=alpha).run()
     assert alone.verdict == "evidence"
     ledger = Ledger(tmp_path / "l.jsonl", run[0])
     for seed in range(4):
         ledger.test(_case(run, "stranger", seed=seed))
-    fifth = ledger.test(_case(run, alpha=0.001))
-    assert fifth.pvalue == alone.pvalue == 1 / 2000
-    assert fifth.verdict == "not valid"
-    needed = int(np.ceil(open_ledger_factor(5) / 0.001)) - 1
-    assert f"use at least {needed:,} permutations" in fifth.verdict_reason
+    fifth = ledger.test(_case(run, alpha=alpha))
+    assert fifth.pvalue == alone.pvalue
+    assert fifth.correction.pvalue == decisive_pvalue(alone) * open_ledger_factor(5)
+    assert fifth.verdict == "no evidence"
     assert "test 5 of the open ledger" in fifth.summary()
     assert any("no other ledger" in caveat for caveat in fifth.caveats)
     assert Evidence.from_json(fifth.to_json()) == replace(fifth, distribution=None)
@@ -170,7 +171,7 @@ def test_false_alarms_of_twenty_tests_that_arrive_one_after_another(run, tmp_pat
     """Whole ledgers of strangers: at most α of them ever hold a verdict of evidence."""
     rng = np.random.default_rng(6)
     trials, alpha, alarms = 15, 0.2, 0
-    one = replace(_case(run, n_resamples=9999).run(), alpha=alpha)
+    one = replace(_case(run, "stranger", n_resamples=9999).run(), alpha=alpha, details={})
     for trial in range(trials):
         ledger = Ledger(tmp_path / f"{trial}.jsonl", run[0])
         verdicts = [
@@ -286,7 +287,7 @@ def _lines(run, tmp_path):
     path = tmp_path / "l.jsonl"
     ledger = Ledger(path, run[0])
     for seed in range(3):
-        ledger.test(_case(run, seed=seed, n_resamples=99))
+        ledger.test(_case(run, "stranger", seed=seed, n_resamples=99))
     return path, path.read_bytes().splitlines(keepends=True)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Gate",
     "ReferenceCheck",
     "Verdict",
+    "pvalue_text",
 ]
 
 Verdict = Literal["evidence", "no evidence", "not valid"]
@@ -175,7 +176,7 @@ class Correction:
         else:
             how = f"test {self.number} of the open ledger {self.name}: times π²·{self.number}²/6"
         asymptotic = (
-            "" if self.log10_pvalue is None else f"; asymptotic {_power_of_ten(self.log10_pvalue)}"
+            "" if self.log10_pvalue is None else f"; asymptotic {pvalue_text(self.log10_pvalue)}"
         )
         return f"{self.pvalue:.4g} ({how}){asymptotic}"
 
@@ -382,12 +383,12 @@ class Evidence:
         if self.compared == "windows":
             how = "by counting" if found["how"] == "exact" else "Chernoff's bound"
             return (
-                f"{_power_of_ten(found['log10_pvalue'])} (rank sum of {found['late']:,} late units "
+                f"{pvalue_text(found['log10_pvalue'])} (rank sum of {found['late']:,} late units "
                 f"against {found['early']:,} early ones, {how}, ties against the claim; no floor "
                 "but one choice of all)"
             )
         return (
-            f"{_power_of_ten(found['log10_pvalue'])} (sign-flip bound over {found['pairs']:,} "
+            f"{pvalue_text(found['log10_pvalue'])} (sign-flip bound over {found['pairs']:,} "
             "pairs, valid at any number of them; no floor)"
         )
 
@@ -398,7 +399,7 @@ class Evidence:
         if self.compared is None and log10 >= math.log10(self.pvalue_floor) - 1e-9:
             return "the exact one, which is not below its floor"
         return (
-            f"{_power_of_ten(log10)} (were the order independent, one as small would come up with "
+            f"{pvalue_text(log10)} (were the order independent, one as small would come up with "
             f"at most this probability; {how})"
         )
 
@@ -407,7 +408,7 @@ class Evidence:
         """The anytime p-value of a sequential test, in words."""
         found = self.details["anytime"]
         return (
-            f"{_power_of_ten(found['log10_pvalue'])} (1 / largest wealth over {found['pairs']:,} "
+            f"{pvalue_text(found['log10_pvalue'])} (1 / largest wealth over {found['pairs']:,} "
             "pairs; valid whenever the test is stopped)"
         )
 
@@ -437,7 +438,7 @@ class Evidence:
             return f"not given: {self.details['asymptotic_withheld']}"
         if self.log10_pvalue is None:
             return "not given: too few units, or one that dominates; the exact p-value stands alone"
-        text = f"{_power_of_ten(self.log10_pvalue)} (normal approximation"
+        text = f"{pvalue_text(self.log10_pvalue)} (normal approximation"
         return text + (", extrapolated)" if self.log10_pvalue < EXTRAPOLATED_LOG10 else ")")
 
     def summary(self) -> str:
@@ -627,8 +628,10 @@ _NAMES = {
 }
 
 
-def _power_of_ten(log10: float) -> str:
-    """A p-value as text from its log10, also below the smallest float."""
+def pvalue_text(log10: float) -> str:
+    """A p-value in words from its log10; nobody should quote 1e-535, the number stays in JSON."""
+    if log10 < -100:
+        return "below 1e-100"
     if log10 > -4:
         return f"{10**log10:.4g}"
     exponent = math.floor(log10)

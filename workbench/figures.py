@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, kstwo, norm
+from scipy.stats import beta, kstwo, norm, rankdata
 
 from workbench.errors import InputError, optional_libraries
 from workbench.evidence import Evidence
@@ -277,6 +277,68 @@ def memorisation_curve(
     )
 
 
+def coin_walks(
+    positions: ArrayLike, series: Mapping[str, ArrayLike], flips: int = 200, seed: int = 0
+) -> Figure:
+    """Pairs of places as coins: the sum of those that were seen, and what fair coins add up to.
+
+    The earliest example is paired with the latest, the second with the second last, and so on. A
+    coin's size is the distance in training times the difference of the two contrasts' ranks; it
+    counts for memory where the later example has the higher one. `workbench.coins` has the proof.
+
+    Parameters
+    ----------
+    positions : array_like, shape (n,)
+        Training positions, all distinct.
+    series : mapping of name to array_like, shape (n,)
+        Contrasts of models.
+    flips : int
+        Walks with every coin flipped anew, for the grey fan.
+    seed : int
+        Of the flips.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> "ten: 1.7" in coin_walks(np.arange(10), {"ten": np.arange(10.0)}).alt_text
+    True
+    """
+    places = rankdata(np.asarray(positions))
+    order = np.argsort(places)
+    pairs = len(order) // 2
+    early, late = order[:pairs], order[::-1][:pairs]
+    figure, axes = _axes()
+    colours = sns.color_palette("colorblind", max(4, len(series)))
+    rng, steps, ends = np.random.default_rng(seed), np.arange(pairs + 1), {}
+    with matplotlib.style.context(STYLE):
+        for number, (name, values) in enumerate(series.items()):
+            ranks = rankdata(np.asarray(values))
+            coins = (places[late] - places[early]) * (ranks[late] - ranks[early])
+            coins = np.insert(coins / np.linalg.norm(coins), 0, 0.0)
+            if not number:  # of another series the coins differ, and their fan hardly does
+                fan = [np.cumsum(coins * rng.choice([-1, 1], pairs + 1)) for _ in range(flips)]
+                axes.fill_between(
+                    steps, np.min(fan, axis=0), np.max(fan, axis=0), color="#d9d9d9",
+                    label=f"{flips} flips of all coins",
+                )  # fmt: skip
+            walk = np.cumsum(coins)
+            axes.plot(steps, walk, color=colours[number], linestyle=DASHES[number], label=name)
+            ends[name] = walk[-1]
+        axes.set_xlabel("pairs so far (farthest apart → neighbours in training)")
+        axes.set_ylabel("sum of the coins, in standard\ndeviations of fair ones")
+        axes.legend(loc="upper left")
+    described = "; ".join(f"{name}: {end:.1f}" for name, end in ends.items())
+    return _finish(
+        figure,
+        f"Sum of coins over pairs of places, in standard deviations of fair coins. {described}; "
+        f"the last of {flips} flips end between {min(f[-1] for f in fan):.1f} and "
+        f"{max(f[-1] for f in fan):.1f}.",
+    )
+
+
 def count_curve(positions: ArrayLike, series: Mapping[str, ArrayLike], bins: int = 10) -> Figure:
     """Matched n-grams against training order, each text's relative to its own mean.
 
@@ -419,7 +481,9 @@ def null_histogram(evidence: Evidence) -> Figure:
         )
         lines = (
             f"{evidence.suspect['label']}: exact p {evidence.exact_text}",
-            f"asymptotic p {evidence.asymptotic_text}",
+            f"proven p {evidence.proven_text}"
+            if "proven" in evidence.details
+            else f"asymptotic p {evidence.asymptotic_text}",
         )
         # Matplotlib does not break lines; a reason why there is no p-value is a long one.
         axes.set_title("\n".join(textwrap.fill(line, 80) for line in lines), fontsize=12)

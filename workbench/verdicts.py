@@ -23,6 +23,7 @@ from workbench.evidence import (
     Evidence,
     Gate,
     Verdict,
+    pvalue_text,
 )
 from workbench.power import power_at, queries_needed
 from workbench.transcript import ShuffleClaim
@@ -155,11 +156,6 @@ def _uncorrected(evidence: Evidence) -> float:
     return min(evidence.pvalue, proven)
 
 
-def _printed(pvalue: float) -> str:
-    """Nobody should quote 1e-535; the number stays in the evidence."""
-    return f"{pvalue:.3g}" if pvalue >= 1e-100 else "below 1e-100"
-
-
 def _fixed_gate(evidence: Evidence) -> Gate:
     """Gate 5: what could have been chosen after a look at results, and whether it was committed."""
     found, dated = ", ".join(_choices(evidence)), _dated(evidence)
@@ -248,9 +244,9 @@ def _verdict(evidence: Evidence, gates: Sequence[Gate]) -> tuple[Verdict, str]:
     if "anytime" in evidence.details:
         raw += f" after {evidence.details['anytime']['pairs']:,} pairs"
     if (below := _uncorrected(evidence)) < evidence.pvalue * (1 - 1e-9):
-        raw += f" (proven {_printed(below)})"
+        raw += f" (proven {pvalue_text(math.log10(below))})"
     if orders > 1:
-        raw += f", or {_printed(pvalue)} for the {orders:.3g} orders to choose from,"
+        raw += f", or {pvalue_text(math.log10(pvalue))} for the {orders:.3g} orders to choose from,"
     said = f"{words.pvalue} {raw}"
     if correction is not None:
         said = f"corrected p {correction.pvalue:.3g} (raw {raw.rstrip(',')})"

@@ -93,6 +93,25 @@ contrasts = {name: query_contrast(run.scores(name), [reference]) for name in raw
 figures.show(figures.memorisation_curve(positions, contrasts, bins))
 
 # %% [markdown]
+# ## Could it be chance?
+#
+# Pair the example that was trained first with the one that was trained last, the second with the
+# last but one, and so on. Alice shuffled at random. So for a model that knows nothing of her order,
+# which of the two examples of a pair came *later* is the flip of a fair coin: heads if the later
+# one is the likelier of the two. Coins differ in size: one of places far apart, and of examples
+# that differ much against the reference, counts for more. Add them up, and compare the sum with
+# what coins can do.
+#
+# **Prediction.** Which walks stay inside the grey fan, where all coins were flipped anew?
+
+# %%
+figures.show(figures.coin_walks(positions, contrasts))
+
+# %% [markdown]
+# How far fair coins can carry a sum is a theorem, at any distance: no order has to be shuffled, and
+# no curve extrapolated. [The query test](02_query_test.ipynb) makes a p-value of it.
+
+# %% [markdown]
 # ## Where is the memory strongest?
 #
 # It depends on the schedule. What was written late is overwritten less, but a learning rate that
@@ -139,6 +158,12 @@ for fraction, values in layers.items():
 from workbench import panels
 
 panels.curve_panel(run)
+
+# %% [markdown]
+# And the coins: with how few examples does the walk of the derivative still leave the fan?
+
+# %% tags=["panel", "nbval-ignore-output"]
+panels.coin_panel(run)
 
 # %% [markdown]
 # ## Exercises

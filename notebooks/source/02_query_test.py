@@ -58,16 +58,25 @@ print(f"{beyond} of {n_resamples:,} permuted orders reach the observed statistic
 print(f"exact p = (1 + {beyond}) / ({n_resamples:,} + 1) = {null.pvalue():.4g}")
 
 # %% [markdown]
-# ## Two p-values, two names
+# ## Three p-values, three names
 #
-# The **exact** p-value cannot fall below its floor, 1 / (m + 1): with m permutations nothing
-# smaller can be seen. A p-value of 1e-50 is always **asymptotic**: the null is nearly a normal
-# curve, and its tail is computed far beyond where any permutation will ever land. Past 1e-12 we
-# say *extrapolated*. The exact one carries the verdict.
+# The **exact** p-value is counted. It cannot fall below its floor, 1 / (m + 1): with m permutations
+# nothing smaller can be seen.
+#
+# Where nothing smaller can be counted, a theorem goes on. [Pairs of places are fair
+# coins](01_memorisation_and_order.ipynb) under H0, and what fair coins add up to with which
+# probability is bounded at any distance. Averaged over the order that was seen and 99 fresh ones,
+# that bound is the **proven** p-value: valid at any size of sample, without a normal curve. "Proven
+# 1e-50" says that *were the order independent, a p-value as small as this would come up with a
+# probability of at most 1e-50*.
+#
+# The **asymptotic** one takes the null for a normal curve, and computes its tail far beyond where
+# any permutation will ever land. Past 1e-12 we say *extrapolated*. No verdict rests on it.
 
 # %%
 evidence = query_test(transcript, scores[suspect], [reference], n_resamples=n_resamples, seed=seed)
 print("exact p     ", evidence.exact_text)
+print("proven p    ", evidence.proven_text)
 print("asymptotic p", evidence.asymptotic_text)
 
 # %%

@@ -60,7 +60,6 @@ def check_levels(alpha: float, smallest_effect: float | None) -> None:
 
 
 def proven_account(
-    transcript: Transcript,
     designs: Sequence[RankDesign],
     contrasts: Sequence[Floats],
     null: NullDistribution,
@@ -68,12 +67,9 @@ def proven_account(
 ) -> dict[str, Any]:
     """The p-value below the floor of permutations, proven by fair coins.
 
-    Only where the order is one of several that could have been chosen, which takes p-values below
-    the floor. Of a family, whose maximum was resampled, the smallest proven p times the number of
+    Of a family, whose maximum was resampled, the smallest proven p times the number of
     members (Bonferroni) goes on below.
     """
-    if not transcript.shuffle.log10_orders:
-        return {}
     members = [
         proven(design, contrast, alternative)
         for design, contrast in zip(designs, contrasts, strict=True)

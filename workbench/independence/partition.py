@@ -214,7 +214,7 @@ def partition_test(
         n_resamples=n_resamples,
         details={
             **_partition_details(found[0], statistic, n_blocks, order),
-            **proven_account(transcript, [design], [contrast], distribution, alternative),
+            **proven_account([design], [contrast], distribution, alternative),
         },
         software=software(),
         distribution=distribution,

@@ -290,7 +290,7 @@ def query_test(
             **(
                 _account_of(known, n_resamples)
                 if known is not None
-                else proven_account(transcript, designs, values, distribution, alternative)
+                else proven_account(designs, values, distribution, alternative)
             ),
         },
         software=software(),

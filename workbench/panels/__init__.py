@@ -10,6 +10,7 @@ from workbench.panels.designs import design_panel, plan_panel
 from workbench.panels.observations import partition_panel, reshuffle_panel
 from workbench.panels.panel import Panel
 from workbench.panels.runs import (
+    coin_panel,
     curve_panel,
     demo_panel,
     query_panel,
@@ -21,6 +22,7 @@ from workbench.panels.study import study_panel
 __all__ = [
     "PANELS",
     "Panel",
+    "coin_panel",
     "curve_panel",
     "demo_panel",
     "design_panel",
@@ -37,6 +39,7 @@ __all__ = [
 PANELS: dict[str, tuple[Callable[..., Panel], str]] = {
     "query": (query_panel, "run"),
     "curve": (curve_panel, "run"),
+    "coins": (coin_panel, "run"),
     "design": (design_panel, ""),
     "report": (report_panel, "run"),
     "partition": (partition_panel, "observations"),

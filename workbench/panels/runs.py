@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench import figures
+from workbench.coins import proven
 from workbench.errors import InputError
-from workbench.evidence import Evidence
+from workbench.evidence import Evidence, pvalue_text
 from workbench.independence import design_queries, query_contrast, query_test
 from workbench.independence.design import DESIGNS
 from workbench.independence.sequential import SequentialTest
@@ -25,6 +26,7 @@ from workbench.transcript import Transcript
 __all__ = [
     "CENTRED_LABEL",
     "CONTRAST_LABEL",
+    "coin_panel",
     "curve_panel",
     "demo_panel",
     "query_panel",
@@ -329,6 +331,46 @@ def curve_panel(run: Run) -> Panel:
         return pictures(figure) + table(("model", "correlation with position", "what it is"), rows)
 
     return Panel(controls, draw, "500px")
+
+
+def coin_panel(run: Run) -> Panel:
+    """Flip the coins: what pairs of places add up to, for a model and for fair coins.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Panel
+    """
+    scores, n = _RunScores(run), run.transcript.n
+    controls = {
+        **_suspect_control(run),
+        **number("examples", "examples", "Drawn at random, and paired.", min(200, n), 4, n, 1),
+        **number("flips", "flips", "How often all coins are flipped anew.", 20, 1, 200, 1),
+        **number("seed", "seed", "Of the flips.", 0, 0, 999, 1),
+        **_references_control(run),
+    }
+
+    def draw(settings: Settings) -> Content:
+        part = run.transcript.subsample(settings["examples"], 0)
+        contrast = scores.contrast(settings["suspect"], settings["references"])[part.rows]
+        found = proven(part.design, contrast)
+        figure = figures.coin_walks(
+            part.positions, {settings["suspect"]: contrast}, settings["flips"], settings["seed"]
+        )
+        return (
+            sentence(scores.role(settings["suspect"]))
+            + pictures(figure)
+            + sentence(
+                f"{settings['examples'] // 2:,} pairs. Were the order independent, a p-value as "
+                f"small as {pvalue_text(found.log10_pvalue)} would come up with at most this "
+                "probability."
+            )
+        )
+
+    return Panel(controls, draw, "540px")
 
 
 def sequential_panel(run: Run) -> Panel:
