@@ -729,12 +729,6 @@ class Transcript:
         if n == 0:
             raise InputError(f"{source} is empty: a transcript needs at least two examples")
         block, unit, exposures = (coded.get(role) for role in LABELS)
-        for name, codes in coded.items():
-            if len(codes) != n:
-                raise InputError(
-                    f"{source}: {name} has {len(codes)} rows and positions have {n}: give one "
-                    "label per example"
-                )
         if digests is not None and digests.shape != (n, DIGEST_BYTES):
             raise InputError(
                 f"{source}: digests have shape {digests.shape}, expected ({n}, {DIGEST_BYTES})"
