@@ -28,7 +28,7 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS probes (
-    id INTEGER PRIMARY KEY, run TEXT NOT NULL, place TEXT NOT NULL, answer TEXT NOT NULL
+    id INTEGER PRIMARY KEY, run TEXT NOT NULL, place TEXT NOT NULL, answer BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS spend (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -254,8 +254,19 @@ class AnswerStore:
         self._connection.close()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _use(self) -> Iterator[None]:
         with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise InputError(
+                    f"{self.path} cannot be read or written ({error}): make room on the disk, or "
+                    "move a damaged file away, and what it holds is asked again"
+                ) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._use():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -268,20 +279,19 @@ class AnswerStore:
 
     def get(self, key: bytes) -> Any | None:
         """The answer with this key, as it was given to `settle`; None if there is none, or half."""
-        with self._lock:
+        with self._use():
             row = self._connection.execute(
                 "SELECT answer FROM answers WHERE key = ?", (key,)
             ).fetchone()
         if row is None:
             return None
-        try:
-            return json.loads(zlib.decompress(row[0]))
-        except (zlib.error, ValueError, TypeError):
+        answer = _unpacked(row[0])
+        if answer is None:
             self.damaged.add(key)
-            return None
+        return answer
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._use():
             (count,) = self._connection.execute("SELECT count(*) FROM answers").fetchone()
         return int(count)
 
@@ -290,7 +300,7 @@ class AnswerStore:
     @property
     def spend(self) -> Spend:
         """Everything sent so far, reservations of requests under way included."""
-        with self._lock:
+        with self._use():
             return self._read_spend()
 
     def _read_spend(self) -> Spend:
@@ -336,10 +346,9 @@ class AnswerStore:
         with self._transaction():
             self._add_spend(used - reserved)
             for key, answer in (answers or {}).items():
-                packed = zlib.compress(json.dumps(answer, separators=(",", ":")).encode())
                 clash = "REPLACE" if key in self.damaged else "IGNORE"
                 self._connection.execute(
-                    f"INSERT OR {clash} INTO answers VALUES (?, ?)", (key, packed)
+                    f"INSERT OR {clash} INTO answers VALUES (?, ?)", (key, _packed(answer))
                 )
                 self.damaged.discard(key)
 
@@ -350,13 +359,27 @@ class AnswerStore:
         with self._transaction():
             self._connection.execute(
                 "INSERT INTO probes (run, place, answer) VALUES (?, ?, ?)",
-                (run, place, json.dumps(list(answer))),
+                (run, place, _packed(list(answer))),
             )
 
     def probes(self, run: str) -> list[tuple[str, list[Any]]]:
-        """Places and answers of a run's consistency probes, first to last."""
-        with self._lock:
+        """Places and answers of a run's consistency probes, first to last, but for damaged ones."""
+        with self._use():
             rows = self._connection.execute(
                 "SELECT place, answer FROM probes WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
-        return [(place, json.loads(answer)) for place, answer in rows]
+        answers = [(place, _unpacked(packed)) for place, packed in rows]
+        return [(place, answer) for place, answer in answers if answer is not None]
+
+
+def _packed(answer: Any) -> bytes:
+    """JSON, small and with a checksum."""
+    return zlib.compress(json.dumps(answer, separators=(",", ":")).encode())
+
+
+def _unpacked(packed: Any) -> Any | None:
+    """The answer; None if it is damaged."""
+    try:
+        return json.loads(zlib.decompress(packed))
+    except (zlib.error, ValueError, TypeError):
+        return None
