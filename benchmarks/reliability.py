@@ -447,15 +447,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/reliability.json")
     parser.add_argument("--smoke", action="store_true", help="a few of each")
-    parser.add_argument("--only", choices=("faults", "kills", "flips"), help="and write nothing")
+    parser.add_argument("--only", choices=("faults", "kills", "flips"), help="this part")
     asked = parser.parse_args()
     os.environ["MARKED_KEY"] = KEY
     numbers = (40, 60, 1, 16) if asked.smoke else (1000, 300, 10, 400)
     n_faults, n_examples, n_kills, n_flips = numbers
     began = time.monotonic()
-    result: dict[str, Any] = {
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()}
-    }
+    out = asked.out or Path(__file__).parent / "results" / "reliability.json"
+    # A part that is run alone takes its place among the others.
+    result: dict[str, Any] = json.loads(out.read_text()) if asked.only and out.exists() else {}
+    result["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version()}
     with tempfile.TemporaryDirectory(prefix="palimpsest-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for part in ("faults", "flips", "kills"):
@@ -481,9 +482,9 @@ def main() -> None:
             print()
             for command, tally in result["kills"].items():
                 print(f"{command:<20}", ", ".join(f"{k}: {v}" for k, v in tally.items()))
-    result["minutes"] = round((time.monotonic() - began) / 60, 1)
-    out = asked.out or Path(__file__).parent / "results" / "reliability.json"
-    if asked.out or not (asked.smoke or asked.only):
+    minutes = round((time.monotonic() - began) / 60, 1)
+    result.setdefault("minutes", {})[asked.only or "all"] = minutes
+    if asked.out or not asked.smoke:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

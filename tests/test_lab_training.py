@@ -378,6 +378,16 @@ def test_a_worker_whose_parent_is_gone_saves_its_state_and_leaves(corpus):
     assert not job.complete
 
 
+def test_an_idle_worker_leaves_with_its_parent_also_where_a_shell_ignores_interrupts(corpus):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    try:
+        worker = training._Worker(pretrain(TINY, corpus))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=120) == training.INTERRUPTED
+
+
 ONCE = """
 import json, sys
 from workbench.lab import training

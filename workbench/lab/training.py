@@ -1164,17 +1164,18 @@ def _main() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in sys.stdin:
             lines.put(line)
-        os.kill(os.getpid(), signal.SIGINT)
+        lines.put(None)
+        os.kill(os.getpid(), signal.SIGINT)  # heard within a job, also where a shell ignores it
 
     threading.Thread(target=listen, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            content = json.loads(lines.get())
+        while (line := lines.get()) is not None:
+            content = json.loads(line)
             with open(content["log"], "ab") as log:  # from here on, all output is about this job
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
