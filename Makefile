@@ -1,6 +1,7 @@
 # make report   train the lab's models if they are not cached, run the notebooks, write reports/
 # make test     every check of this project
 # make test-servers  what a real server answers: compiles llama.cpp once, some four minutes
+# make fuzz     ten thousand bad inputs to all commands, counted by how they end: under an hour
 # make lab      JupyterLab on the first notebook
 # make bench    speed and power against peers; BENCH=--smoke runs each on tiny inputs only
 # make notebooks  execute notebooks/source/*.py into notebooks/*.ipynb, outputs included
@@ -23,7 +24,7 @@ LONGEST := tests/test_ray.py tests/test_faults.py tests/browser tests/test_noteb
 	tests/test_benchmarks.py tests/test_calibration.py tests/test_causal_lm.py tests/test_foreign_runs.py
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: report test test-servers lab bench notebooks clean
+.PHONY: report test test-servers fuzz lab bench notebooks clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -54,6 +55,9 @@ test-servers: $(READY)
 	@echo "compiling llama.cpp if it is not there: some four minutes on two cores"
 	$(PIP) install --quiet -c constraints.txt -e '.[servers]'
 	PALIMPSEST_TEST_SERVERS=1 $(BIN)/python -m pytest -rP -m servers tests/test_servers_llama.py
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzzing.py 10000 0
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -368,7 +368,7 @@ def test_a_folder_s_model_has_the_name_that_is_given_and_quiet_is_quiet(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lab", "siblings", "--recipe", "smoke", "--siblings", "1"), "n_siblings is 1"),
+        (("lab", "siblings", "--recipe", "smoke", "--siblings", "1"), "--siblings is 1"),
         (("lab", "siblings", "--recipe", "nobody"), "'nobody' is unknown"),
         (("lab", "record", "--observations", "--out", "x.parquet"), "name a folder"),
     ],

@@ -1,7 +1,6 @@
 """Hostile and broken input, row by row of the table of what once did not hold.
 
-The name of each test begins with its row. What still fails is marked, and the mark must go when it
-is mended.
+The name of each test begins with its row.
 """
 
 import contextlib
@@ -44,10 +43,6 @@ from workbench.verification import verify_bundle
 
 KEY = "sk-marked/0123456789+marked"
 DEEP = 100_000
-
-
-def still_fails(row):
-    return pytest.mark.xfail(strict=True, reason=row)
 
 
 def said(*arguments):
@@ -627,7 +622,6 @@ def test_s19_a_full_disk_leaves_no_half_of_a_salt(table, tmp_path):
     assert not salt.exists()
 
 
-@still_fails("S24")
 def test_s24_more_resamples_than_can_be_drawn_are_refused(table):
     def late(*_):
         raise TimeoutError
@@ -641,13 +635,11 @@ def test_s24_more_resamples_than_can_be_drawn_are_refused(table):
         signal.signal(signal.SIGALRM, before)
 
 
-@still_fails("S24")
 def test_s24_a_network_that_no_machine_holds_is_refused():
     with pytest.raises(InputError, match="layers"):
         replace(recipe("smoke"), layers=10**7)
 
 
-@still_fails("S24")
 def test_s24_texts_of_a_whole_disk_are_refused(tmp_path):
     for number in range(20):
         with (tmp_path / f"{number}.txt").open("wb") as file:

@@ -502,7 +502,7 @@ BAD_SETTINGS = [
     ({"statistic": "pearson"}, "statistic 'pearson' is unknown"),
     ({"null": "bootstrap"}, "null 'bootstrap' is unknown"),
     ({"alternative": "up"}, "alternative 'up' is unknown"),
-    ({"n_resamples": 0}, "at least one permutation"),
+    ({"n_resamples": 0}, "from 1 and up to"),
     ({"alpha": 0}, "alpha is 0"),
     ({"smallest_effect": 2}, "smallest_effect is 2"),
 ]

@@ -195,7 +195,7 @@ def test_asymptotic_is_withheld_when_it_would_mislead():
 
 def test_bad_settings_are_refused():
     design = RankDesign(np.arange(10))
-    with pytest.raises(InputError, match="at least one permutation"):
+    with pytest.raises(InputError, match="from 1 and up to"):
         permutation_null(design, [np.arange(10.0)], 0, seed=0)
     with pytest.raises(InputError, match="is constant"):
         permutation_null(design, [np.ones(10)], 9, seed=0)

@@ -441,14 +441,14 @@ def test_a_reshuffle_test_has_no_order_to_make_again():
 
 
 WRONG = {
-    "no bits": ({"seed_bits": 0}, "1 to 512"),
-    "fewer": ({"seed_bits": -4}, "1 to 512"),
-    "more": ({"seed_bits": 513}, "1 to 512"),
-    "settings": ({"shuffler_settings": 0}, "0 settings"),
+    "no bits": ({"seed_bits": 0}, "from 1 and up to 512"),
+    "fewer": ({"seed_bits": -4}, "from 1 and up to 512"),
+    "more": ({"seed_bits": 513}, "from 1 and up to 512"),
+    "settings": ({"shuffler_settings": 0}, "shuffler_settings is 0"),
     "shuffler": ({"shuffler": "mine"}, "'mine' is unknown"),
     "size": ({"size": None}, "size of the shuffle is 0"),
     "seed": ({"seed": 2**32}, r"not among the 2\^32"),
-    "epoch": ({"first_epoch": -1}, "counted from 0"),
+    "epoch": ({"first_epoch": -1}, "whole number from 0"),
     "nameless": ({"shuffler": ""}, "needs its name"),
 }
 

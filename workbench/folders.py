@@ -6,16 +6,17 @@ reads them.
 """
 
 import filecmp
-import glob
+import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, optional_libraries
 from workbench.hub import bars
 
-__all__ = ["files_of_table", "folder_files", "split_of"]
+__all__ = ["check_text_size", "files_of_table", "folder_files", "split_of"]
 
 # Folders that keep replaced and removed rows too: only a log in them says which files count.
 _LOGS = {
@@ -35,6 +36,22 @@ _SPLITS = {
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\b.*")
 
 
+# A folder beyond this is a disk that was named by mistake; plain text is held in memory, and takes
+# a few times its size there.
+MOST_FILES = 100_000
+MOST_TEXT = 8 * 2**30
+
+
+def check_text_size(files: Sequence[Path], folder: Path) -> None:
+    """Raise InputError before more plain text is read than memory holds."""
+    size = sum(file.stat().st_size for file in files)
+    if size > MOST_TEXT:
+        raise InputError(
+            f"{folder} holds {size / 2**30:,.0f} GiB of text files, and more than "
+            f"{MOST_TEXT // 2**30} do not fit in memory: name a folder with fewer, or a table"
+        )
+
+
 def folder_files(folder: Path, is_table: bool = False) -> list[Path]:
     """Files of a folder and those below it, sorted, without hidden and unfinished ones.
 
@@ -43,10 +60,17 @@ def folder_files(folder: Path, is_table: bool = False) -> list[Path]:
     Raises
     ------
     InputError
-        A file is there twice; it is to be a table, and its folder keeps removed rows too.
+        A file is there twice, or more than 100,000 are there; it is to be a table, and its folder
+        keeps removed rows too.
     """
-    # follows links to folders
-    names = sorted(glob.glob("**", root_dir=folder, recursive=True, include_hidden=True))
+    below = (
+        os.path.join(root, name)[len(os.path.join(folder, "")) :]
+        for root, folders, files in os.walk(folder, followlinks=True)
+        for name in (*folders, *files)
+    )
+    names = sorted(islice(below, MOST_FILES + 1))
+    if len(names) > MOST_FILES:
+        raise InputError(f"{folder} holds more than {MOST_FILES:,} files: name a smaller folder")
     if is_table:
         _refuse_logs(folder, names)
     files = [

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def atomic_write(path: str | Path, writer: Callable[[Path], object]) -> Path:
         if path.exists() and not path.is_file() and not path.is_dir():
             writer(path)  # a device or a pipe: nothing takes its place
             return path
+        with suppress(FileNotFoundError):
+            path.stat()  # a loop of links leads nowhere, which is said here
         target = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link stays
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(

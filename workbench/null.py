@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from workbench.errors import InputError
+from workbench.ranges import RESAMPLES
 from workbench.statistics.pairs import signed_ranks
 from workbench.statistics.rank import Floats, RankDesign, draw_together
 
@@ -417,8 +418,7 @@ def sign_flip_null(
     >>> null.observed, null.pvalue(), round(null.z, 2)
     (20.5, 0.01, 5.51)
     """
-    if n_resamples < 1:
-        raise InputError(f"n_resamples is {n_resamples}: at least one flip of signs is needed")
+    RESAMPLES.check(n_resamples, "n_resamples")
     signed = []
     for values in differences:
         ranks = np.zeros(len(values))
@@ -471,8 +471,7 @@ def best_of(members: Sequence[NullDistribution], alternative: Alternative) -> Ma
 
 
 def _check_scores(design: RankDesign, scores: Sequence[Floats], n_resamples: int) -> None:
-    if n_resamples < 1:
-        raise InputError(f"n_resamples is {n_resamples}: at least one permutation is needed")
+    RESAMPLES.check(n_resamples, "n_resamples")
     for number, values in enumerate(scores):
         if design.is_constant(values):
             raise InputError(

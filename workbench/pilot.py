@@ -144,7 +144,7 @@ def plan_query(
         )
     if pilot < SMALLEST_PILOT:
         raise InputError(f"pilot is {pilot}: at least {SMALLEST_PILOT} examples show an effect")
-    seed = transcript.derived_seed if seed is None else seed
+    seed = transcript.seed_of(seed)
     drawn = Pilot(transcript.fingerprint, pilot, seed)
     examples, rest = drawn.split(transcript)
     scores, measured = _piloted(suspect, transcript, examples, seed, progress)

@@ -4,7 +4,7 @@ import math
 
 from scipy.stats import norm
 
-from workbench.errors import InputError
+from workbench.ranges import CORRELATION, PROBABILITY
 
 __all__ = ["power_at", "queries_needed"]
 
@@ -28,6 +28,7 @@ def queries_needed(correlation: float, alpha: float, power: float) -> int:
     >>> queries_needed(0.0779, alpha=1e-8, power=0.9)
     7831
     """
-    if not (0 < abs(correlation) < 1 and 0 < alpha < 1 and 0 < power < 1):
-        raise InputError("correlation, alpha and power must each lie between 0 and 1")
+    CORRELATION.check(abs(correlation), "correlation")
+    PROBABILITY.check(alpha, "alpha")
+    PROBABILITY.check(power, "power")
     return math.ceil(((norm.isf(alpha) + norm.ppf(power)) / abs(correlation)) ** 2)

@@ -251,11 +251,14 @@ def _read_notebook(path: Path) -> Any:
         # The committed notebook is read as it is: a missing id is the builder's business.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return nbformat.read(str(path), as_version=4)
+            nb = nbformat.read(str(path), as_version=4)
+            nbformat.validate(nb)
+            return nb
     except FileNotFoundError as error:
         raise InputError(f"there is no notebook {path}: check the path") from error
     except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise InputError(f"{path} cannot be read as a notebook ({error}): rebuild it") from error
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{path} cannot be read as a notebook ({why}): rebuild it") from error
 
 
 def read_parameters(path: str | Path) -> dict[str, NotebookParameter]:
@@ -286,7 +289,7 @@ def _parameters_of(nb: Any, path: Path) -> dict[str, NotebookParameter]:
         return {}
     try:
         tree = ast.parse(cell.source)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:  # of a zero byte, Python 3.11 says the latter
         raise InputError(f"{path}: the parameters cell is not valid Python ({error})") from error
     found: dict[str, NotebookParameter] = {}
     for statement in tree.body:

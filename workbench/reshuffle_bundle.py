@@ -38,8 +38,8 @@ from workbench.commitment import (
 from workbench.errors import InputError
 from workbench.evidence import Evidence, Gate
 from workbench.home import atomic_write
-from workbench.independence.account import check_alpha
 from workbench.independence.reshuffle import SIBLINGS_OPEN, reshuffle_test
+from workbench.ranges import LEVEL
 from workbench.scores import ScorerIdentity, Scores
 from workbench.transcript import ShuffleClaim
 from workbench.verdicts import conclude
@@ -193,7 +193,7 @@ class ReshuffleCommitment(CommitmentFile):
         >>> made.alpha, len(made.siblings), len(made.sha256)
         ('0.05', 2, 64)
         """
-        check_alpha(alpha)
+        LEVEL.check(alpha, "alpha")
 
         def account(model: Scores | CommittedModel) -> dict[str, Any]:
             known = CommittedModel.of(model) if isinstance(model, Scores) else model

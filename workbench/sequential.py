@@ -24,6 +24,7 @@ from workbench.independence.pairs import asked_scores, plain_statistic
 from workbench.independence.pairs import check_design as check_transcript
 from workbench.independence.sequential import FITTED_FIRST, SequentialTest, Step
 from workbench.null import Alternative
+from workbench.ranges import AT_LEAST_1
 from workbench.scorers import Scorer, score_transcript
 from workbench.scores import Scores, check_aligned
 from workbench.statistics.betting import SignMartingale
@@ -105,11 +106,9 @@ def sequential_test(
     check_levels(alpha, None)
     chosen = plain_statistic(statistic)
     check_transcript(design, transcript)
-    seed = transcript.derived_seed if seed is None else seed
-    if batch < 1 or (first is not None and first < 1):
-        raise InputError(
-            f"batch is {batch if batch < 1 else first}: a step asks about a pair or more"
-        )
+    seed = transcript.seed_of(seed)
+    AT_LEAST_1.check(batch, "batch")
+    AT_LEAST_1.check(first, "first")
     if first is None:
         first = batch * (FITTED_FIRST if chosen.needs else 1)
     wealth = SignMartingale(alternative)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
-from workbench.folders import folder_files
+from workbench.folders import check_text_size, folder_files
 from workbench.parquet import write_parquet
 from workbench.tables import (
     array_of,
@@ -193,6 +193,7 @@ class Texts:
             if any(TABLES.search(p.name.lower()) for p in files):
                 plain = [p for p in plain if p.name != "README.md"]  # about the tables
             if plain and not any(p.suffix == ".parquet" for p in files):
+                check_text_size(plain, source)
                 return cls.from_strings([_plain(p) for p in plain], source=label)
             if not source.exists():
                 raise InputError(f"{source} does not exist: check the path of the texts")

@@ -26,7 +26,8 @@ from workbench.home import content_key
 from workbench.null import log10_normal_tail
 from workbench.order_checks import correlation_of_neighbours, split_unit
 from workbench.parquet import scan_options, write_parquet
-from workbench.shufflers import MOST_SEED_BITS, SHUFFLERS, KnownShuffle
+from workbench.ranges import AT_LEAST_0, AT_LEAST_1, SEED, SEED_BITS, SETTINGS, SHUFFLE_SEED
+from workbench.shufflers import SHUFFLERS, KnownShuffle
 from workbench.statistics.rank import RankDesign
 from workbench.tables import (
     array_of,
@@ -66,7 +67,6 @@ POSITION_NAMES = ("position", "index")
 TOKEN_NAMES = ("tokens", "input_ids", "token_ids")
 LABELS = ("block", "unit", "exposures")
 DIGEST_BYTES = 16
-MOST_SETTINGS = 10**9
 # Where a table's schema keeps what is known of its order (`OrderAccount`).
 ORDER_KEY = b"palimpsest order"
 
@@ -139,16 +139,12 @@ class ShuffleClaim:
             raise InputError(
                 f"shuffle claim {self.kind!r} is unknown: use one of {', '.join(kinds)}"
             )
-        if self.seed_bits is not None and not 1 <= self.seed_bits <= MOST_SEED_BITS:
-            raise InputError(
-                f"the seed_bits of the shuffle are {self.seed_bits:,}: there are 1 to "
-                f"{MOST_SEED_BITS}"
-            )
-        if not 1 <= self.shuffler_settings <= MOST_SETTINGS:
-            raise InputError(
-                f"the shuffler has {self.shuffler_settings:,} settings: there are 1 to "
-                f"{MOST_SETTINGS:,}"
-            )
+        SHUFFLE_SEED.check(self.seed, "seed of the shuffle")
+        SEED_BITS.check(self.seed_bits, "seed_bits of the shuffle")
+        SETTINGS.check(self.shuffler_settings, "shuffler_settings")
+        AT_LEAST_1.check(self.size, "size of the shuffle")
+        AT_LEAST_1.check(self.batch_size, "batch_size of the shuffle")
+        AT_LEAST_0.check(self.first_epoch, "first_epoch of the shuffle")
         if self.shuffler:
             self.known(1)
         elif self.kind == "published_shuffler" and self.seed_bits is None:
@@ -1014,6 +1010,11 @@ class Transcript:
             digest.update(b"\0" + np.sort(sizes).astype("<i8").tobytes())
         return int.from_bytes(digest.digest()[:6], "big")
 
+    def seed_of(self, given: int | None) -> int:
+        """The seed that was given, or else `derived_seed`; raises InputError if it can be none."""
+        SEED.check(given, "seed")
+        return self.derived_seed if given is None else given
+
     # ------------------------------------------------------------------ order
 
     @cached_property
@@ -1117,7 +1118,7 @@ class Transcript:
         """
         if not 2 <= n <= self.n:
             raise InputError(f"cannot draw {n} of {self.n} examples: choose 2 to {self.n}")
-        entropy = [self.derived_seed if seed is None else seed, 0x5AB5A4]
+        entropy = [self.seed_of(seed), 0x5AB5A4]
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
         if self.units is None:
             piece_of_row, piece_position = np.arange(self.n), self.positions

@@ -103,7 +103,7 @@ def demo_command(
 
 
 def demo(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine, 127.0.0.1.")] = 8866,
+    port: Annotated[int, typer.Option(help="On this machine, 127.0.0.1.")] = 8866,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
     theme: Annotated[Theme, typer.Option(help="Colours of the page.")] = Theme.LIGHT,
 ) -> None:

@@ -24,6 +24,7 @@ from workbench.cli.demo import demo
 from workbench.cli.design import design_app
 from workbench.cli.exhibit import exhibit
 from workbench.cli.notebooks import notebooks_app
+from workbench.cli.numbers import Commands
 from workbench.cli.options import (
     BAD_INPUT,
     FAILED,
@@ -134,7 +135,7 @@ PAIRED = [name for name, windows in DESIGNS.items() if windows is not None]
 # The boxes of 'palimpsest --help'.
 START, TESTS, OTHERS, RUNS = "First steps", "Tests", "Evidence for others", "Studies and real runs"
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 lab_app = typer.Typer(no_args_is_help=True, help="Small real training runs on this machine.")
 test_app = typer.Typer(no_args_is_help=True, help="Tests of independence of the training order.")
 ledger_app = typer.Typer(no_args_is_help=True, help="The tests of a transcript's order so far.")
@@ -344,7 +345,7 @@ def lab_siblings(
 def lab_serve(
     model: Annotated[str, typer.Option(help="A model of the recipe's run.")] = "derivative",
     recipe: Annotated[str, typer.Option(help="Named size: smoke, tiny, small, medium.")] = "tiny",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only.")] = 8000,
+    port: Annotated[int, typer.Option(help="On this machine only.")] = 8000,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a lab model as an OpenAI-compatible endpoint, until it is interrupted."""
@@ -457,9 +458,7 @@ def sample(
     eos: Annotated[
         bool, sampling_option("--eos", help="End at the end-of-sequence token.")
     ] = False,
-    seed: Annotated[
-        int, sampling_option(min=0, help="Decides each document, with its number.")
-    ] = 0,
+    seed: Annotated[int, sampling_option(help="Decides each document, with its number.")] = 0,
     batch_size: Annotated[int, sampling_option(help="Documents at a time.")] = 256,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -534,7 +533,7 @@ def score(
     plan: PlanOption = None,
     keep_tokens: Annotated[bool, output_option(help="Store per-token values too.")] = False,
     overwrite: Annotated[bool, output_option(help="Replace scores of another model.")] = False,
-    seed: Annotated[int, output_option(min=0, help="Of the order of measurement.")] = 0,
+    seed: Annotated[int, output_option(help="Of the order of measurement.")] = 0,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     gpus: Annotated[
@@ -765,7 +764,7 @@ def plan_command(
     references: list[Any] = []
     if specs:
         # Models score no more than the pilot; a file of scores is of the whole transcript.
-        drawn = examples.derived_seed if seed is None else seed
+        drawn = examples.seed_of(seed)
         few, _ = Pilot(examples.fingerprint, pilot, drawn).split(examples)
         references = [
             open_scores(

@@ -217,7 +217,6 @@ SeedOption = Annotated[
     int | None,
     test_option(
         "--seed",
-        min=0,
         help="Of every random step (default: the examples give it, nothing is chosen).",
     ),
 ]

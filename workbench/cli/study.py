@@ -37,7 +37,7 @@ def study_run(
     recipe_name: RecipeOption = "tiny",
     out: Annotated[Path | None, typer.Option(help="Folder (default: in the cache).")] = None,
     order: Annotated[
-        int, typer.Option(min=0, help="Number of the shuffle that the owner's run follows.")
+        int, typer.Option(help="Number of the shuffle that the owner's run follows.")
     ] = 0,
     quiet: QuietOption = False,
 ) -> None:

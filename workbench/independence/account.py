@@ -11,15 +11,14 @@ from scipy.stats import norm
 
 import workbench
 from workbench.coins import joined, proven
-from workbench.errors import InputError
 from workbench.evidence import Effect
 from workbench.null import Alternative, NullDistribution
+from workbench.ranges import LEVEL, SMALLEST
 from workbench.statistics.rank import RankDesign
 from workbench.transcript import Transcript, count_duplicates
 
 __all__ = [
     "SMALLEST_FLOAT",
-    "check_alpha",
     "check_levels",
     "effect_of_order",
     "proven_account",
@@ -32,31 +31,17 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 BOOTSTRAP_RESAMPLES = 999
-LARGEST_ALPHA, LARGEST_SMALLEST = 0.05, 0.5
 SMALLEST_FLOAT = float(np.nextafter(0.0, 1.0))
 
 
-def check_alpha(alpha: float) -> None:
-    """Raise InputError unless what is rarer than this level would be evidence."""
-    if not 0 < alpha <= LARGEST_ALPHA:
-        raise InputError(
-            f"alpha is {alpha}: give a level above 0 and at most {LARGEST_ALPHA}, such as 0.001; "
-            "what chance does more often is no evidence"
-        )
-
-
 def check_levels(alpha: float, smallest_effect: float | None) -> None:
-    """As `check_alpha`, and unless it would say something that the smallest effect is excluded.
+    """Raise InputError unless what is rarer than alpha is evidence, and the effect is not excluded.
 
     The rule is a quarter of what the owner's own model shows, .25 if that were a perfect
     correlation. Beyond twice that, nothing is excluded that anybody expects.
     """
-    check_alpha(alpha)
-    if smallest_effect is not None and not 0 < smallest_effect <= LARGEST_SMALLEST:
-        raise InputError(
-            f"smallest_effect is {smallest_effect}: give a correlation above 0 and at most "
-            f"{LARGEST_SMALLEST}, such as a quarter of what the owner's own model shows"
-        )
+    LEVEL.check(alpha, "alpha")
+    SMALLEST.check(smallest_effect, "smallest_effect")
 
 
 def proven_account(

@@ -638,7 +638,7 @@ def design_queries(
             windows,
             chosen,
             budget,
-            transcript.derived_seed if seed is None else seed,
+            transcript.seed_of(seed),
             block_within(transcript, block),
             transcript.fingerprint,
             tuple(r.key for r in references) if _looks_at_references(chosen) else (),

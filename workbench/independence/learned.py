@@ -130,7 +130,7 @@ def fit_design(
     curves = []
     for derivative in derivatives:
         checked_inputs(lab, derivative, references, ())
-        fits = lab.derived_seed if seed is None else seed
+        fits = lab.seed_of(seed)
         sample = Gatherer(chosen, lab, fits).sample(derivative, references)
         values = contrasts_of(chosen, sample)[0].values
         curves.append(np.bincount(part.unit_of_row, values[part.rows], part.n_units) / part.sizes)

@@ -215,7 +215,7 @@ def noise_floor(
         values = query_contrast(scores, references, statistic, transcript, seed)
         return _z(design, values)
 
-    seed = transcript.derived_seed if seed is None else seed
+    seed = transcript.seed_of(seed)
     base, allowed = z_of(suspect)
     streams = np.random.SeedSequence([seed, 0x4015E]).spawn(len(rescored))
     settings = []

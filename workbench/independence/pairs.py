@@ -140,7 +140,7 @@ def pair_test(
     check_levels(alpha, smallest_effect)
     chosen = plain_statistic(statistic)
     check_design(design, transcript)
-    seed = transcript.derived_seed if seed is None else seed
+    seed = transcript.seed_of(seed)
     examples = design.examples
     suspect, *others = (asked_scores(s, design) for s in (suspect, *references, *placebos))
     references, placebos = others[: len(references)], others[len(references) :]

@@ -32,6 +32,7 @@ from workbench.independence.references import enough_resamples
 from workbench.independence.rows import row_gates
 from workbench.ngrams import Engine, NgramCounts, NgramMatches, match_ngrams
 from workbench.null import Alternative, permutation_null
+from workbench.ranges import AT_LEAST_1, AT_LEAST_2, TOKENS
 from workbench.statistics import PARTITION_STATISTICS
 from workbench.statistics.partition import order_blocks
 from workbench.statistics.rank import RankDesign
@@ -135,8 +136,10 @@ def partition_test(
         raise InputError(
             f"statistic {statistic!r} is unknown: choose one of {', '.join(PARTITION_STATISTICS)}"
         )
-    derived = transcript.derived_seed
-    seed = derived if seed is None else seed
+    AT_LEAST_2.check(n_blocks, "n_blocks")
+    TOKENS.check(max_ngram, "max_ngram")
+    AT_LEAST_1.check(min_n, "min_n")
+    derived, seed = transcript.derived_seed, transcript.seed_of(seed)
     streams = np.random.SeedSequence([seed, 0xB10C5]).spawn(4)
     found = [
         _ngrams_of(transcript, given, max_ngram, statistic, weight, min_n, unique, engine, progress)

@@ -185,8 +185,7 @@ def query_test(
             f"null {null!r} is unknown: the query test has 'permutation', or takes a KnownShuffle"
         )
     check_levels(alpha, smallest_effect)
-    derived = transcript.derived_seed
-    seed = derived if seed is None else seed
+    derived, seed = transcript.derived_seed, transcript.seed_of(seed)
     chosen = find_statistic(statistic)
     if weights is not None:
         chosen = chosen.weighted(weights)

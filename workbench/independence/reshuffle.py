@@ -13,8 +13,9 @@ from workbench.gates import (
     gate_tail,
     gate_text,
 )
-from workbench.independence.account import SMALLEST_FLOAT, check_alpha, software
+from workbench.independence.account import SMALLEST_FLOAT, software
 from workbench.null import NullDistribution
+from workbench.ranges import LEVEL
 from workbench.scores import Scores
 from workbench.statistics.reshuffle import (
     SiblingComparison,
@@ -105,7 +106,7 @@ def reshuffle_test(
     >>> found.verdict, found.pvalue_exact, found.pvalue_model < 0.01
     ('evidence', 0.05, True)
     """
-    check_alpha(alpha)
+    LEVEL.check(alpha, "alpha")
     if smallest_effect is not None and smallest_effect <= 0:
         raise InputError(f"smallest_effect is {smallest_effect}: give nats per token above 0")
     if weighting not in ("tokens", "documents"):

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from workbench.errors import InputError, optional_libraries
+from workbench.folders import check_text_size, folder_files
 from workbench.home import content_key, home
 from workbench.lab.recipes import DOCSTRING_PACKAGES
 from workbench.tables import column_of, complete, find_column, is_text_type, open_table, table_name
@@ -183,13 +184,12 @@ def text_corpus(
     files: list[Path] = []
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     if path.is_dir() and not saved:
-        files = sorted(
-            p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()
-        )
+        files = [p for p in folder_files(path) if p.suffix.lower() in TEXT_SUFFIXES]
         if not files:
             raise InputError(
                 f"{source} holds no text files ({', '.join(TEXT_SUFFIXES)}): check the folder"
             )
+        check_text_size(files, path)
         texts, unread = _read_text_files(files, path)
     else:
         files = [path] if path.is_file() else []

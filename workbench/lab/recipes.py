@@ -8,6 +8,8 @@ from workbench.shufflers import LAB_ROOT
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
+# Weights, gradients and two moments of AdamW, 4 bytes each: 16 bytes of memory a parameter.
+MOST_PARAMETERS = 10**10
 DOCSTRING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "torch", "transformers")
 
 
@@ -89,6 +91,14 @@ class Recipe:
         for name in counts:
             if getattr(self, name) < 1:
                 raise InputError(f"recipe {self.name!r}: {name} is {getattr(self, name)}, not 1 up")
+        layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        parameters = self.layers * layer + self.vocab_size * self.hidden_size
+        if parameters > MOST_PARAMETERS:
+            raise InputError(
+                f"recipe {self.name!r}: {self.layers:,} layers of {self.hidden_size:,} have "
+                f"{parameters:.0e} parameters, whose training takes {16 * parameters / 2**30:,.0f} "
+                f"GiB of memory: choose a shape of at most {MOST_PARAMETERS:.0e}"
+            )
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             raise InputError(
                 f"recipe {self.name!r}: hidden_size {self.hidden_size} does not give {self.heads} "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError
+from workbench.ranges import AT_LEAST_2
 
 __all__ = [
     "PARTITION_STATISTICS",
@@ -86,8 +87,7 @@ def order_blocks(
     >>> block.tolist()
     [0, 0, 1, 1, 2, 2]
     """
-    if n_blocks < 2:
-        raise InputError(f"n_blocks is {n_blocks}: a trend needs at least two blocks")
+    AT_LEAST_2.check(n_blocks, "n_blocks")
     n = len(positions)
     codes = np.zeros(n, dtype=np.int64) if strata is None else strata
     block_of_row = np.full(n, -1, dtype=np.int64)
