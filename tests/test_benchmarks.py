@@ -30,7 +30,8 @@ GPU_FIGURES = (
 # scoring.py has a test of its own. What the others do, other tests do, and they start slowly: a
 # cluster, two indexes, a dozen models, a training run, every statistic.
 ELSEWHERE = (
-    "calibration.py", "capture.py", "cluster.py", "ngrams.py", "precision.py", "scoring.py"
+    "calibration.py", "capture.py", "cluster.py", "ngrams.py", "precision.py", "reliability.py",
+    "scoring.py",
 )  # fmt: skip
 
 
@@ -75,6 +76,13 @@ def test_smoke_prints_a_table_and_leaves_no_file(name: str, tmp_path: Path) -> N
     assert len(printed.strip().splitlines()) > 3
     assert not re.search(r"not run: .*(Error|crashed|Traceback)", printed), printed
     assert {path: path.stat().st_mtime_ns for path in results.glob("*")} == before
+
+
+@pytest.mark.slow
+def test_no_flipped_byte_changes_a_number_without_a_word(tmp_path: Path) -> None:
+    printed = _run("reliability.py", tmp_path, "--only", "flips")
+    assert printed.count("one sentence") > 1
+    assert not re.search("silently|traceback|names no file", printed), printed
 
 
 @pytest.mark.slow
