@@ -80,7 +80,7 @@ def test_a_design_is_learned_and_used_and_refused_on_its_own_order(tables, tmp_p
         "design", "fit", "--transcript", lab, "--under-test", lab, *models, "--out", design
     )
     missing = [*test[:-1], tmp_path / "none.json", "--transcript", own]
-    assert "cannot be read" in failed(*missing)
+    assert "does not exist or is no file" in failed(*missing)
 
 
 def test_the_null_of_a_known_shuffler(tables, tmp_path):
@@ -277,7 +277,7 @@ def test_designs_of_a_file_are_committed(committed, tables, tmp_path):
         (("--design", "uniform", "--queries", 9), "has no pairs"),
         (("--design", "x", "--design-file", "y"), "two designs"),
         (("--design-file", "y", "--queries", 9), "brings its own"),
-        (("--design-file", "absent.json"), "cannot be read"),
+        (("--design-file", "absent.json"), "does not exist or is no file"),
     ],
 )
 def test_options_of_a_design_that_do_not_fit_are_refused(tables, tmp_path, options, message):

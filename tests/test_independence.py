@@ -435,7 +435,7 @@ def test_json_round_trips_with_attribute_names(data, tmp_path):
     for broken in ("{", "[]", json.dumps({**content, "extra": 1})):
         with pytest.raises(InputError):
             Evidence.from_json(broken)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist or is no file"):
         Evidence.read(tmp_path / "absent.json")
     with pytest.raises(InputError, match="cannot write"):
         evidence.write(path / "below-a-file.json")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workbench.archive import printable
+from workbench.archive import MAX_JSON_BYTES, printable, read_limited
 from workbench.errors import InputError
 from workbench.home import atomic_write
 from workbench.null import NullDistribution
@@ -555,15 +555,21 @@ class Evidence:
             raise InputError(
                 f"the evidence lacks or adds fields: {', '.join(wrong)}; run the test again"
             )
-        values["effect"] = Effect(**values["effect"])
-        values["gates"] = tuple(Gate(**gate) for gate in values["gates"])
-        if values["references_check"] is not None:
-            check = values["references_check"]
-            values["references_check"] = ReferenceCheck(**{**check, "tests": tuple(check["tests"])})
-        if values.get("correction") is not None:
-            values["correction"] = Correction(**values["correction"])
-        for name in ("caveats", "references", "placebos"):
-            values[name] = tuple(values[name])
+        try:
+            values["effect"] = Effect(**values["effect"])
+            values["gates"] = tuple(Gate(**gate) for gate in values["gates"])
+            if values["references_check"] is not None:
+                check = values["references_check"]
+                tests = tuple(check["tests"])
+                values["references_check"] = ReferenceCheck(**{**check, "tests": tests})
+            if values.get("correction") is not None:
+                values["correction"] = Correction(**values["correction"])
+            for name in ("caveats", "references", "placebos"):
+                values[name] = tuple(values[name])
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"a part of the evidence is not of its form ({error}): run the test again"
+            ) from error
         return cls(**values)
 
     def write(self, path: str | Path) -> Path:
@@ -586,8 +592,8 @@ class Evidence:
             Missing, or not evidence.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_limited(path, MAX_JSON_BYTES).decode()
+        except UnicodeDecodeError as error:
             raise InputError(f"{path} cannot be read ({error}): check the path") from error
         return cls.from_json(text)
 

@@ -109,7 +109,7 @@ def content_key(content: Mapping[str, Any]) -> str:
     True
     """
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
 
 
 def shipped(name: str) -> Path:

@@ -256,7 +256,7 @@ def _read_notebook(path: Path) -> Any:
             return nb
     except FileNotFoundError as error:
         raise InputError(f"there is no notebook {path}: check the path") from error
-    except (OSError, ValueError, nbformat.ValidationError) as error:
+    except Exception as error:  # of a strange one, the library raises all sorts of things
         why = str(error).partition("\n")[0]
         raise InputError(f"{path} cannot be read as a notebook ({why}): rebuild it") from error
 

@@ -16,6 +16,7 @@ from workbench.cli.options import (
     SeedOption,
     SmallestOption,
     StatisticOption,
+    say,
 )
 from workbench.errors import InputError
 from workbench.independence import QueryCase
@@ -108,10 +109,10 @@ def audit(
         },
     )
     for note in notes:
-        typer.echo(note)
+        say(note)
     for figure in preset.published:
         rho = "" if figure.rho is None else f", ρ {figure.rho} on losses"
-        typer.echo(
+        say(
             f"published, {name} itself, {figure.n:,} examples, reference {figure.reference}: "
             f"p {figure.p:g}{rho} ({figure.source})"
         )
@@ -122,7 +123,7 @@ def _table() -> None:
     for name, preset in PRESETS.items():
         place = preset.suite.transcript
         references = ", ".join(preset.default_references) or "none named"
-        typer.echo(
+        say(
             f"{name:<20} {preset.suite.title}; transcript {place.dataset}/{place.subset}; "
             f"references: {references}"
         )

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench import lifeline
+from workbench.cli.options import say
 from workbench.errors import InputError, optional_libraries
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "jupyter"
@@ -113,7 +114,7 @@ def demo(
     open_run("recorded")  # what is missing is said here, not on the projector
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as folder:
         arguments, environment = demo_command(Path(folder), port, browser, theme)
-        typer.echo(f"the demo is at http://127.0.0.1:{port}/; Ctrl-C ends it")
+        say(f"the demo is at http://127.0.0.1:{port}/; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         process = lifeline.start(*arguments, env=environment)
         try:

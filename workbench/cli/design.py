@@ -18,6 +18,7 @@ from workbench.cli.options import (
     SplitOption,
     SubsetOption,
     TranscriptOption,
+    say,
 )
 from workbench.home import atomic_write
 
@@ -89,7 +90,7 @@ def design_fit(
     kept = learned.filter
     chosen = "all" if kept is None else f"{kept.feature} from {kept.low:g} to {kept.high:g}"
     best = max(row["effect"] for row in learned.table)
-    typer.echo(
+    say(
         f"{out}: late {late[0]:g}-{late[1]:g} against early {early[0]:g}-{early[1]:g}, filter "
         f"{chosen}; P(late > early) {0.5 + best:.3f} on the lab's own"
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import MaxWorkOption
+from workbench.cli.options import MaxWorkOption, say
 
 __all__ = ["exhibit"]
 
@@ -45,6 +45,6 @@ def exhibit(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         max_work=max_work,
     )
-    typer.echo(f"wrote {page}")
+    say(f"wrote {page}")
     if pdf is not None:
-        typer.echo(f"wrote {print_pdf(page, pdf)}")
+        say(f"wrote {print_pdf(page, pdf)}")

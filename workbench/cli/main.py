@@ -18,7 +18,7 @@ import typer
 from tqdm import tqdm
 
 from workbench import __version__
-from workbench.archive import printable
+from workbench.archive import printable, read_limited
 from workbench.cli.audit import audit
 from workbench.cli.demo import demo
 from workbench.cli.design import design_app
@@ -90,6 +90,7 @@ from workbench.cli.options import (
     order_option,
     output_option,
     sampling_option,
+    say,
     say_committed,
     test_option,
 )
@@ -154,7 +155,7 @@ app.add_typer(transcript_app, name="transcript", rich_help_panel=RUNS)
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"palimpsest {__version__}")
+        say(f"palimpsest {__version__}")
         raise typer.Exit
 
 
@@ -296,7 +297,7 @@ def lab_train(
     if observations:
         lab.open_observations(recipe, progress=not quiet)
     for name, role in run.roles.items() if not quiet else ():
-        typer.echo(f"{name:<18} {role}")
+        say(f"{name:<18} {role}")
 
 
 @lab_app.command("siblings")
@@ -334,11 +335,11 @@ def lab_siblings(
         progress=not quiet,
     )
     # The lines after the first are options of 'palimpsest test reshuffle'.
-    typer.echo(f"# {made.procedure}")
-    typer.echo(f"--shuffle owner --alice {made.rerun}")
+    say(f"# {made.procedure}")
+    say(f"--shuffle owner --alice {made.rerun}")
     for folder in made.siblings:
-        typer.echo(f"--sibling {folder}")
-    typer.echo(f"--released {made.released}")
+        say(f"--sibling {folder}")
+    say(f"--released {made.released}")
 
 
 @lab_app.command("serve")
@@ -358,9 +359,7 @@ def lab_serve(
         )
     with lab.serving(run.folders[model], port) as url:
         if not quiet:
-            typer.echo(
-                f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it"
-            )
+            say(f"{model} answers at {url} (--endpoint {url} --model {model}); Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
@@ -372,9 +371,9 @@ def lab_list() -> None:
 
     entries = lab.lab_list()
     if not entries:
-        typer.echo("no models are cached; train them with: palimpsest lab train")
+        say("no models are cached; train them with: palimpsest lab train")
     for entry in entries:
-        typer.echo(f"{entry}  {entry.folder}")
+        say(f"{entry}  {entry.folder}")
 
 
 @lab_app.command("clean")
@@ -388,7 +387,7 @@ def lab_clean(
     if not keys and not everything:
         raise InputError("nothing to remove: name keys as 'palimpsest lab list' shows, or --all")
     removed = lab.lab_clean(None if everything else list(keys or []))
-    typer.echo(f"removed {len(removed)} folder(s)")
+    say(f"removed {len(removed)} folder(s)")
 
 
 @lab_app.command("record")
@@ -419,18 +418,18 @@ def lab_record(
         if observations:
             raise InputError("--access and --observations are two recordings: make one at a time")
         asked = lab.open_access(recipe, full=True, progress=not quiet)
-        typer.echo(f"wrote {lab.record_access(asked, out)}")
+        say(f"wrote {lab.record_access(asked, out)}")
         return
     if observations:
         if out.suffix:
             raise InputError(f"--out {out} has the ending {out.suffix}: name a folder")
         made = lab.open_observations(recipe, full=True, progress=not quiet)
         for path in lab.record_observations(made, out, recipe):
-            typer.echo(f"wrote {path}")
+            say(f"wrote {path}")
         return
     run = lab.open_run(recipe, progress=not quiet)
     lab.record_run(run, out)
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @app.command("sample", rich_help_panel=TESTS)
@@ -491,7 +490,7 @@ def sample(
         progress=not quiet,
     )
     if not quiet:
-        typer.echo(f"{out}: {made.n:,} documents, {made.n_tokens:,} tokens")
+        say(f"{out}: {made.n:,} documents, {made.n_tokens:,} tokens")
 
 
 @app.command("score", rich_help_panel=TESTS)
@@ -620,12 +619,12 @@ def score(
     )
     if quiet:
         return
-    typer.echo(
+    say(
         f"{out}: {scores.n:,} examples, mean {scores.loglik_mean.mean():.4f} {scores.units}, "
         f"{int(scores.n_tokens.sum()):,} {'tokens' if endpoint is None else 'values'}"
     )
     for caveat in scores.caveats:
-        typer.echo(f"note: {caveat}")
+        say(f"note: {caveat}")
 
 
 def _endpoint_scorer(
@@ -793,7 +792,7 @@ def plan_command(
     )
     if out is not None:
         made.write(out)
-    typer.echo(made.summary())
+    say(made.summary())
 
 
 def _effect(text: str) -> float | Evidence:
@@ -1031,8 +1030,8 @@ def _learned(path: Path) -> Any:
     from workbench.independence.design import LearnedDesign
 
     try:
-        return LearnedDesign.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return LearnedDesign.from_json(read_limited(path).decode())
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read ({error}): check the path") from error
 
 
@@ -1389,7 +1388,7 @@ def test_sequential(
     try:
         for step in test:
             if not quiet:
-                typer.echo(
+                say(
                     f"{step.queries:>8,} queries   wealth 10^{step.log10_wealth:<8.2f} anytime p "
                     f"{step.pvalue:.3g}",
                     err=True,
@@ -1399,7 +1398,7 @@ def test_sequential(
     except BudgetSpentError as error:  # it may be stopped at any time, for any reason
         if not test.steps:
             raise
-        typer.echo(f"note: {error}", err=True)
+        say(f"note: {error}", err=True)
     found = test.evidence()
     if fixed is not None:
         found = fixed.bind(found, [stamp.account for stamp in _time_stamps(time_stamp, fixed)])
@@ -1780,8 +1779,8 @@ def _read_design(path: Path, whole: Transcript, references: list[Any]) -> Any:
     from workbench.independence import QueryDesign
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path).decode()
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read ({error}): check the path") from error
     return QueryDesign.from_json(text, whole, references)
 
@@ -1790,7 +1789,7 @@ def _committed(made: Commitment, salt: MasterSalt, out: Path, salt_file: Path) -
     salt.write(salt_file)
     made.write(out)
     say_committed(made, out)
-    typer.echo(f"{salt_file} is secret: keep it, for without it no row can be shown.")
+    say(f"{salt_file} is secret: keep it, for without it no row can be shown.")
 
 
 @app.command("reveal", rich_help_panel=OTHERS)
@@ -1814,7 +1813,7 @@ def reveal(
     with _rows_bar(whole, quiet) as bar:
         shown = reveal_rows(out, fixed, salt, whole, numbers, bar.update)
     if not quiet:
-        typer.echo(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
+        say(f"{out}: {len(shown.rows):,} row(s) in clear, each with its own salt")
 
 
 @app.command("bundle", rich_help_panel=OTHERS)
@@ -1886,8 +1885,8 @@ def bundle(
             time_stamps=stamps,
             progress=bar.update,
         )
-    typer.echo(f"{found.sha256}  {out}")
-    typer.echo("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
+    say(f"{found.sha256}  {out}")
+    say("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
 
 
 @app.command("verify", rich_help_panel=OTHERS)
@@ -1950,9 +1949,9 @@ def verify(
 
 
 def _say(found: Any) -> None:
-    typer.echo(str(found))
+    say(str(found))
     count = len(found.mismatches)
-    typer.echo("nothing mismatches" if found.ok else f"{count} line(s) do not match")
+    say("nothing mismatches" if found.ok else f"{count} line(s) do not match")
     if not found.ok:
         raise typer.Exit(FAILED)
 
@@ -2045,7 +2044,7 @@ def _row_numbers(text: str) -> list[int]:
 def _conclude(evidence: Evidence, json_path: Path | None) -> None:
     if json_path is not None:
         evidence.write(json_path)
-    typer.echo(evidence.summary())
+    say(evidence.summary())
     if evidence.verdict == NOT_VALID:
         raise typer.Exit(INVALID)
 
@@ -2057,7 +2056,7 @@ def ledger_show(
     """List the tests of a ledger, raw and corrected."""
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
-    typer.echo(Ledger(path).summary())
+    say(Ledger(path).summary())
 
 
 @app.command("report", rich_help_panel=START)
@@ -2094,10 +2093,10 @@ def report(
             notebook, out, given, jobs=jobs, progress=not quiet, pdf=pdf, no_text=no_text
         )
     except reports.ReportError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
     if not quiet:
-        typer.echo(f"open {page}")
+        say(f"open {page}")
 
 
 def app_main() -> None:
@@ -2110,26 +2109,26 @@ def app_main() -> None:
             status = app(standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
-        typer.echo(f"error: {printable(error, 10_000)}", err=True)
+        say(f"error: {printable(error, 10_000)}", err=True)
         sys.exit(BAD_INPUT)
     except RecursionError:
-        typer.echo("error: a file given is nested too deeply to be read: name another", err=True)
+        say("error: a file given is nested too deeply to be read: name another", err=True)
         sys.exit(BAD_INPUT)
     except OSError as error:
         if error.filename is None:  # of the output, which Python would try again at its end
             sys.stdout = io.StringIO()
         what = printable(error.filename or "the output")
-        typer.echo(
+        say(
             f"error: {what}: {error.strerror or error}: check the path, who may use it, and the "
             "room on the disk",
             err=True,
         )
         sys.exit(BAD_INPUT)
     except UsageError as error:
-        typer.echo(f"error: {error.format_message()} Try --help.", err=True)
+        say(f"error: {error.format_message()} Try --help.", err=True)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; finished work is kept, the same command continues", err=True)
+        say("interrupted; finished work is kept, the same command continues", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.options import say
 from workbench.errors import InputError
 from workbench.home import shipped
 
@@ -34,4 +35,4 @@ def notebooks_copy(
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): name another") from error
-    typer.echo(f"{len(found)} notebooks; begin with: jupyter lab {folder / found[0].name}")
+    say(f"{len(found)} notebooks; begin with: jupyter lab {folder / found[0].name}")

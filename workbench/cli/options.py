@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.archive import printable
 from workbench.commitment import SELF_DATED, CommitmentFile
 from workbench.null import ALTERNATIVES
 from workbench.statistics import STATISTICS
@@ -18,6 +19,13 @@ from workbench.statistics import WEIGHTS as POSITION_WEIGHTS
 
 # Exit status; 0: the command ran, and its test, if any, was valid.
 FAILED, BAD_INPUT, INVALID, INTERRUPTED = 1, 2, 3, 130
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print for a terminal: no name, path or reason in the text moves its cursor or its title."""
+    lines = str(text).split("\n")
+    typer.echo("\n".join(printable(line, len(line)) for line in lines), err=err)
+
 
 # The boxes of --help; what a command is about stays in the first one.
 data_option = partial(typer.Option, rich_help_panel="Data")

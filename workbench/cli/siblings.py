@@ -12,6 +12,7 @@ from workbench.cli.options import (
     StampOption,
     TextsOption,
     TokenizerOption,
+    say,
     say_committed,
 )
 from workbench.commitment import CommittedModel, TimeStamp
@@ -137,5 +138,5 @@ def siblings_bundle(
         scored(last[0]) if last else None,
         time_stamps=stamps,
     )
-    typer.echo(f"{found.sha256}  {out}")
-    typer.echo("publish this SHA-256; whoever has it can run: palimpsest verify --digest")
+    say(f"{found.sha256}  {out}")
+    say("publish this SHA-256; whoever has it can run: palimpsest verify --digest")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import FAILED, QuietOption
+from workbench.cli.options import FAILED, QuietOption, say
 from workbench.lab.recipes import RECIPES, recipe
 
 __all__ = ["study_app"]
@@ -27,8 +27,8 @@ def study_list(recipe_name: RecipeOption = "tiny") -> None:
         study = declare(name, recipe(recipe_name))
         minutes = study.estimated_seconds() / 60
         time = f", about {minutes:.0f} min on 2 cores" if recipe_name == "tiny" else ""
-        typer.echo(f"{name:<17} {summary}")
-        typer.echo(f"{'':<17} {len(study.cells)} cells, {len(study.needed_models())} models{time}")
+        say(f"{name:<17} {summary}")
+        say(f"{'':<17} {len(study.cells)} cells, {len(study.needed_models())} models{time}")
 
 
 @study_app.command("run")
@@ -46,10 +46,10 @@ def study_run(
 
     found = run_study(name, recipe_name, out, order=order, progress=not quiet)
     for cell in found.failed:
-        typer.echo(f"failed: {cell['study']}, {cell['name']}: {cell['sentence']}", err=True)
+        say(f"failed: {cell['study']}, {cell['name']}: {cell['sentence']}", err=True)
     done = len(found.cells) - len(found.failed)
     if not quiet:
-        typer.echo(f"{done} of {len(found.cells)} cells are done: {found.folder}")
+        say(f"{done} of {len(found.cells)} cells are done: {found.folder}")
     if found.failed:
         raise typer.Exit(FAILED)
 
@@ -59,7 +59,7 @@ def study_show(folder: FolderArgument = "laptop") -> None:
     """Print a line per cell of a study that was run."""
     from workbench.studies import open_study
 
-    typer.echo(open_study(folder).summary())
+    say(open_study(folder).summary())
 
 
 @study_app.command("verify")
@@ -69,9 +69,9 @@ def study_verify(folder: FolderArgument = "laptop") -> None:
 
     checks = verify_study(folder)
     for check in checks:
-        typer.echo(str(check))
+        say(str(check))
     wrong = sum(check.matches is False for check in checks)
-    typer.echo(f"{wrong} line(s) do not match" if wrong else "nothing mismatches")
+    say(f"{wrong} line(s) do not match" if wrong else "nothing mismatches")
     if wrong:
         raise typer.Exit(FAILED)
 
@@ -85,4 +85,4 @@ def study_reproduce(
     from workbench.studies import open_study
     from workbench.studies.reproduction import write_reproduction
 
-    typer.echo(str(write_reproduction(open_study(folder), out)))
+    say(str(write_reproduction(open_study(folder), out)))

@@ -13,6 +13,7 @@ from workbench.cli.options import (
     ShuffleSeedOption,
     data_option,
     order_option,
+    say,
 )
 from workbench.errors import InputError
 from workbench.power import queries_needed
@@ -135,7 +136,7 @@ def inspect(
 ) -> None:
     """Say what was shuffled (unit, block), epochs, packing, size and claim."""
     order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
-    typer.echo(str(order.describe()))
+    say(str(order.describe()))
 
 
 @transcript_app.command("sample")
@@ -157,7 +158,7 @@ def sample(
     order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
     drawn = order.sample(n, seed)
     drawn.write(out)
-    typer.echo(f"{drawn.n:,} of {order.n:,} examples: {out}")
+    say(f"{drawn.n:,} of {order.n:,} examples: {out}")
 
 
 @transcript_app.command("convert")
@@ -178,7 +179,7 @@ def convert(
     order = _open(path, format, batch_size, option, first, last, shuffle, shuffle_seed, seed_bits)
     order.convert(out, progress=not quiet)
     if not quiet:
-        typer.echo(f"{order.n:,} examples: {out}")
+        say(f"{order.n:,} examples: {out}")
 
 
 @transcript_app.command("check")
@@ -223,11 +224,11 @@ def check(
     else:
         order = _open(path, format, batch_size, option, first, last, None, None, None)
         found = check_order(order, n=n, progress=not quiet, **asked)
-    typer.echo(str(found))
+    say(str(found))
     for rho in EFFECTS if effect is None else (effect,):
         needed = queries_needed(rho, target_p, power)
         short = "" if needed <= found.places else f", more than the {found.places:,} that there are"
-        typer.echo(
+        say(
             f"{'examples to ask for':<34} {needed:,} for p = {target_p:g} at a correlation of "
             f"{rho:g} with power {power:g}{short}"
         )
