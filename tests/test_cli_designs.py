@@ -305,7 +305,7 @@ def test_a_committed_test_is_entered_in_a_ledger(tables, tmp_path):
     content = json.loads((tmp_path / "e.json").read_text())
     assert content["commitment"]["sha256"] == fixed.sha256
     assert content["correction"]["number"] == 2
-    assert content["correction"]["pvalue"] == entries[1].corrected > content["pvalue"]
+    assert content["correction"]["pvalue"] == entries[1].corrected > entries[1].pvalue
     assert "corrected p" in done.stdout
     refused = ("test", "query", *test, "--ledger", ledger)
     assert "alpha is committed as 0.01" in failed(*refused, "--alpha", 0.05)
@@ -337,7 +337,7 @@ def test_committed_pairs_are_entered_in_a_ledger(committed, tmp_path):
     assert [entry.settings.get("commitment") for entry in entries] == [None, fixed.sha256]
     assert entries[0].settings["design"]["compare"] == "windows"
     assert content["correction"]["number"] == 2
-    assert content["correction"]["pvalue"] == entries[1].corrected > content["pvalue"]
+    assert content["correction"]["pvalue"] == entries[1].corrected > entries[1].pvalue
     # What deviates is refused before it is counted.
     wrong = (*test[: test.index("loss:bob")], "loss:ref", *test[test.index("loss:bob") + 1 :])
     failed("test", "pairs", *wrong, "--ledger", ledger, "--alpha", 0.05)

@@ -26,8 +26,7 @@ from workbench import figures, partition_test, query_test
 from workbench.lab.access import ACCESS_FORMS
 from workbench.lab.observations import LADDER, SOURCES
 from workbench.shufflers import lab_seed
-from workbench.studies.record import read_parquet, write_parquet
-from workbench.transcript import Transcript
+from workbench.transcript import OrderAccount, ShuffleClaim, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "data" / "recorded"
@@ -102,7 +101,6 @@ def make_run(numbers: Numbers, folder: Path) -> None:
     about = numbers.about
     content = json.loads((RECORDED / "tiny.json").read_text())
     given = content["provenance"]
-    content["shuffle"]["seed"] = str(lab_seed(numbers.seed, 0))
     content["checkpoints"] = list(about.checkpoints)
     content["windows"] = [list(window) for window in about.windows]
     given["recipe"] |= {"seed": numbers.seed, "examples": ROWS}
@@ -120,7 +118,9 @@ def make_run(numbers: Numbers, folder: Path) -> None:
         for prefix, length in about.windows if "@" not in model else [(0, None)]:
             window = "" if length is None else f"|{prefix}+{length}"
             columns[f"loglik:{model}{window}"] = numbers.loglik(model)
-    pq.write_table(pa.table(columns), folder / "run.parquet")
+    account = OrderAccount(ROWS, ShuffleClaim("owner", seed=lab_seed(numbers.seed, 0)))
+    table = pa.table(columns).replace_schema_metadata(account.metadata())
+    pq.write_table(table, folder / "run.parquet")
     (folder / "run.json").write_text(json.dumps(content))
 
 
