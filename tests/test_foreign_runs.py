@@ -26,6 +26,7 @@ from workbench import figures, partition_test, query_test
 from workbench.lab.access import ACCESS_FORMS
 from workbench.lab.observations import LADDER, SOURCES
 from workbench.shufflers import lab_seed
+from workbench.studies.record import read_parquet, write_parquet
 from workbench.transcript import OrderAccount, ShuffleClaim, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
