@@ -1,7 +1,7 @@
 # make report   train the lab's models if they are not cached, run the notebooks, write reports/
 # make test     every check of this project
 # make test-servers  what a real server answers: compiles llama.cpp once, some four minutes
-# make fuzz     ten thousand bad inputs to all commands, counted by how they end: under an hour
+# make fuzz     ten thousand bad inputs to all commands, counted by how they end
 # make lab      JupyterLab on the first notebook
 # make bench    speed and power against peers; BENCH=--smoke runs each on tiny inputs only
 # make notebooks  execute notebooks/source/*.py into notebooks/*.ipynb, outputs included

@@ -145,14 +145,14 @@ def test_no_level_above_one_in_twenty(alpha):
         lambda: sequential_test(transcript, suspect, [], design, alpha=alpha),
         lambda: Commitment.make(transcript, MasterSalt.fresh(), alpha=alpha),
     ):
-        with pytest.raises(InputError, match=r"alpha is .*at most 0\.05"):
+        with pytest.raises(InputError, match=r"alpha is .*up to 0\.05"):
             run()
 
 
 def test_a_smallest_effect_that_excludes_nothing_is_refused_and_others_say_when_they_were_fixed():
     """Row 24."""
     transcript, suspect, *_ = case(memory=0)
-    with pytest.raises(InputError, match=r"smallest_effect is 0\.9.*at most 0\.5"):
+    with pytest.raises(InputError, match=r"smallest_effect is 0\.9.*up to 0\.5"):
         query_test(transcript, suspect, smallest_effect=0.9)
     found = query_test(transcript, suspect, smallest_effect=0.3)
     assert found.verdict == "no evidence"

@@ -26,6 +26,7 @@ from workbench.evidence import (
     pvalue_text,
 )
 from workbench.power import power_at, queries_needed
+from workbench.ranges import CORRELATION
 from workbench.transcript import ShuffleClaim
 
 __all__ = ["conclude", "decisive_floor", "decisive_pvalue", "with_correction"]
@@ -391,7 +392,7 @@ def _size(evidence: Evidence, level: float) -> list[str]:
             found = [f"the smallest of interest, {smallest:.4f}, is not excluded, and {had}"]
         if power < POWER:
             return [*found, _needed(evidence, words, expected, level, "would find it")]
-    if measured > 0:
+    if measured > 1e-6:  # less is rounding
         effect = f"would find a {words.statistic} of {evidence.statistic:+.4f}, as measured,"
         return [*found, _needed(evidence, words, measured, level, effect)]
     nothing = f"nothing in the direction tested was measured, so no number of {words.size} follows"
@@ -410,7 +411,7 @@ def _needed(evidence: Evidence, words: _Words, z: float, level: float, what: str
     }.get(kind, evidence.n)
     if kind == "reshuffle" and amount == 1:
         return f"what amount of text {what} cannot be told from one number per model"
-    share = min(z / math.sqrt(amount), LARGEST_EFFECT)
+    share = min(max(z / math.sqrt(amount), CORRELATION.low), LARGEST_EFFECT)
     number = queries_needed(share, level, POWER)
     step = 10 ** max(0, len(str(number)) - 2)
     clause = (
