@@ -407,7 +407,7 @@ def test_siblings_are_committed_tested_bundled_and_verified(tmp_path, one_thread
     assert evidence.commitment["sha256"] == ReshuffleCommitment.read(fixed).sha256
     assert evidence.alpha == 0.04
     for options, message in (
-        (("--alpha", 0.5), "alpha is committed as 0.04 and given as 0.5"),
+        (("--alpha", 0.05), "alpha is committed as 0.04 and given as 0.05"),
         (("--weighting", "documents"), "weighting is committed as tokens"),
         (("--sibling", models[1]), "number of siblings is committed as 3 and given as 4"),
         (("--released", models[1]), "released weights is committed as False"),
