@@ -146,8 +146,8 @@ class Correction:
     method : {"holm", "open ledger"}
         A family closed in advance, or the k-th test of a ledger that stays open.
     pvalue : float
-        Corrected p-value: the exact one, of designed tests the certified or anytime one; where the
-        order could have been chosen, the proven one times the number of orders.
+        Corrected p-value: the exact one, of designed tests the certified or anytime one, below the
+        floor the proven one; times the number of orders where one could have been chosen.
     log10_pvalue : float or None
         log10 of the corrected asymptotic p-value.
     floor : float

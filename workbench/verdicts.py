@@ -144,8 +144,8 @@ def decisive_floor(evidence: Evidence) -> float:
 def decisive_pvalue(evidence: Evidence) -> float:
     """The p-value on which the verdict of this test alone rests, and which a correction takes.
 
-    Where the order could have been chosen it is the proven one below the floor, times the number of
-    orders. Holm's correction would not be valid before that factor, which may differ by test.
+    Below the floor it is the proven one; times the number of orders, where one could have been
+    chosen. Holm's correction would not be valid before that factor, which may differ by test.
     """
     return min(1.0, _uncorrected(evidence) * _orders(evidence))
 

@@ -70,10 +70,8 @@ LengthOption = Annotated[
 
 def say_committed(made: CommitmentFile, path: Path) -> None:
     """Print the digest of a commitment that was written, and what to do with it."""
-    typer.echo(f"{made.sha256}  {path}")
-    typer.echo(
-        f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {path}."
-    )
+    say(f"{made.sha256}  {path}")
+    say(f"{SELF_DATED} until somebody else dates it: publish this SHA-256, or time-stamp {path}.")
 
 
 def _silence(context: typer.Context, quiet: bool) -> bool:
